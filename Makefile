@@ -1,0 +1,66 @@
+# `make setup` needs Python 3.11 or newer and a package registry, nothing else.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+# A folder that already holds an environment keeps its interpreter; else the first Python that is new enough.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+STAMP := .venv/.steppe-setup
+BENCH_STAMP := .venv-bench/.steppe-setup
+DEMO := examples/hot_and_cold
+
+.PHONY: help setup check format test test-slow learn bench demo lock clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## Make .venv with the locked dependencies and steppe in it
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "steppe needs Python 3.11 or newer on the PATH (or make PYTHON=...)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+check: setup  ## Format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: setup  ## Format and apply the safe fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: setup  ## The fast tests
+	$(BIN)/python -m pytest -q
+
+test-slow: setup  ## The long-running tests
+	$(BIN)/python -m pytest -q -m slow --ignore=tests/learning
+
+learn: setup  ## The learning tests: every algorithm reaches its score
+	$(BIN)/python -m pytest -q -m slow tests/learning
+
+demo: setup  ## The hot-and-cold tutorial: random baseline, five iterations, the restored policy
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e $(DEMO)
+	cd $(DEMO) && ../../$(BIN)/python sample.py && ../../$(BIN)/python train.py
+
+bench: $(BENCH_STAMP)  ## Speed and memory against the bars and the peers; writes benchmarks/results/
+	.venv-bench/bin/python -m benchmarks.bench
+
+$(BENCH_STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "steppe needs Python 3.11 or newer on the PATH (or make PYTHON=...)"; exit 1; }
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[bench]'
+	touch $@
+
+lock: setup  ## Resolve requirements.lock anew
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra box2d --universal --python-version 3.11 \
+		--upgrade --no-header --no-annotate --no-emit-index-url --quiet -o requirements.lock
+
+clean:  ## Remove what tools and runs left; the environments stay
+	rm -rf .jax_cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	rm -rf $(DEMO)/tmp $(DEMO)/runs $(DEMO)/*.egg-info
+	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

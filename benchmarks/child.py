@@ -1,0 +1,61 @@
+"""What is measured in a process of its own: ``python -m benchmarks.child NAME [SEED]`` prints JSON."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import steppe
+
+
+def tutorial(seed: int) -> dict[str, Any]:
+    """Ten iterations of hot and cold; the clock starts at build()."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples" / "hot_and_cold"))
+    from gym_example.envs import Example_v0
+
+    steppe.register_env("example-v0", lambda config: Example_v0())
+    start = time.perf_counter()
+    ends, means = [], []
+    config = steppe.PPOConfig(env="example-v0", train_batch_size=4000, seed=seed, write_run=False)
+    with config.build() as algo:
+        for _ in range(10):
+            means.append(algo.train()["episode_reward_mean"])
+            ends.append(time.perf_counter() - start)
+    return {"ends": ends, "means": means}
+
+
+def cartpole(seed: int) -> dict[str, Any]:
+    """CartPole to a mean of 475 over the last 50 episodes, from build(); gives up at 200,000 steps."""
+    start = time.perf_counter()
+    config = steppe.PPOConfig(
+        env="CartPole-v1", metrics_num_episodes_for_smoothing=50, seed=seed, write_run=False
+    )
+    with config.build() as algo:
+        while True:
+            result = algo.train()
+            steps, mean = result["timesteps_total"], result["episode_reward_mean"]
+            if (mean >= 475 and result["episodes_total"] >= 50) or steps >= 200_000:
+                break
+    seconds = time.perf_counter() - start
+    return {"mean": mean, "steps": steps, "seconds": seconds, "peak_mb": _peak_mb()}
+
+
+def first_train(seed: int) -> dict[str, Any]:
+    """The first train() on CartPole; the parent holds the clock, from process start."""
+    with steppe.PPOConfig(env="CartPole-v1", seed=seed, write_run=False).build() as algo:
+        algo.train()
+    return {"peak_mb": _peak_mb()}
+
+
+def _peak_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+if __name__ == "__main__":
+    run = {"tutorial": tutorial, "cartpole": cartpole, "first_train": first_train}[sys.argv[1]]
+    print(json.dumps(run(int(sys.argv[2]) if len(sys.argv) > 2 else 0)))

@@ -1,0 +1,71 @@
+"""What we compare with: the bare loop over envs, and Stable-Baselines3's PPO on the CPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+
+def bare_loop(env_id: str, num_envs: int, polls: int) -> Callable[[], float]:
+    """A measure: env steps per second of stepping and resetting, with actions drawn beforehand."""
+    envs = [gymnasium.make(env_id) for _ in range(num_envs)]
+    for i, env in enumerate(envs):
+        env.reset(seed=i)
+        env.action_space.seed(i)
+    actions = [[_plain(env.action_space.sample()) for env in envs] for _ in range(polls)]
+
+    def measure() -> float:
+        start = time.perf_counter()
+        for row in actions:
+            for env, action in zip(envs, row, strict=True):
+                _, _, terminated, truncated, _ = env.step(action)
+                if terminated or truncated:
+                    env.reset()
+        return polls * num_envs / (time.perf_counter() - start)
+
+    return measure
+
+
+def _plain(action: Any) -> Any:
+    """Discrete actions as Python ints, which is what a fast caller hands over."""
+    return int(action) if isinstance(action, np.integer) else action
+
+
+def sb3(env_id: str, num_envs: int, n_steps: int, **settings: Any) -> Any:
+    """Stable-Baselines3's PPO over a DummyVecEnv, its defaults unless ``settings`` say otherwise."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    env = make_vec_env(env_id, n_envs=num_envs, seed=0)
+    return PPO("MlpPolicy", env, n_steps=n_steps, device="cpu", seed=0, **settings)
+
+
+def sb3_sampling(env_id: str, num_envs: int, polls: int) -> Callable[[], float]:
+    """A measure: env steps per second of its rollout collection alone."""
+    model = sb3(env_id, num_envs, polls, batch_size=num_envs * polls)
+    _, callback = model._setup_learn(total_timesteps=1 << 30)
+
+    def measure() -> float:
+        start = time.perf_counter()
+        model.collect_rollouts(model.env, callback, model.rollout_buffer, n_rollout_steps=polls)
+        return polls * num_envs / (time.perf_counter() - start)
+
+    return measure
+
+
+def sb3_training(
+    env_id: str, num_envs: int, n_steps: int, epochs: int, minibatch: int
+) -> Callable[[], float]:
+    """A measure: env steps per second of one whole iteration, sampling and learning."""
+    model = sb3(env_id, num_envs, n_steps, n_epochs=epochs, batch_size=minibatch)
+
+    def measure() -> float:
+        start = time.perf_counter()
+        model.learn(num_envs * n_steps, reset_num_timesteps=False, log_interval=None)
+        return num_envs * n_steps / (time.perf_counter() - start)
+
+    return measure

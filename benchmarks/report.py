@@ -1,0 +1,102 @@
+"""Rows of a benchmark run: measured side by side, printed as a table, kept as JSON."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PACKAGES = ("steppe", "jax", "equinox", "optax", "numpy", "gymnasium", "stable-baselines3", "torch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measured figure and its bar.
+
+    Attributes:
+        name: what was measured.
+        unit: of ``value`` and ``peer``.
+        value: ours; the median over repeats, or the worst over seeds where ``name`` says so.
+        bar: ``ratio`` is held against it where there is a peer, else ``value``.
+        at_least: whether the bar is a floor (True) or a ceiling.
+        peer: the same figure of what we compare with, or None.
+    """
+
+    name: str
+    unit: str
+    value: float
+    bar: float
+    at_least: bool
+    peer: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """Ours by theirs, or None without a peer."""
+        return None if self.peer is None else self.value / self.peer
+
+    @property
+    def ok(self) -> bool:
+        """Whether the bar is met; a figure that is not a number never meets it."""
+        held = self.value if self.ratio is None else self.ratio
+        return held >= self.bar if self.at_least else held <= self.bar
+
+
+def interleave(measures: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, float]:
+    """Median of each measure; they take turns, so that a slow minute of the machine hits all of them."""
+    taken: dict[str, list[float]] = {name: [] for name in measures}
+    for _ in range(repeats):
+        for name, measure in measures.items():
+            taken[name].append(measure())
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def machine() -> dict[str, Any]:
+    """The class of the machine: model and cores, nothing that names it."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].split(":", 1)[1].strip() if names else model
+    cores = len(os.sched_getaffinity(0)) if platform.system() == "Linux" else os.cpu_count()
+    return {"cpu": model, "cores": cores, "system": platform.system()}
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what takes part."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def write(rows: list[Row], folder: Path = RESULTS) -> Path:
+    """Write the rows to a new file named by date and time; returns its path."""
+    now = datetime.now(UTC)
+    record = {
+        "date": now.isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": versions(),
+        "rows": [asdict(row) | {"ratio": row.ratio, "ok": row.ok} for row in rows],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{now:%Y-%m-%dT%H%M%S}.json"
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    return path
+
+
+def line(row: Row) -> str:
+    """One row for people."""
+    peer = "" if row.peer is None else f"peer {row.peer:,.3g}  ratio {row.ratio:.2f}"
+    bar = f"{'>=' if row.at_least else '<='} {row.bar:g}"
+    return f"{'ok  ' if row.ok else 'MISS'} {row.name:<58} {row.value:>10,.3g} {row.unit:<8} {bar:<10} {peer}"

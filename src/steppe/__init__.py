@@ -1,0 +1,57 @@
+"""Train reinforcement-learning policies in the environments that you write yourself."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from steppe.algorithm import Algorithm, Result, load
+    from steppe.algorithms.ppo import PPOConfig
+    from steppe.envs.context import EnvContext
+    from steppe.envs.registry import make, register_env
+    from steppe.errors import CheckpointError, ConfigError, EnvError, SpaceError, SteppeError
+    from steppe.types import Policy
+
+_HOME = {
+    "Algorithm": "algorithm",
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "EnvContext": "envs.context",
+    "EnvError": "errors",
+    "PPOConfig": "algorithms.ppo",
+    "Policy": "types",
+    "Result": "algorithm",
+    "SpaceError": "errors",
+    "SteppeError": "errors",
+    "load": "algorithm",
+    "make": "envs.registry",
+    "register_env": "envs.registry",
+}
+__version__ = "0.1.0"
+__all__ = [
+    "Algorithm",
+    "CheckpointError",
+    "ConfigError",
+    "EnvContext",
+    "EnvError",
+    "PPOConfig",
+    "Policy",
+    "Result",
+    "SpaceError",
+    "SteppeError",
+    "load",
+    "make",
+    "register_env",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names load on first use: ``import steppe`` stays cheap (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'steppe' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"steppe.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,346 @@
+"""The training loop: sample, learn, publish, report."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Self, final
+
+from steppe import checkpoint
+from steppe.algorithms import config_class
+from steppe.config import AlgorithmConfig
+from steppe.errors import CheckpointError, ConfigError
+from steppe.runners.local import LocalRunner
+from steppe.sampling.metrics import EpisodeWindow, summarize
+from steppe.sampling.sampler import Sample
+from steppe.seeding import EVALUATION_RUNNER, fresh_seed, stream
+from steppe.spaces import collect, rows
+from steppe.types import DEFAULT_POLICY, Policy, State, Tree
+
+logger = logging.getLogger("steppe")
+
+
+@final
+class Result(Mapping[str, Any]):
+    """What one iteration did: a read-only mapping; ``result["episode_reward_mean"]``."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = dict(values)
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"Result({self._values!r})"
+
+
+@final
+class Algorithm:
+    """A run: envs, policies, and the learner that improves them. Made by ``config.build()``.
+
+    A context manager; :meth:`close` (or :meth:`stop`) releases the envs.
+
+    Args:
+        config: is copied; a missing seed is drawn and recorded.
+    """
+
+    def __init__(self, config: AlgorithmConfig) -> None:
+        prepare_jax()
+        self.config = config if config.seed is not None else config.copy(seed=fresh_seed())
+        self._run_id = os.urandom(8).hex()
+        self.runner = LocalRunner(self.config)
+        try:
+            self._learner = self.config.make_learner(self.runner.spaces)
+            self._policies: Mapping[str, Policy] = self._learner.policies
+            complete = self.config.batch_mode == "complete_episodes"
+            self._start(self.runner, explore=self.config.explore, complete=complete, trained=self._policies)
+        except BaseException:
+            self.runner.close()
+            raise
+        self._evaluator: LocalRunner | None = None
+        self._window = EpisodeWindow(self.config.metrics_num_episodes_for_smoothing)
+        self._iteration = self._env_steps = self._agent_steps = 0
+        self._total_s = 0.0
+        self._noise = stream(int(self.config.seed or 0), "actions")
+        self.episodes: list[dict[str, Any]] = []
+        self.run: Any = None
+
+    def _start(self, runner: LocalRunner, *, explore: bool, complete: bool, trained: Iterable[str]) -> None:
+        runner.start(
+            self._policies,
+            trained=list(trained),
+            explore=explore,
+            fragment_length=self.config.fragment_length,
+            complete=complete,
+        )
+        runner.set_weights(self._learner.publish())
+
+    def train(self) -> Result:
+        """One iteration: sample until every policy has learned, and report.
+
+        Raises:
+            EnvError: an env broke its contract; an exception of the env's own code comes as it is.
+        """
+        config, began = self.config, perf_counter()
+        samples: list[Sample] = []
+        stats: dict[str, dict[str, float]] = {}
+        learning, steps = 0.0, 0
+        while (
+            set(stats) != set(self._policies)
+            or steps < config.min_sample_timesteps_per_iteration
+            or perf_counter() - began < config.min_time_s_per_iteration
+        ):
+            fragments = self.runner.sample()
+            samples += fragments
+            new = sum(sample.env_steps for sample in fragments)
+            steps += new
+            self._env_steps += new
+            sampled = perf_counter()
+            for sample in fragments:
+                self._learner.add(sample.rollouts)
+                sample.rollouts = []  # the learner's from here on
+            learned = self._learner.update(self._env_steps)
+            if learned is not None:
+                stats |= learned
+                self.runner.set_weights(self._learner.publish())
+            learning += perf_counter() - sampled
+        self._iteration += 1
+        return self._report(samples, stats, perf_counter() - began, learning)
+
+    def _report(
+        self, samples: list[Sample], stats: Mapping[str, Any], iteration_s: float, learning: float
+    ) -> Result:
+        episodes = [episode for sample in samples for episode in sample.episodes]
+        steps = sum(sample.env_steps for sample in samples)
+        env = sum(sample.env_time for sample in samples)
+        inference = sum(sample.inference_time for sample in samples)
+        self._agent_steps += sum(sample.agent_steps for sample in samples)
+        self._total_s += iteration_s
+        result = Result(
+            {
+                **self._window.summarize(episodes),
+                "reward_per_step": sum(sample.reward for sample in samples) / max(steps, 1),
+                "timesteps_this_iter": steps,
+                "timesteps_total": self._env_steps,
+                "agent_timesteps_total": self._agent_steps,
+                "training_iteration": self._iteration,
+                "info": dict(stats),
+                "custom_metrics": {},
+                "env_health": dict(self.runner.health()),
+                "num_healthy_workers": 1,
+                "discarded": {},
+                "time": {
+                    "total_s": self._total_s,
+                    "iteration_s": iteration_s,
+                    "env": env,
+                    "inference": inference,
+                    "learning": learning,
+                    "other": max(0.0, iteration_s - env - inference - learning),
+                },
+            }
+        )
+        return result
+
+    def evaluate(self, num_episodes: int | None = None, *, explore: bool = False) -> Result:
+        """Run whole episodes in envs of their own, with the newest weights.
+
+        Episodes are shared out to the envs in advance and all awaited, or short ones would win.
+
+        Args:
+            num_episodes: ``evaluation_duration`` when not given.
+            explore: draw actions instead of taking the most likely ones.
+
+        Returns:
+            The episode keys of a result, over exactly these episodes.
+        """
+        count = self.config.evaluation_duration if num_episodes is None else num_episodes
+        if count < 1:
+            raise ConfigError(f"num_episodes={count}: at least 1")
+        self._evaluator = self._evaluator or self._make_evaluator()
+        sampler = self._evaluator.sampler
+        sampler.explore = explore
+        sampler.set_weights(self._learner.publish())
+        envs = self._evaluator.env.num_envs
+        sample = sampler.sample_episodes([count // envs + (i < count % envs) for i in range(envs)])
+        return Result(
+            {
+                **summarize(sample.episodes),
+                "episodes_this_iter": len(sample.episodes),
+                "timesteps_this_iter": sample.env_steps,
+                "env_health": dict(self._evaluator.health()),
+            }
+        )
+
+    def _make_evaluator(self) -> LocalRunner:
+        envs = self.config.evaluation_num_envs or self.config.num_envs_per_env_runner
+        runner = LocalRunner(self.config, seed_runner=EVALUATION_RUNNER, num_envs=envs)
+        self._start(runner, explore=False, complete=True, trained=())
+        return runner
+
+    def compute_actions(
+        self, obs: Mapping[str, Any], *, policy_id: str = DEFAULT_POLICY, explore: bool = False
+    ) -> dict[str, Any]:
+        """An env action for each of several observations, by the keys of ``obs``, in one batch."""
+        if policy_id not in self._policies:
+            raise ConfigError(f"no policy {policy_id!r}; there are {', '.join(self._policies)}")
+        policy = self._policies[policy_id]
+        column = collect(policy.observation, list(obs.values()), None)
+        noise = self._noise.random((len(obs), policy.noise_size)).astype("float32") if explore else None
+        weights = self.runner.sampler.weights_of(policy_id)
+        decision = policy.act(weights, column, policy.initial_state(len(obs)), noise)
+        actions = rows(policy.action, policy.to_env(decision.action))
+        return dict(zip(obs, actions, strict=True))
+
+    def compute_single_action(
+        self, obs: Any, state: Tree = None, *, policy_id: str = DEFAULT_POLICY, explore: bool = False
+    ) -> Any:
+        """The action for one observation, as the env takes it.
+
+        Returns:
+            The action; ``(action, state)`` when ``state`` is given.
+        """
+        action = self.compute_actions({"": obs}, policy_id=policy_id, explore=explore)[""]
+        return action if state is None else (action, state)
+
+    def get_policy(self, policy_id: str = DEFAULT_POLICY) -> Policy:
+        """What runners act with."""
+        if policy_id not in self._policies:
+            raise ConfigError(f"no policy {policy_id!r}; there are {', '.join(self._policies)}")
+        return self._policies[policy_id]
+
+    def get_weights(self) -> dict[str, Any]:
+        """All parameters, one flat float32 vector a policy."""
+        return self._learner.get_weights()
+
+    def set_weights(self, weights: Mapping[str, Any]) -> None:
+        """Replace the parameters of some policies; the next step is taken with them."""
+        self._learner.set_weights(weights)
+        self.runner.set_weights(self._learner.publish())
+
+    def summary(self) -> str:
+        """Env, spaces, networks and parameter counts in words."""
+        return f"{self.config!r}\n{self._learner.summary()}"
+
+    def get_state(self) -> dict[str, State]:
+        """The full state of every owner; between iterations only."""
+        owners = {
+            "algorithm": {
+                "window": self._window.get_state(),
+                "iteration": self._iteration,
+                "env_steps": self._env_steps,
+                "agent_steps": self._agent_steps,
+            },
+            "learner": self._learner.get_state(),
+            "runner": self.runner.get_state(),
+        }
+        if self._evaluator is not None:
+            owners["evaluator"] = self._evaluator.get_state()
+        return owners
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a checkpoint, atomically, as the folder ``path``; returns it.
+
+        Raises:
+            CheckpointError: the folder holds something else; it is left alone.
+        """
+        meta = {
+            "run_id": self._run_id,
+            "algo": self.config.algo_name,
+            "config": self.config.to_dict(),
+            "steppe": metadata.version("steppe"),
+            "timesteps_total": self._env_steps,
+            "training_iteration": self._iteration,
+            "total_s": self._total_s,
+        }
+        return checkpoint.save(path, self.get_state(), meta)
+
+    def restore(self, path: str | os.PathLike[str]) -> None:
+        """Go on exactly from a checkpoint; what could not be restored exactly is logged.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged or belongs to another architecture; nothing changed.
+        """
+        self._adopt(*checkpoint.load(path))
+
+    def _adopt(self, owners: Mapping[str, State], meta: Mapping[str, Any]) -> None:
+        if meta.get("algo") != self.config.algo_name:
+            raise CheckpointError(f"a checkpoint of {meta.get('algo')}, not of {self.config.algo_name}")
+        self._learner.set_state(owners["learner"])
+        notes = list(self.runner.set_state(owners["runner"]))
+        self.runner.set_weights(self._learner.publish())
+        if "evaluator" in owners:
+            self._evaluator = self._evaluator or self._make_evaluator()
+            notes += self._evaluator.set_state(owners["evaluator"])
+        own = owners["algorithm"]
+        self._window.set_state(own["window"])
+        self._iteration, self._env_steps = int(own["iteration"]), int(own["env_steps"])
+        self._agent_steps, self._total_s = int(own["agent_steps"]), float(meta["total_s"])
+        self._run_id = meta["run_id"]
+        for note in notes:
+            logger.warning("resume is not exact: %s", note)
+
+    def close(self) -> None:
+        """Release the envs and finish the run folder; may be called twice."""
+        self.runner.close()
+        if self._evaluator is not None:
+            self._evaluator.close()
+
+    stop = close
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def load(path: str | os.PathLike[str], env: Any = None, **code: Any) -> Algorithm:
+    """The algorithm of a checkpoint, to go on exactly where it was saved.
+
+    A checkpoint names no code to import: what was code comes from the caller, or from what is registered.
+
+    Args:
+        path: the checkpoint's folder.
+        env: the env, where the run had a class, a function or a file.
+        code: further fields of the config.
+
+    Raises:
+        CheckpointError: it is damaged, or code is missing; the message lists what to pass.
+    """
+    owners, meta = checkpoint.load(path)
+    settings = {**meta["config"], **code}
+    if env is not None:
+        settings["env"] = env
+    config = config_class(meta["algo"]).from_dict(settings)
+    algorithm: Algorithm = config.build()
+    try:
+        algorithm._adopt(owners, meta)
+    except BaseException:
+        algorithm.close()
+        raise
+    return algorithm
+
+
+def prepare_jax() -> None:
+    """Settings that small networks need, unless the user chose otherwise; before JAX's first use."""
+    import jax
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # a small step costs less than its dispatch
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "steppe" / "jax"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

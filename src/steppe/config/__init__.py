@@ -1,0 +1,483 @@
+"""Settings of an algorithm: one flat dataclass, three ways to write it, every mistake said at once.
+
+    PPOConfig(env="CartPole-v1", lr=1e-3)
+    PPOConfig().environment("CartPole-v1").training(lr=1e-3)
+    PPOConfig.from_dict({"env": "CartPole-v1", "lr": 1e-3})
+
+give equal objects. A field is checked when it is set; what several fields say together, in ``validate``.
+"""
+# ruff: noqa: RUF009  (run_field and policy_field only describe a field, they make no shared default)
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from steppe.config.fields import (
+    Check,
+    FieldSpec,
+    Schedule,
+    above,
+    at_least,
+    between,
+    each,
+    field_docs,
+    field_specs,
+    policy_field,
+    run_field,
+    scheduled,
+)
+from steppe.config.names import ALIASES, GROUPS, NO_EFFECT, SCHEDULE_ALIASES
+from steppe.config.values import MismatchError, coerced, named, plain, same, short, without_none
+from steppe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from steppe.algorithm import Algorithm
+
+__all__ = [
+    "ALIASES",
+    "AlgorithmConfig",
+    "Check",
+    "FieldSpec",
+    "Schedule",
+    "above",
+    "at_least",
+    "between",
+    "each",
+    "field_docs",
+    "field_specs",
+    "policy_field",
+    "run_field",
+    "say_once",
+    "scheduled",
+]
+
+logger = logging.getLogger("steppe")
+
+_said: set[str] = set()
+
+
+def say_once(text: str) -> None:
+    """Warn through the ``steppe`` logger, once per process and text."""
+    if text not in _said:
+        _said.add(text)
+        logger.warning(text)
+
+
+def _space(value: Any) -> Any:
+    """A space's description, as ``to_dict`` writes it, back into a space."""
+    if isinstance(value, dict):
+        from steppe.spaces import from_description
+
+        return from_description(value)
+    return value
+
+
+def _square_kernels(value: Any) -> Any:
+    """Old filters ``[channels, [k, k], stride]`` as ``[channels, k, stride]``."""
+    rows = value.tolist() if callable(getattr(value, "tolist", None)) else value
+    if not isinstance(rows, list | tuple):
+        return rows
+    return [_one_kernel(row) if isinstance(row, list | tuple) else row for row in rows]
+
+
+def _are_filters(value: list[list[int]]) -> bool:
+    return bool(value) and all(len(row) == 3 and min(row) >= 1 for row in value)
+
+
+def _one_kernel(row: Any) -> list[Any]:
+    return [x[0] if isinstance(x, list | tuple) and len(x) == 2 and x[0] == x[1] else x for x in row]
+
+
+_FRAGMENT = Check("a whole number at least 1, or 'auto'", lambda v: v == "auto" or v >= 1, whole=True)
+_FILTERS = Check("[[channels, kernel, stride], ...]", _are_filters, whole=True)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class AlgorithmConfig(ABC):
+    """What every algorithm can be told. Subclasses are dataclasses (``kw_only=True``) that add fields.
+
+    Raises:
+        ConfigError: a setting is unknown, or its value is of a wrong type or out of range.
+    """
+
+    algo_name: ClassVar[str]
+    """Short name, such as "PPO"."""
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Named sets of changes to the defaults, for :meth:`preset`."""
+    POLICY_SCOPE: ClassVar[frozenset[str]] = frozenset()
+    """Names of the fields that policies of one run may set differently."""
+    _frozen: ClassVar[bool] = False  # an instance that was built shadows it
+
+    env: Any = run_field(None, section="environment")
+    """The env: a registered name, a Gymnasium id, a class or function, "file.py:Class" or "module:Class"."""
+    env_config: dict[str, Any] = run_field({}, section="environment")
+    """Handed to the env's constructor."""
+    observation_space: Any = run_field(None, section="environment", convert=_space)
+    """Observation space, where the env does not say it."""
+    action_space: Any = run_field(None, section="environment", convert=_space)
+    """Action space, where the env does not say it."""
+    max_episode_steps: int | None = run_field(None, section="environment", check=at_least(1))
+    """Episodes are truncated after so many env steps; None leaves it to the env."""
+    on_out_of_space: Literal["warn", "raise", "clip"] = run_field("warn", section="environment")
+    """What to do with finite observations outside their Box: warn once and count, raise, or clip."""
+    max_sequence_length: int | None = run_field(None, section="environment", check=at_least(1))
+    """Longest value of a Sequence space that does not declare a maximum."""
+    normalize_actions: bool = run_field(True, section="environment")
+    """Policies act in -1..1, mapped to the bounds of a bounded Box."""
+    clip_actions: bool = run_field(True, section="environment")
+    """Actions outside a Box are clipped before the env sees them."""
+    squash_actions: bool = run_field(False, section="environment")
+    """Bounded actions go through tanh instead of being clipped."""
+
+    num_env_runners: int = run_field(0, section="env_runners", check=at_least(0))
+    """Processes that sample; 0 samples in this process."""
+    num_envs_per_env_runner: int = run_field(8, section="env_runners", check=between(1, 1 << 16))
+    """Copies of the env that one runner steps."""
+    rollout_fragment_length: int | Literal["auto"] = run_field("auto", section="env_runners", check=_FRAGMENT)
+    """Env steps per env in one fragment; "auto" splits the batch evenly over the envs."""
+    batch_mode: Literal["truncate_episodes", "complete_episodes"] = run_field(
+        "truncate_episodes", section="env_runners"
+    )
+    """Fragments end anywhere, or only at the end of episodes."""
+    observation_filter: Literal["MeanStdFilter", "NoFilter"] = run_field(
+        "MeanStdFilter", section="env_runners"
+    )
+    """Observations are shifted and scaled by their running mean and deviation, or left alone."""
+    explore: bool = run_field(True, section="env_runners")
+    """Actions are sampled while training; otherwise the policy's best one is taken."""
+
+    gamma: float = policy_field(0.99, check=between(0, 1))
+    """Discount per step."""
+    lr: Schedule = policy_field(3e-4, check=scheduled(at_least(0)))
+    """Learning rate, or a schedule [[env steps, value], ...]."""
+    train_batch_size: int = policy_field(4000, check=at_least(1))
+    """Env steps that one update learns from."""
+    grad_clip: float | None = policy_field(0.5, check=above(0))
+    """Largest global norm of a gradient; None does not clip."""
+    fcnet_hiddens: list[int] = policy_field([64, 64], check=each(at_least(1)))
+    """Sizes of the hidden layers."""
+    fcnet_activation: Literal["tanh", "relu", "swish", "silu", "elu", "linear"] = policy_field("tanh")
+    """Activation of the hidden layers."""
+    vf_share_layers: bool = policy_field(False)
+    """Policy and value function share their hidden layers."""
+    conv_filters: list[list[int]] | None = policy_field(
+        None,
+        check=_FILTERS,
+        convert=_square_kernels,
+    )
+    """Convolutions of image observations, [[channels, kernel, stride], ...]; None chooses by image size."""
+    free_log_std: bool = policy_field(True)
+    """The deviation of continuous actions is a parameter of its own, not an output of the network."""
+
+    evaluation_interval: int | None = run_field(0, section="evaluation", check=at_least(0))
+    """Iterations between evaluations; 0 or None never evaluates."""
+    evaluation_duration: int = run_field(10, section="evaluation", check=at_least(1))
+    """Episodes of one evaluation."""
+    evaluation_num_envs: int | None = run_field(None, section="evaluation", check=between(1, 1 << 16))
+    """Envs that evaluate side by side; None takes as many as a runner has."""
+
+    checkpoint_freq: int = run_field(0, section="checkpointing", check=at_least(0))
+    """Iterations between automatic checkpoints in the run folder; 0 saves none."""
+    keep_checkpoints_num: int = run_field(3, section="checkpointing", check=at_least(1))
+    """Newest checkpoints that are kept; the best one is kept beside them."""
+
+    min_sample_timesteps_per_iteration: int = run_field(0, section="reporting", check=at_least(0))
+    """An iteration goes on until it has sampled so many env steps."""
+    min_time_s_per_iteration: float = run_field(0.0, section="reporting", check=at_least(0))
+    """An iteration goes on for at least so many seconds."""
+    metrics_num_episodes_for_smoothing: int = run_field(100, section="reporting", check=at_least(1))
+    """Means are taken over so many last episodes, or over an iteration's where there are more."""
+    run_dir: str | None = run_field(None, section="reporting")
+    """Folder of the run; None counts up under runs/<Env>/."""
+    write_run: bool = run_field(True, section="reporting")
+    """Write the run folder: results, log and checkpoints."""
+
+    seed: int | None = run_field(None, section="debugging", check=at_least(0))
+    """The same seed gives the same run; None draws one and records it."""
+    log_level: Literal["DEBUG", "INFO", "WARN", "ERROR"] = run_field("WARN", section="debugging")
+    """Least level of the messages of the logger "steppe"."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("__eq__", "__repr__"):  # else @dataclass on the subclass writes its own
+            setattr(cls, name, getattr(AlgorithmConfig, name))
+        own = {name: value for name, value in vars(cls).items() if isinstance(value, dataclasses.Field)}
+        cls.POLICY_SCOPE |= {name for name, value in own.items() if value.metadata.get("scope") == "policy"}
+
+    def __new__(cls, *args: Any, **settings: Any) -> Self:
+        """Refuse unknown names before the generated ``__init__`` turns them into a TypeError."""
+        if args:
+            raise ConfigError(f"{cls.__name__} takes settings by name: {cls.__name__}(env={args[0]!r})")
+        for key in settings:
+            if key not in field_specs(cls):
+                raise ConfigError(cls._unknown(key))
+        return super().__new__(cls)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._frozen:
+            raise ConfigError(
+                f"{name}={short(value)}: this {type(self).__name__} was built and no longer changes; "
+                f"change a copy: config.copy({name}=...)"
+            )
+        object.__setattr__(self, name, self.checked(name, value))
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(same(getattr(self, name), getattr(other, name)) for name in field_specs(type(self)))
+
+    __hash__ = None  # type: ignore[assignment]  # a config changes
+
+    def __repr__(self) -> str:
+        changed = (f"{name}={short(named(value))}" for name, value in self.changes().items())
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+    @abstractmethod
+    def make_learner(self, policies: Any) -> Any:
+        """The learner that trains ``policies`` as this config says."""
+
+    @classmethod
+    def checked(cls, name: str, value: Any) -> Any:
+        """``value`` as the field ``name`` stores it.
+
+        Raises:
+            ConfigError: no such field, or not a legal value; the text says what is legal.
+        """
+        spec = field_specs(cls).get(name)
+        if spec is None:
+            raise ConfigError(cls._unknown(name))
+        try:
+            if spec.convert is not None and value is not None:
+                value = spec.convert(value)
+            result = coerced(spec.hint, value)
+            legal = result is None or spec.check is None or spec.check.test(result)
+        except MismatchError:
+            legal = False
+        if not legal:
+            raise ConfigError(f"{cls.__name__}: {name}={short(value)} must be {spec.legal()}")
+        return result
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """The defaults with a named set of changes, then ``changes``."""
+        if name not in cls.presets:
+            raise ConfigError(f"{cls.__name__} has no preset {name!r}; it has {sorted(cls.presets)}")
+        return cls.from_dict(cls.presets[name]).copy(**changes)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
+        """A config from today's or old names (:data:`ALIASES`, with nested ``model`` dicts).
+
+        Raises:
+            ConfigError: unknown names, illegal values, or two spellings of one field that disagree.
+        """
+        return cls(**cls.resolved(settings))
+
+    @classmethod
+    def resolved(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """``settings`` under today's names, each value checked; keys without effect are said and left out."""
+        if not isinstance(settings, Mapping):
+            raise ConfigError(f"{cls.__name__} settings must be a dict, got {short(settings)}")
+        found: dict[str, tuple[str, Any]] = {}
+        schedules: dict[str, Any] = {}
+        for key, given in _flattened(settings):
+            if key in NO_EFFECT and key not in field_specs(cls):
+                say_once(f"{key} is accepted and has no effect: {NO_EFFECT[key]}")
+                continue
+            name = cls._field_named(key)
+            if key in SCHEDULE_ALIASES and key not in field_specs(cls):
+                if given is not None:
+                    schedules[name] = cls.checked(name, given)
+                continue
+            value = cls.checked(name, given)
+            first = found.setdefault(name, (key, value))
+            if not same(first[1], value):
+                raise ConfigError(
+                    f"{first[0]}={short(first[1])} and {key}={short(value)} are two spellings of one "
+                    f"setting ({name}) and disagree; keep one"
+                )
+        return {name: value for name, (_, value) in found.items()} | schedules
+
+    @classmethod
+    def _field_named(cls, key: str) -> str:
+        """Today's name of ``key`` in this class."""
+        specs = field_specs(cls)
+        own = {spec.alias: name for name, spec in specs.items() if spec.alias is not None}
+        name = key if key in specs else own.get(key) or ALIASES.get(key) or SCHEDULE_ALIASES.get(key, key)
+        if name not in specs:
+            raise ConfigError(cls._unknown(str(key)))
+        return name
+
+    @classmethod
+    def _unknown(cls, key: str) -> str:
+        specs = field_specs(cls)
+        today = ALIASES.get(key) or SCHEDULE_ALIASES.get(key)
+        if today in specs:
+            return f"{cls.__name__}: {key} is the old name of {today}; write {today}, or use from_dict"
+        close = difflib.get_close_matches(key, [*specs, *ALIASES], n=1)
+        hint = f" Did you mean {close[0]!r}?" if close and ALIASES.get(close[0], close[0]) in specs else ""
+        return f"{cls.__name__} has no setting {key!r}.{hint}"
+
+    def _section(self, section: str, settings: dict[str, Any]) -> Self:
+        """Set fields of one fluent section: all of them or, if one is wrong, none."""
+        resolved = self.resolved(settings)
+        for name in resolved:
+            home = field_specs(type(self))[name].section
+            if home != section:
+                raise ConfigError(
+                    f"{type(self).__name__}: {name} belongs to .{home}(...), not .{section}(...)"
+                )
+        for name, value in resolved.items():
+            setattr(self, name, value)
+        return self
+
+    def environment(self, env: Any = None, **settings: Any) -> Self:
+        """Set the env, its arguments, and how its spaces are treated."""
+        return self._section("environment", settings if env is None else {"env": env, **settings})
+
+    def env_runners(self, **settings: Any) -> Self:
+        """Set how experience is sampled."""
+        return self._section("env_runners", settings)
+
+    def training(self, **settings: Any) -> Self:
+        """Set how the algorithm learns, its networks included."""
+        return self._section("training", settings)
+
+    def evaluation(self, **settings: Any) -> Self:
+        """Set when and how long the policy is evaluated."""
+        return self._section("evaluation", settings)
+
+    def checkpointing(self, **settings: Any) -> Self:
+        """Set when checkpoints are written and how many are kept."""
+        return self._section("checkpointing", settings)
+
+    def reporting(self, **settings: Any) -> Self:
+        """Set how long an iteration is and what is written."""
+        return self._section("reporting", settings)
+
+    def debugging(self, **settings: Any) -> Self:
+        """Set the seed and the log level."""
+        return self._section("debugging", settings)
+
+    def framework(self, framework: str = "jax", **_: Any) -> Self:
+        """Accepted for old programs; there is one framework."""
+        return self._section("training", {"framework": framework} if framework != "jax" else {})
+
+    def resources(self, **settings: Any) -> Self:
+        """Accepted for old programs: ``num_gpus`` and its like have no effect."""
+        return self._section("training", settings)
+
+    @property
+    def fragment_length(self) -> int:
+        """Env steps per env in one fragment, "auto" worked out."""
+        if isinstance(self.rollout_fragment_length, int):
+            return self.rollout_fragment_length
+        return math.ceil(self.train_batch_size / self.envs)
+
+    @property
+    def envs(self) -> int:
+        """Envs that sample, over all runners."""
+        return self.num_envs_per_env_runner * max(1, self.num_env_runners)
+
+    def validate(self) -> None:
+        """Check what several fields say together; ``build`` calls it.
+
+        Sizes that do not divide are rounded by the algorithm and said here, once.
+
+        Raises:
+            ConfigError: fields contradict each other, or ask for what is not there yet.
+        """
+        name = type(self).__name__
+        if self.env is None and (self.observation_space is None or self.action_space is None):
+            raise ConfigError(
+                f'{name}: env is missing: {name}(env="CartPole-v1"), or a class, or "file.py:Class"'
+            )
+        if self.num_env_runners > 0:
+            raise ConfigError(
+                "runners on Ray are not available yet: num_env_runners=0 samples in this process"
+            )
+        if self.squash_actions and not self.normalize_actions:
+            raise ConfigError(f"{name}: squash_actions=True needs normalize_actions=True")
+        fragment = self.fragment_length * self.envs
+        batch = math.ceil(self.train_batch_size / fragment) * fragment
+        if batch != self.train_batch_size and self.batch_mode == "truncate_episodes":
+            say_once(
+                f"train_batch_size={self.train_batch_size} is no multiple of {self.envs} envs x "
+                f"{self.fragment_length} steps: each update learns from {batch} steps"
+            )
+        minibatch = vars(self).get("minibatch_size")  # a field of the algorithms that have minibatches
+        if minibatch is not None and minibatch > self.train_batch_size:
+            say_once(
+                f"minibatch_size={minibatch} is more than train_batch_size={self.train_batch_size}: "
+                "the batch is one minibatch"
+            )
+
+    def build(self, env: Any = None) -> Algorithm:
+        """The algorithm, ready to train; from then on this config does not change.
+
+        Args:
+            env: sets ``env`` first, if given.
+
+        Raises:
+            ConfigError: see :meth:`validate`.
+        """
+        from steppe.algorithm import Algorithm  # late: the one upward import
+
+        if env is not None:
+            self.env = env
+        self.validate()
+        logger.setLevel(self.log_level)
+        algorithm = Algorithm(self)
+        object.__setattr__(self, "_frozen", True)
+        return algorithm
+
+    def copy(self, **changes: Any) -> Self:
+        """A config of its own with ``changes``, free to change even if this one was built."""
+        values = {name: getattr(self, name) for name in field_specs(type(self))}
+        return type(self)(**(values | self.resolved(changes)))
+
+    def changes(self) -> dict[str, Any]:
+        """The fields that differ from their defaults."""
+        defaults = {name: spec.default() for name, spec in field_specs(type(self)).items()}
+        return {n: getattr(self, n) for n, default in defaults.items() if not same(getattr(self, n), default)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values; code stands as its name, spaces as their description."""
+        values = {name: getattr(self, name) for name in field_specs(type(self))}
+        for name in ("observation_space", "action_space"):
+            if values[name] is not None:
+                from steppe.spaces import describe, spec_of
+
+                values[name] = describe(spec_of(values[name], max_sequence_length=self.max_sequence_length))
+        return {name: plain(value) for name, value in values.items()}
+
+    def to_toml_dict(self) -> dict[str, Any]:
+        """``to_dict`` without None, which TOML lacks: left out, or "none" where it is not the default."""
+        specs = field_specs(type(self))
+        values = {
+            name: "none" if value is None and specs[name].default() is not None else value
+            for name, value in self.to_dict().items()
+        }
+        return dict(without_none(values))
+
+
+AlgorithmConfig.POLICY_SCOPE = frozenset(
+    f.name for f in dataclasses.fields(AlgorithmConfig) if f.metadata.get("scope") == "policy"
+)
+
+
+def _flattened(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if key not in GROUPS:
+            yield key, value
+        elif isinstance(value, Mapping):
+            yield from value.items()
+        else:
+            raise ConfigError(f"{key}={short(value)} must be a dict of settings")

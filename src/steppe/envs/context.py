@@ -1,0 +1,62 @@
+"""What an env's constructor is told: its config, and where in the run it lives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+
+@final
+class EnvContext(dict[str, Any]):
+    """The ``env_config`` dict, with the place of the env in the run as attributes.
+
+    Attributes:
+        worker_index: 0 in the driver, 1..N in runners.
+        vector_index: 0..M-1 among the envs of one runner.
+        num_workers: N, the runners of this run.
+        remote: whether the env lives in a process of its own.
+    """
+
+    def __init__(
+        self,
+        env_config: Mapping[str, Any] | None = None,
+        worker_index: int = 0,
+        vector_index: int = 0,
+        num_workers: int = 0,
+        remote: bool = False,
+    ) -> None:
+        super().__init__(env_config or {})
+        self.worker_index, self.vector_index = worker_index, vector_index
+        self.num_workers, self.remote = num_workers, remote
+
+    def copy_with_overrides(
+        self,
+        env_config: Mapping[str, Any] | None = None,
+        worker_index: int | None = None,
+        vector_index: int | None = None,
+        num_workers: int | None = None,
+        remote: bool | None = None,
+    ) -> EnvContext:
+        """A new context; what is None stays as it is here. ``env_config`` replaces the whole dict."""
+        return EnvContext(
+            self if env_config is None else env_config,
+            self.worker_index if worker_index is None else worker_index,
+            self.vector_index if vector_index is None else vector_index,
+            self.num_workers if num_workers is None else num_workers,
+            self.remote if remote is None else remote,
+        )
+
+    def set_defaults(self, defaults: Mapping[str, Any]) -> None:
+        """Add the keys of ``defaults`` that are missing here."""
+        for key, value in defaults.items():
+            self.setdefault(key, value)
+
+    def __repr__(self) -> str:
+        return (
+            f"EnvContext({dict(self)!r}, worker_index={self.worker_index}, vector_index={self.vector_index}, "
+            f"num_workers={self.num_workers}, remote={self.remote})"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        place = (self.worker_index, self.vector_index, self.num_workers, self.remote)
+        return EnvContext, (dict(self), *place)

@@ -1,0 +1,203 @@
+"""Judges what envs return: whole columns on the hot path, single rows only to name the culprit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, final
+
+import numpy as np
+import numpy.typing as npt
+
+from steppe import spaces
+from steppe.errors import CODES, ConfigError, EnvError
+from steppe.spaces import Spec
+from steppe.types import BoolArray, Tree
+
+logger = logging.getLogger("steppe.envs")
+
+MOST_KEYS = 100
+MOST_KEYS = 100
+OutOfSpace = Literal["warn", "raise", "clip"]
+
+
+class Place(NamedTuple):
+    """Where a value came from: vector index, episode, env step within it, and the action that led here."""
+
+    env: int
+    episode: int
+    step: int
+    action: Any = None
+
+
+Where = Callable[[int], Place]
+"""The place of a row of the column that is judged; asked only when something is wrong."""
+
+
+@final
+class Guard:
+    """Turns bad values into :class:`EnvError`, and counts and says what is odd but survivable.
+
+    Args:
+        env_class: class name of the envs, or one name per env.
+        runner: worker index, for messages.
+        seeds: seed of each env, for messages; read when needed, so it may change.
+        on_out_of_space: what happens to a finite value outside its Box: ``"warn"`` counts it and says so
+            once, ``"raise"`` raises, ``"clip"`` counts it, says so once and clips it.
+    """
+
+    def __init__(
+        self,
+        env_class: str | Sequence[str],
+        runner: int,
+        seeds: Sequence[int],
+        on_out_of_space: OutOfSpace = "warn",
+    ) -> None:
+        if on_out_of_space not in ("warn", "raise", "clip"):
+            raise ConfigError(
+                f"on_out_of_space is 'warn' (the default), 'raise' or 'clip', not {on_out_of_space!r}"
+            )
+        self._classes, self._runner, self._seeds = env_class, runner, seeds
+        self._mode = on_out_of_space
+        self.counts: dict[str, int] = {}
+
+    def class_of(self, env: int) -> str:
+        """Class name of an env."""
+        return self._classes if isinstance(self._classes, str) else self._classes[env]
+
+    def error(self, code: str, message: str, place: Place, leaf: str = "") -> EnvError:
+        """An :class:`EnvError` with everything known about its place; to be raised by the caller."""
+        return EnvError(
+            code,
+            message,
+            env_class=self.class_of(place.env),
+            runner=self._runner,
+            env=place.env,
+            episode=place.episode,
+            step=place.step,
+            seed=self._seeds[place.env],
+            action=place.action,
+            leaf=leaf,
+        )
+
+    def annotate(self, error: BaseException, place: Place) -> None:
+        """Add to a user's own exception where in the run it happened."""
+        after = "" if place.action is None else f", after action {place.action!r}"
+        error.add_note(
+            f"steppe: {self.class_of(place.env)}, runner {self._runner}, env {place.env}, episode "
+            f"{place.episode}, step {place.step}, seed {self._seeds[place.env]}{after}"
+        )
+
+    def odd(self, code: str, leaf: str, env: int, text: str, rows: int = 1) -> None:
+        """Count something survivable; the first of its kind is said aloud."""
+        key = f"{code} {leaf}"
+        if key not in self.counts:
+            if len(self.counts) >= MOST_KEYS:  # every pixel of an image may be a leaf of its own
+                key = f"{code} elsewhere"
+            logger.warning(
+                "%s %s: %s (%s, runner %d, env %d; said once, counted in env_health)",
+                *(code, CODES[code], text, self.class_of(env), self._runner, env),
+            )
+        self.counts[key] = self.counts.get(key, 0) + rows
+
+    def observations(self, spec: Spec, values: Sequence[Any], where: Where, root: str = "obs") -> Tree:
+        """A fresh column ``(n, ...)`` of ``n`` observations, judged against ``spec``.
+
+        Raises:
+            EnvError: E101 to E105, naming the leaf.
+        """
+
+        def converted(code: str, leaf: str, row: int, text: str) -> None:
+            self.odd(code, leaf, where(row).env, text)
+
+        try:
+            column = spaces.collect(spec, values, converted, root)
+        except spaces.BadLeaf as bad:
+            message = f"{bad.leaf}: expected {bad.expected}, got {bad.got}"
+            raise self.error(bad.code, message, where(bad.row), bad.leaf) from None
+        found = spaces.outside(spec, column, root)
+        return self._outside(spec, column, found, where) if found else column
+
+    def _outside(self, spec: Spec, column: Tree, found: Sequence[spaces.Outside], where: Where) -> Tree:
+        for one in found:
+            text = f"{one.leaf} is {one.value}, its bound is {one.bound}"
+            place = where(one.row)
+            if self._mode == "raise":
+                fix = "widen the space, or set on_out_of_space to 'warn' or 'clip'"
+                raise self.error("E101", f"{text}; {fix}", place, one.leaf)
+            clipped = ", clipped" if self._mode == "clip" else ""
+            self.odd("E101", one.leaf, place.env, text + clipped, one.count)
+        return spaces.clip(spec, column) if self._mode == "clip" else column
+
+    def rewards(self, values: Sequence[Any], where: Where) -> npt.NDArray[np.float64]:
+        """``(n,)`` float64 of ``n`` rewards.
+
+        Raises:
+            EnvError: E201 where one is not a single finite number.
+        """
+        try:
+            column = np.array(values)
+        except ValueError:  # arrays of different lengths among them
+            column = np.empty(0, dtype=object)
+        if column.dtype.kind in "fiub" and column.shape == (len(values),):
+            rewards: npt.NDArray[np.float64] = column.astype(np.float64)
+            if np.isfinite(rewards).all():
+                return rewards
+        return np.array([self._reward(value, where, row) for row, value in enumerate(values)])
+
+    def _reward(self, value: Any, where: Where, row: int) -> float:
+        number = isinstance(value, (int, float, np.integer, np.floating, np.bool_))
+        if number or (isinstance(value, np.ndarray) and value.shape == () and value.dtype.kind in "fiub"):
+            reward = float(value)
+            if np.isfinite(reward):
+                return reward
+        fix = "return one finite Python or numpy number"
+        raise self.error("E201", f"reward: got {show(value)}; {fix}", where(row), "reward")
+
+    def flags(self, name: str, values: Sequence[Any], where: Where) -> BoolArray:
+        """``(n,)`` bools of ``n`` flags; 0 and 1 are taken, and said once.
+
+        Raises:
+            EnvError: E302 where one is anything else, such as a string.
+        """
+        try:
+            column = np.array(values)
+        except ValueError:
+            column = np.empty(0, dtype=object)
+        if column.shape == (len(values),):
+            if column.dtype.kind == "b":
+                return column
+            if column.dtype.kind in "iu" and ((column == 0) | (column == 1)).all():
+                row = next(row for row, value in enumerate(values) if not isinstance(value, (bool, np.bool_)))
+                self.odd("E302", name, where(row).env, f"{name} is {values[row]!r}, taken as a bool")
+                return column.astype(np.bool_)
+        return self._blame_flag(name, values, where)
+
+    def _blame_flag(self, name: str, values: Sequence[Any], where: Where) -> BoolArray:
+        for row, value in enumerate(values):
+            whole = isinstance(value, (int, np.integer)) and value in (0, 1)
+            scalar = isinstance(value, np.ndarray) and value.shape == () and value.dtype.kind == "b"
+            if not (whole or scalar or isinstance(value, (bool, np.bool_))):
+                fix = "return a bool"
+                raise self.error("E302", f"{name}: got {show(value)}; {fix}", where(row), name)
+        return np.array([bool(value) for value in values])
+
+    def infos(self, values: Sequence[Any], where: Where) -> None:
+        """Judge that all of ``values`` are dicts.
+
+        Raises:
+            EnvError: E303.
+        """
+        if set(map(type, values)) != {dict}:
+            for row, value in enumerate(values):
+                if not isinstance(value, dict):
+                    message = f"info: got {show(value)}; return a dict, {{}} if there is nothing to tell"
+                    raise self.error("E303", message, where(row), "info")
+
+
+def show(value: Any) -> str:
+    """A short text of any value: repr, type, shape."""
+    text = repr(value)
+    short = text if len(text) <= 60 else f"{text[:57]}..."
+    shape = f" of shape {value.shape}" if isinstance(value, np.ndarray) else ""
+    return f"{short} ({type(value).__name__}{shape})"

@@ -1,0 +1,443 @@
+"""Gymnasium envs as an :class:`~steppe.types.AsyncEnv`: n copies in this process, in lock-step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, final
+
+import gymnasium
+import numpy as np
+
+from steppe import spaces
+from steppe.envs.guards import Guard, OutOfSpace, Place, Where, show
+from steppe.envs.replay import EpisodeMemory, NotExact, NotPlain, first_obs, from_leaves, seed_spaces
+from steppe.errors import CheckpointError, ConfigError, SpaceError
+from steppe.spaces import Spec
+from steppe.types import SINGLE_AGENT, Array, EpisodeEnd, IntArray, SlotInfo, SpacePair, State, TimeStep, Tree
+
+ModernStep = Callable[[Any], Any]
+
+
+@final
+class GymEnv:
+    """``n`` Gymnasium envs; an env steps in the next ``poll`` after its slot was answered.
+
+    Env ``i`` uses the slots ``i`` and ``i + n`` by turns. A TimeStep holds first the rows that await an
+    action, one per stepped env in env order, then the final rows of the episodes that ended.
+
+    Args:
+        envs: distinct envs with equal spaces; the adapter owns and closes them.
+        seeds: one per env, given to its first ``reset`` and to nothing else.
+        runner: worker index, for messages.
+        observation_space: a space or Spec that overrides what the envs say; ``action_space`` likewise.
+        max_episode_steps: an episode of this many steps is closed as truncated.
+        max_sequence_length: for Sequence spaces that state no maximum.
+        on_out_of_space: see :class:`~steppe.envs.guards.Guard`.
+        modern_step: turns an old 4-item step result into 5 items; without it one is an error.
+
+    Raises:
+        ConfigError: the envs' spaces differ.
+        SpaceError: a space is missing or cannot be handled.
+    """
+
+    def __init__(
+        self,
+        envs: Sequence[gymnasium.Env[Any, Any]],
+        *,
+        seeds: Sequence[int],
+        runner: int = 0,
+        observation_space: Any = None,
+        action_space: Any = None,
+        max_episode_steps: int | None = None,
+        max_sequence_length: int | None = None,
+        on_out_of_space: OutOfSpace = "warn",
+        modern_step: ModernStep | None = None,
+    ) -> None:
+        n = len(envs)
+        if n == 0 or len(seeds) != n:
+            raise ValueError(f"{n} envs and {len(seeds)} seeds: give at least one env, and one seed for each")
+        if max_episode_steps is not None and max_episode_steps < 1:
+            raise ConfigError(f"max_episode_steps is at least 1, not {max_episode_steps}")
+        self.num_envs, self.env_steps = n, 0
+        self._obs_spec = _shared(envs, "observation", observation_space, max_sequence_length)
+        self._action_spec = _shared(envs, "action", action_space, max_sequence_length)
+        self.spaces = (SpacePair(self._obs_spec, self._action_spec),)
+        self._envs, self._seeds = list(envs), [int(seed) for seed in seeds]
+        self._steps = [env.step for env in envs]
+        names = [type(env.unwrapped).__name__ for env in envs]
+        self._guard = Guard(names, runner, self._seeds, on_out_of_space)
+        self._memory = EpisodeMemory(self._envs, self._action_spec)
+        self._max_steps, self._modern_step = max_episode_steps, modern_step
+
+        self._all = np.arange(n)
+        self._sent: list[tuple[IntArray | None, Tree]] = []
+        self._started = self._closed = False
+        self._failure: BaseException | None = None
+        # The newest row of every env. Arrays are replaced, never written to: callers may hold them.
+        self._slot, self._t = self._all, np.zeros(n, dtype=np.int64)
+        self._episode = [0] * n
+        self._obs: Tree = None
+        self._reward, self._total = np.zeros(n), np.zeros(n)
+
+    def poll(self, timeout: float | None = None) -> Sequence[TimeStep]:
+        """Step the envs that were answered; resets all at the first call; [] if none was answered.
+
+        Raises:
+            EnvError: an env returned something that is not in its contract.
+            Exception: whatever an env raised, with a note that says where in the run.
+        """
+        if self._closed or self._failure is not None:
+            what = "was closed" if self._closed else "failed before"
+            raise RuntimeError(f"this env {what}; build it anew") from self._failure
+        try:
+            if not self._started:
+                return [self._first()]
+            return [self._step()] if self._sent else []
+        except BaseException as error:  # a keyboard interrupt, too, leaves some envs stepped and some not
+            self._failure = error
+            raise
+
+    def send_actions(self, slots: IntArray, actions: Tree) -> None:
+        """Answer ``slots`` with a column of actions; the column is copied.
+
+        Raises:
+            ValueError: a slot awaits no action, or the column has another length.
+        """
+        slots = np.asarray(slots)
+        column = spaces.map_leaves(np.array, actions)
+        for leaf in spaces.leaves(column):
+            if leaf.shape[:1] != slots.shape:
+                raise ValueError(f"{slots.shape[0]} slots, but an action column of shape {leaf.shape}")
+        if not self._started:
+            raise ValueError("no slot awaits an action yet: poll() first")
+        if not self._sent and slots.shape == self._slot.shape and (slots == self._slot).all():
+            self._sent.append((None, column))
+        elif len(slots):
+            self._sent.append((self._envs_of(slots), column))
+
+    def pending(self) -> Sequence[TimeStep]:
+        """The newest row of every env, all with ``opened``; [] before the first poll."""
+        if not self._started:
+            return []
+        none = np.zeros(self.num_envs, dtype=np.bool_)
+        opened = [self._info(i) for i in range(self.num_envs)]
+        return [TimeStep(self._slot, self._t, self._obs, self._reward, none, none, opened=opened)]
+
+    def health(self) -> Mapping[str, int]:
+        """Counts of what was odd but survivable, such as ``{"E101 obs[2]": 3}``."""
+        return dict(self._guard.counts)
+
+    def close(self) -> None:
+        """Close every env, even if one raises; then raise what the first one raised."""
+        if self._closed:
+            return
+        self._closed = True
+        errors: list[Exception] = []
+        for i, env in enumerate(self._envs):
+            try:
+                env.close()
+            except Exception as error:
+                self._guard.annotate(error, self._place(i))
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def get_state(self) -> State:
+        """All envs at their newest rows; only between a poll and the send that answers it.
+
+        Raises:
+            EnvError: E402, an env's own ``get_state()`` returned what cannot be saved.
+        """
+        if self._sent:
+            raise ValueError("actions were sent: take the state between a poll and the send that answers it")
+        if not self._started:
+            return {"started": False}
+        try:
+            envs = self._memory.save(self._t)
+        except NotPlain as bad:
+            raise self._guard.error("E402", str(bad), self._place(bad.env)) from None
+        return {
+            "started": True,
+            "env_steps": self.env_steps,
+            "health": dict(self._guard.counts),
+            "seeds": list(self._seeds),
+            "episodes": list(self._episode),
+            "t": self._t.copy(),
+            "reward": self._reward.copy(),
+            "total": self._total.copy(),
+            "obs": [leaf.copy() for leaf in spaces.leaves(self._obs)],
+            "envs": envs,
+        }
+
+    def set_state(self, state: State) -> list[str]:
+        """Bring every env back by its own ``set_state``, or by replaying its episode.
+
+        An env that does not come out the same is named in the answer and begins a new episode.
+
+        Raises:
+            CheckpointError: the state is of another number of envs.
+        """
+        if not state["started"]:
+            return []
+        if len(state["envs"]) != self.num_envs:
+            raise CheckpointError(f"the state is of {len(state['envs'])} envs, here are {self.num_envs}")
+        self.env_steps = state["env_steps"]
+        self._guard.counts = dict(state["health"])
+        self._seeds[:] = state["seeds"]
+        self._episode = list(state["episodes"])
+        self._t, self._reward = np.array(state["t"]), np.array(state["reward"])
+        self._total = np.array(state["total"])
+        self._obs = from_leaves(self._obs_spec, [np.array(leaf) for leaf in state["obs"]])
+        self._slot = self._all + self.num_envs * (np.array(self._episode) % 2)
+        self._started, self._sent = True, []
+        return [text for i in range(self.num_envs) if (text := self._restore(i, state["envs"][i]))]
+
+    def _restore(self, i: int, saved: State) -> str:
+        """Restore one env; a sentence if it had to begin a new episode."""
+        try:
+            arrived = self._memory.restore(i, saved, seed=self._seeds[i], first=self._episode[i] == 0)
+            if arrived is not None:
+                column = self._guard.observations(self._obs_spec, [arrived.obs], lambda _: self._place(i))
+                same = _equal(column, spaces.take(self._obs, slice(i, i + 1)))
+                if not same or arrived.total != self._total[i]:
+                    raise NotExact("its replay gave another observation or reward")
+        except NotExact as why:
+            step = int(self._t[i])
+            self._restart(i)
+            name = self._guard.class_of(i)
+            return f"E402 env {i} ({name}) begins a new episode, it was at step {step}: {why}"
+        return ""
+
+    def _restart(self, i: int) -> None:
+        obs, _ = self._reset(i, self._episode[i] + 1)
+        column = self._guard.observations(self._obs_spec, [obs], lambda _: Place(i, self._episode[i], 0))
+        self._slot[i] = self._info(i).slot
+        self._t[i] = self._reward[i] = self._total[i] = 0
+        spaces.put(self._obs, np.array([i]), column)
+
+    def _first(self) -> TimeStep:
+        obs, infos = zip(*[self._reset(i, 0) for i in range(self.num_envs)], strict=True)
+        self._obs = self._guard.observations(self._obs_spec, obs, lambda row: Place(row, 0, 0))
+        self._started = True
+        (step,) = self.pending()
+        step.info = {i: info for i, info in enumerate(infos) if info}
+        return step
+
+    def _reset(self, i: int, episode: int) -> tuple[Any, dict[str, Any]]:
+        self._episode[i] = episode
+        env, place = self._envs[i], Place(i, episode, 0)
+        self._memory.before_reset(i)
+        try:
+            if episode:
+                result: Any = env.reset()
+            else:
+                seed_spaces(env, self._seeds[i])
+                result = env.reset(seed=self._seeds[i])
+        except Exception as error:
+            self._guard.annotate(error, place)
+            raise
+        if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict):
+            return result
+        if self._modern_step is None or result is None:
+            message = f"reset returned {show(result)}; return (observation, info), info being a dict"
+            raise self._guard.error("E304", message, place, "reset")
+        self._guard.odd("E401", "reset", i, "reset returned an observation without info")
+        return first_obs(result), {}
+
+    def _step(self) -> TimeStep:
+        envs, where, actions = self._answers()
+        stepped = self._t[where] + 1
+
+        def place(row: int) -> Place:
+            i = int(envs[row])
+            return Place(i, self._episode[i], int(stepped[row]), actions[row])
+
+        results = self._call(envs, actions, place)
+        self.env_steps += len(results)
+        obs, rewards, terminations, truncations, infos = self._columns(results, place)
+        reward = self._guard.rewards(rewards, place)
+        terminated = self._guard.flags("terminated", terminations, place)
+        truncated = self._guard.flags("truncated", truncations, place)
+        self._guard.infos(infos, place)
+        if self._max_steps is not None:
+            truncated = truncated | ((stepped >= self._max_steps) & ~terminated)
+        step = TimeStep(self._slot[where], stepped, None, reward, terminated, truncated)
+        if any(infos):
+            step.info = {int(slot): info for slot, info in zip(step.slot, infos, strict=True) if info}
+        self._total[where] += reward
+        ended = np.flatnonzero(terminated | truncated)
+        if len(ended):
+            return self._turn_over(step, where, envs, list(obs), ended, place)
+        step.obs = self._guard.observations(self._obs_spec, obs, place)
+        self._keep(where, step.obs, reward, stepped)
+        return step
+
+    def _answers(self) -> tuple[IntArray, slice | IntArray, list[Any]]:
+        """The envs that were answered, in env order; what indexes their columns; their actions."""
+        sent, self._sent = self._sent, []
+        for envs, column in sent:
+            self._memory.stepped(envs, column)
+        first, column = sent[0]
+        if first is None:
+            return self._all, slice(None), spaces.rows(self._action_spec, column)
+        parts = [envs for envs, _ in sent if envs is not None]
+        actions = [action for _, column in sent for action in spaces.rows(self._action_spec, column)]
+        answered = np.concatenate(parts)
+        order = np.argsort(answered)
+        answered = answered[order]
+        return answered, answered, [actions[row] for row in order]
+
+    def _call(self, envs: IntArray, actions: list[Any], place: Where) -> list[Any]:
+        steps = self._steps if envs is self._all else [self._steps[i] for i in envs]
+        results: list[Any] = []
+        append = results.append
+        try:
+            for step, action in zip(steps, actions, strict=True):
+                append(step(action))
+        except Exception as error:
+            self._guard.annotate(error, place(len(results)))
+            raise
+        return results
+
+    def _columns(self, results: list[Any], place: Where) -> Iterable[Any]:
+        """Five sequences out of ``n`` step results."""
+        if set(map(type, results)) == {tuple}:
+            with contextlib.suppress(ValueError):  # results of unequal length: the slow way names the first
+                columns = tuple(zip(*results, strict=True))
+                if len(columns) == 5:
+                    return columns
+        return zip(*[self._modern(result, row, place) for row, result in enumerate(results)], strict=True)
+
+    def _modern(self, result: Any, row: int, place: Where) -> Sequence[Any]:
+        if isinstance(result, (tuple, list)):
+            if len(result) == 5:
+                return result
+            if len(result) == 4 and self._modern_step is not None:
+                self._guard.odd("E401", "step", place(row).env, "step returned 4 items")
+                modern: Sequence[Any] = self._modern_step(result)
+                return modern
+            got = f"{len(result)} items"
+        else:
+            got = show(result)
+        message = f"step returned {got}; return (observation, reward, terminated, truncated, info)"
+        raise self._guard.error("E301", message, place(row), "step")
+
+    def _turn_over(
+        self,
+        step: TimeStep,
+        where: slice | IntArray,
+        envs: IntArray,
+        obs: list[Any],
+        ended: IntArray,
+        place: Where,
+    ) -> TimeStep:
+        """Reset the envs of the rows ``ended``: final rows go to the end, first rows take their places."""
+        last = self._guard.observations(self._obs_spec, [obs[j] for j in ended], lambda j: place(ended[j]))
+        final = TimeStep(
+            step.slot[ended],
+            step.t[ended],
+            last,
+            step.reward[ended],
+            step.terminated[ended],
+            step.truncated[ended],
+        )
+        # An env may reuse its info, as it may its observation, for the episode that begins now.
+        info = {slot: dict(content) for slot, content in step.info.items()}
+        opened, closed, fresh = [], [], {}
+        for j in ended.tolist():
+            i = int(envs[j])
+            closed.append(EpisodeEnd(i, self._episode[i], int(step.t[j])))
+            obs[j], first = self._reset(i, self._episode[i] + 1)
+            fresh[j] = Place(i, self._episode[i], 0)
+            opened.append(self._info(i))
+            if first:
+                info[opened[-1].slot] = first
+
+        def now(row: int) -> Place:
+            return fresh.get(row) or place(row)
+
+        slot, t, reward, going_on = (
+            step.slot.copy(),
+            step.t.copy(),
+            step.reward.copy(),
+            np.zeros(len(obs), bool),
+        )
+        slot[ended] = [one.slot for one in opened]
+        t[ended] = reward[ended] = 0
+        column = self._guard.observations(self._obs_spec, obs, now)
+        self._slot = self._slot.copy()
+        self._slot[where] = slot
+        self._keep(where, column, reward, t)
+        self._total[envs[ended]] = 0.0
+        join = np.concatenate
+        return TimeStep(
+            slot=join((slot, final.slot)),
+            t=join((t, final.t)),
+            obs=spaces.map_leaves(lambda *pair: join(pair), column, last),
+            reward=join((reward, final.reward)),
+            terminated=join((going_on, final.terminated)),
+            truncated=join((going_on, final.truncated)),
+            opened=opened,
+            closed=closed,
+            info=info,
+        )
+
+    def _keep(self, where: slice | IntArray, obs: Tree, reward: Array, t: IntArray) -> None:
+        """Remember the newest rows; whole columns when all envs stepped."""
+        if isinstance(where, slice):
+            self._obs, self._reward, self._t = obs, reward, t
+            return
+        self._obs = spaces.map_leaves(np.copy, self._obs)
+        spaces.put(self._obs, where, obs)
+        self._reward, self._t = self._reward.copy(), self._t.copy()
+        self._reward[where], self._t[where] = reward, t
+
+    def _info(self, i: int) -> SlotInfo:
+        slot = i + self.num_envs * (self._episode[i] % 2)
+        return SlotInfo(slot, i, SINGLE_AGENT, self._episode[i], self._seeds[i])
+
+    def _place(self, i: int) -> Place:
+        return Place(i, self._episode[i], int(self._t[i]))
+
+    def _envs_of(self, slots: IntArray) -> IntArray:
+        envs = np.asarray(slots % self.num_envs, dtype=np.int64)
+        taken = [self._all if sent is None else sent for sent, _ in self._sent]
+        wrong = (self._slot[envs] != slots) | np.isin(envs, np.concatenate([self._all[:0], *taken]))
+        if wrong.any() or len(set(envs.tolist())) < len(envs):
+            culprit = slots[wrong][0] if wrong.any() else next(s for s in slots if (slots == s).sum() > 1)
+            raise ValueError(
+                f"slot {culprit} awaits no action (it has ended, or was answered since the last poll); "
+                "answer each row that is neither terminated nor truncated once"
+            )
+        return envs
+
+
+def _shared(envs: Sequence[gymnasium.Env[Any, Any]], name: str, given: Any, maximum: int | None) -> Spec:
+    """The spec that all envs share; ``given`` overrides them."""
+    attribute = f"{name}_space"
+    if given is not None:
+        return spaces.spec_of(given, max_sequence_length=maximum, name=attribute)
+    specs = []
+    for i, env in enumerate(envs):
+        space = getattr(env, attribute, None)
+        kind = type(env.unwrapped).__name__
+        if space is None:
+            raise SpaceError(
+                f"{kind} has no {attribute}: set self.{attribute} in its __init__, "
+                f"or give {attribute} in the config"
+            )
+        specs.append(spaces.spec_of(space, max_sequence_length=maximum, name=f"{kind}.{attribute}"))
+        if specs[i] != specs[0]:
+            raise ConfigError(
+                f"env {i} ({kind}) has {attribute} {spaces.summary(specs[i])}, but env 0 has "
+                f"{spaces.summary(specs[0])}: the envs of one run must share their spaces"
+            )
+    return specs[0]
+
+
+def _equal(a: Tree, b: Tree) -> bool:
+    return all(
+        np.array_equal(x, y, equal_nan=x.dtype.kind == "f")
+        for x, y in zip(spaces.leaves(a), spaces.leaves(b), strict=True)
+    )

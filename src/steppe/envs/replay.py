@@ -1,0 +1,262 @@
+"""What brings an env back to where it was: its generators at the last reset, and the actions since."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, final
+
+import gymnasium
+import numpy as np
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
+
+from steppe import spaces
+from steppe.spaces import Spec
+from steppe.types import Array, IntArray, State, Tree
+
+LOG_LIMIT = 100_000
+"""Sends that are remembered; a longer episode is not replayed (which would take as long as it did)."""
+
+_STATELESS = (OrderEnforcing, PassiveEnvChecker, TimeLimit)
+
+
+class NotExact(Exception):  # noqa: N818 - an answer for the caller, never an error that a user sees
+    """An env could not be brought back; the message says why."""
+
+
+class NotPlain(Exception):  # noqa: N818 - likewise
+    """The state of env ``env`` holds something that no file can; the message names it."""
+
+    def __init__(self, env: int, message: str) -> None:
+        super().__init__(message)
+        self.env = env
+
+
+class Restored(NamedTuple):
+    """Where a replay arrived: the newest observation and the sum of the episode's rewards."""
+
+    obs: Any
+    total: float
+
+
+class _Holder(NamedTuple):
+    path: str
+    owner: dict[str, Any]
+    key: str
+
+
+def seed_spaces(env: gymnasium.Env[Any, Any], seed: int) -> None:
+    """Seed the env's spaces, from which many an env samples, each with a stream of its own."""
+    for index, name in enumerate(("action_space", "observation_space")):
+        space = getattr(env, name, None)
+        if isinstance(space, gymnasium.Space):
+            word = np.random.SeedSequence(seed, spawn_key=(index,)).generate_state(1)[0]
+            space.seed(int(word) >> 1)
+
+
+@final
+class EpisodeMemory:
+    """Remembers for each of ``n`` envs how its running episode came about.
+
+    An env that has both ``get_state()`` and ``set_state(state)`` (and no wrapper with a state of its own) is
+    asked instead; its state must consist of JSON values and numpy arrays.
+    """
+
+    def __init__(self, envs: Sequence[gymnasium.Env[Any, Any]], action: Spec) -> None:
+        n = len(envs)
+        self._envs, self._action = envs, action
+        self._native = [_has_state(env) for env in envs]
+        self._holders: list[list[_Holder]] = [[] for _ in envs]
+        self._resets = [0] * n
+        self._captured: list[list[tuple[str, Any]]] = [[] for _ in envs]
+        self._log: list[tuple[IntArray | None, Tree]] = []
+        self._base = 0  # index of the first entry of the log, counted from the beginning of time
+        self._start = np.zeros(n, dtype=np.int64)
+
+    def before_reset(self, i: int) -> None:
+        """Keep the state of env ``i``'s generators; call it right before each reset."""
+        self._start[i] = self._base + len(self._log)
+        if self._native[i]:
+            return
+        if self._resets[i] < 3:  # generators come into being in the constructor, at reset, in the first steps
+            self._holders[i] = list(_holders(self._envs[i]))
+            self._resets[i] += 1
+        self._captured[i] = [
+            (path, _capture(owner[key])) for path, owner, key in self._holders[i] if key in owner
+        ]
+
+    def stepped(self, envs: IntArray | None, actions: Tree) -> None:
+        """Keep the actions that ``envs`` (None: all, in order) take now; the column must stay as it is."""
+        self._log.append((envs, actions))
+        if len(self._log) >= 512 and len(self._log) % 256 == 0:
+            keep = max(int(self._start.min()) - self._base, len(self._log) - LOG_LIMIT)
+            if keep > 0:
+                del self._log[:keep]
+                self._base += keep
+
+    def save(self, ts: IntArray) -> list[State]:
+        """For each env, ``ts[i]`` steps into its episode, what :meth:`restore` needs: JSON values and arrays.
+
+        Raises:
+            NotPlain: an env's own ``get_state()`` gave something else.
+        """
+        taken = self._taken()
+        return [self._save(i, int(t), *taken) for i, t in enumerate(ts)]
+
+    def _save(self, i: int, t: int, envs: IntArray, actions: Tree) -> State:
+        if self._native[i]:
+            native = _plain(self._envs[i].unwrapped.get_state(), "get_state()", i)  # type: ignore[attr-defined]
+            now = {path: _capture(owner[key]) for path, owner, key in _holders(self._envs[i])}
+            return {"native": native, "rng": _plain(now, "rng", i), "t": t}
+        rng = _plain(dict(self._captured[i]), "rng", i)
+        if self._start[i] < self._base:
+            return {"rng": rng, "actions": None}
+        mine = np.flatnonzero(envs == i)
+        column = spaces.take(actions, mine[len(mine) - t :])
+        return {"rng": rng, "actions": spaces.leaves(column)}
+
+    def _taken(self) -> tuple[IntArray, Tree]:
+        """All remembered actions as one column, with the env of each."""
+        everyone = np.arange(len(self._envs))
+        ids = [everyone if envs is None else envs for envs, _ in self._log]
+        columns = [spaces.zeros(self._action, 0), *(column for _, column in self._log)]
+        joined = spaces.map_leaves(lambda *leaves: np.concatenate(leaves), *columns)
+        return np.concatenate([np.zeros(0, dtype=np.int64), *ids]), joined
+
+    def restore(self, i: int, saved: State, *, seed: int, first: bool) -> Restored | None:
+        """Bring env ``i`` to where it was saved; ``first``: in its first episode.
+
+        Returns:
+            Where a replay arrived, to be compared by the caller; None if the env took its own state back.
+
+        Raises:
+            NotExact: it could not, and why.
+        """
+        env = self._envs[i]
+        try:
+            seed_spaces(env, seed)
+            result = env.reset(seed=seed)
+            if "native" in saved:
+                env.unwrapped.set_state(saved["native"])  # type: ignore[attr-defined]
+                self._install(i, saved["rng"])
+                _set_elapsed(env, saved["t"])
+                self._begin(i, {})
+                return None
+            if not first:
+                self._install(i, saved["rng"])
+                result = env.reset()
+            self._begin(i, saved["rng"])
+            return self._replay(i, saved["actions"], first_obs(result))
+        except NotExact:
+            raise
+        except Exception as error:
+            raise NotExact(f"it raised {type(error).__name__}: {error}") from error
+
+    def _begin(self, i: int, rng: State) -> None:
+        self._start[i] = self._base + len(self._log)
+        self._holders[i] = list(_holders(self._envs[i]))
+        self._captured[i] = list(rng.items())
+
+    def _replay(self, i: int, actions: Sequence[Array] | None, obs: Any) -> Restored:
+        if actions is None:
+            raise NotExact(f"its episode is longer than the {LOG_LIMIT} actions that are remembered")
+        column, count, total = from_leaves(self._action, actions), len(actions[0]), 0.0
+        for row, action in enumerate(spaces.rows(self._action, column)):
+            obs, reward, *flags, _ = self._envs[i].step(action)
+            total += float(reward)
+            if row < count - 1 and any(flags):
+                raise NotExact(f"its episode ended after {row + 1} steps, not {count}")
+        self._log.append((np.full(count, i), column))
+        return Restored(obs, total)
+
+    def _install(self, i: int, rng: State) -> None:
+        holders = {holder.path: holder for holder in _holders(self._envs[i])}
+        for path, state in rng.items():
+            holder = holders.get(path)
+            if holder is None:
+                raise NotExact(f"it has no generator {path!r} any more")
+            _set_generator(holder.owner[holder.key], state)
+
+
+def from_leaves(spec: Spec, arrays: Sequence[Array]) -> Tree:
+    """The column of ``spec`` whose leaves, in order, are ``arrays``."""
+    remaining = iter(arrays)
+    return spaces.map_leaves(lambda _: next(remaining), spaces.zeros(spec, 0))
+
+
+def first_obs(result: Any) -> Any:
+    """The observation out of what ``reset`` returned, with or without an info."""
+    pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
+    return result[0] if pair else result
+
+
+def _has_state(env: gymnasium.Env[Any, Any]) -> bool:
+    layer = env
+    while isinstance(layer, gymnasium.Wrapper):
+        if not isinstance(layer, _STATELESS):
+            return False
+        layer = layer.env
+    return all(callable(getattr(env.unwrapped, name, None)) for name in ("get_state", "set_state"))
+
+
+def _set_elapsed(env: Any, t: int) -> None:
+    """Put the time limits around an env that took its own state back to step ``t``."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, TimeLimit):
+            env._elapsed_steps = t
+        env = env.env
+
+
+def _holders(root: Any) -> Iterator[_Holder]:
+    """Where the generators of an env live: its attributes, those of its spaces and of the envs inside it."""
+    seen: set[int] = set()
+    todo: list[tuple[str, Any]] = [("", root)]
+    while todo:
+        prefix, thing = todo.pop()
+        owner = getattr(thing, "__dict__", None)
+        if owner is None or id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        for key, value in owner.items():
+            path = prefix + key
+            if isinstance(value, (np.random.Generator, np.random.RandomState, random.Random)):
+                yield _Holder(path, owner, key)
+            elif isinstance(value, (gymnasium.Env, gymnasium.Space)) or key == "env":
+                todo.append((f"{path}.", value))
+            elif isinstance(thing, gymnasium.Space) and key == "spaces":
+                parts = value.items() if isinstance(value, dict) else enumerate(value)
+                todo.extend((f"{path}.{name}.", part) for name, part in parts)
+
+
+def _capture(value: Any) -> Any:
+    """A generator's state as it is now; None if what was a generator is none any more."""
+    if isinstance(value, np.random.Generator):
+        return value.bit_generator.state
+    if isinstance(value, np.random.RandomState):
+        return value.get_state(legacy=False)
+    return value.getstate() if isinstance(value, random.Random) else None
+
+
+def _set_generator(value: Any, state: Any) -> None:
+    if isinstance(value, np.random.Generator):
+        value.bit_generator.state = state
+    elif isinstance(value, np.random.RandomState):
+        value.set_state(state)
+    else:
+        version, words, gauss = state
+        value.setstate((version, tuple(words), gauss))
+
+
+def _plain(value: Any, path: str, env: int) -> Any:
+    """A deep copy out of JSON values and arrays; tuples become lists, numpy scalars Python numbers."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, np.generic) and value.dtype.kind in "biufU":
+        return value.item()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return value.copy()
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item, f"{path}[{key!r}]", env) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{path}[{index}]", env) for index, item in enumerate(value)]
+    raise NotPlain(env, f"{path} is a {type(value).__name__}: only JSON values and numpy arrays can be saved")

@@ -1,0 +1,159 @@
+"""Fragments become one batch of static shape, and the order in which its rows are learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+from steppe.spaces import map_leaves, tupled
+from steppe.types import Array, BoolArray, Rollout, State, Tree
+
+COLUMNS = ("obs", "action", "logp", "reward", "terminated", "truncated", "filled")
+"""What an on-policy update reads."""
+
+
+class FragmentQueue:
+    """Collects the fragments of one policy until a batch is full; used by every on-policy learner.
+
+    Args:
+        env_steps: size of a batch.
+    """
+
+    def __init__(self, env_steps: int) -> None:
+        self._goal = env_steps
+        self._fragments: list[Rollout] = []
+        self._rows = self._lanes = 0  # capacities, which only grow: each growth compiles anew
+        self._continues = np.zeros(0, np.bool_)
+
+    def add(self, rollout: Rollout) -> None:
+        """Take one fragment."""
+        self._fragments.append(rollout)
+
+    @property
+    def full(self) -> bool:
+        """Whether :meth:`take` may be called."""
+        return sum(fragment.env_steps for fragment in self._fragments) >= self._goal
+
+    def take(self) -> tuple[dict[str, Any], BoolArray, BoolArray]:
+        """The batch, its acted rows, and which of its lanes go on from the previous batch.
+
+        Returns:
+            Columns of ``(rows, lanes, ...)``, padded with unfilled rows to a capacity that grows in few
+            steps; ``acted (rows, lanes)``; ``continues (lanes,)``.
+        """
+        fragments, self._fragments = self._fragments, []
+        by_runner = [
+            [fragment for fragment in fragments if fragment.runner == runner]
+            for runner in sorted({fragment.runner for fragment in fragments})
+        ]
+        parts = [stitch(own) for own in by_runner]
+        rows = max(len(part["filled"]) for part in parts)
+        lanes = sum(part["filled"].shape[1] for part in parts)
+        if rows > self._rows:
+            self._rows = _capacity(rows, by_runner[0])
+        self._lanes = max(self._lanes, lanes)
+        batch = {name: _padded([part[name] for part in parts], self._rows, self._lanes) for name in COLUMNS}
+        final = batch["terminated"] | batch["truncated"]
+        acted = np.zeros_like(batch["filled"])
+        acted[:-1] = batch["filled"][:-1] & batch["filled"][1:] & ~final[:-1]
+        continues = np.zeros(self._lanes, np.bool_)
+        continues[: len(self._continues)] = self._continues
+        self._continues = np.concatenate([own[-1].lane_continues for own in by_runner])
+        return batch, acted, continues
+
+    def get_state(self) -> State:
+        """Fragments that wait, and the capacities."""
+        kept = [{f.name: getattr(r, f.name) for f in fields(r)} for r in self._fragments]
+        return {"fragments": kept, "rows": self._rows, "lanes": self._lanes, "continues": self._continues}
+
+    def set_state(self, state: State) -> None:
+        """Go on from :meth:`get_state`."""
+        self._rows, self._lanes = int(state["rows"]), int(state["lanes"])
+        self._continues = np.asarray(state["continues"], np.bool_)
+        self._fragments = [
+            Rollout(
+                **{**kept, "obs": tupled(kept["obs"]), "action": tupled(kept["action"]), "agents": tuple(kept["agents"])}
+            )
+            for kept in state["fragments"]
+        ]
+
+
+def stitch(fragments: Sequence[Rollout]) -> dict[str, Any]:
+    """Join consecutive fragments of one runner, lane by lane, without holes.
+
+    Where a lane continues, its closing row is left out: the next fragment repeats it, with its action.
+
+    Returns:
+        Columns of ``(rows, lanes, ...)`` named in :data:`COLUMNS`.
+    """
+    if len(fragments) == 1:
+        return {name: getattr(fragments[0], name) for name in COLUMNS}
+    lanes = max(fragment.filled.shape[1] for fragment in fragments)
+    used = np.zeros(lanes, np.int64)
+    places = []
+    for index, fragment in enumerate(fragments):
+        keep = fragment.filled.copy()
+        length = keep.sum(axis=0)
+        if index < len(fragments) - 1:
+            going = np.flatnonzero(fragment.lane_continues)
+            keep[length[going] - 1, going] = False
+        row, lane = np.nonzero(keep)
+        places.append((row, lane, used[lane] + row))
+        used[: keep.shape[1]] += keep.sum(axis=0)
+    joined = {}
+    for name in COLUMNS:
+        columns = [getattr(fragment, name) for fragment in fragments]
+        joined[name] = map_leaves(lambda *leaves: _join(leaves, places, int(used.max()), lanes), *columns)
+    return joined
+
+
+def _join(leaves: Sequence[Array], places: Sequence[Any], rows: int, lanes: int) -> Array:
+    out = np.zeros((rows, lanes, *leaves[0].shape[2:]), leaves[0].dtype)
+    for leaf, (row, lane, target) in zip(leaves, places, strict=True):
+        out[target, lane] = leaf[row, lane]
+    return out
+
+
+def _padded(columns: Sequence[Tree], rows: int, lanes: int) -> Tree:
+    def pad(*leaves: Array) -> Array:
+        out = np.zeros((rows, lanes, *leaves[0].shape[2:]), leaves[0].dtype)
+        start = 0
+        for leaf in leaves:
+            out[: leaf.shape[0], start : start + leaf.shape[1]] = leaf
+            start += leaf.shape[1]
+        return out
+
+    return map_leaves(pad, columns[0], *columns[1:])
+
+
+def _capacity(rows: int, fragments: Sequence[Rollout]) -> int:
+    """Rows to allocate: room for episodes that get shorter as a policy learns.
+
+    Each episode adds a final row. In quarters of the number of polls, two ahead of the need, and at most
+    twice the polls, which one-step episodes take.
+    """
+    polls = sum(f.env_steps // max(1, f.filled.shape[1]) for f in fragments) + len(fragments)
+    quarter = max(polls // 4, 1)
+    return max(rows, min((rows // quarter + 2) * quarter, 2 * polls + 1))
+
+
+def shuffled(rng: np.random.Generator, acted: BoolArray, epochs: int, capacity: int) -> tuple[Array, int]:
+    """The order in which rows are learned from: acted rows only, drawn anew for each epoch.
+
+    Args:
+        rng: the learner's stream.
+        acted: ``(rows, lanes)``.
+        epochs: passes over the batch.
+        capacity: length of the answer; beyond the acted rows the order is repeated from its start.
+
+    Returns:
+        ``(epochs, capacity)`` int32 flat row indices, and the number of acted rows.
+    """
+    rows = np.flatnonzero(acted).astype(np.int32)
+    order = np.empty((epochs, capacity), np.int32)
+    for epoch in range(epochs):
+        order[epoch] = np.resize(rng.permutation(rows), capacity)
+    return order, len(rows)

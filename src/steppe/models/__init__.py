@@ -1,0 +1,1 @@
+"""Networks and action distributions: a space in, parameters and values out."""

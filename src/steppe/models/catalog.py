@@ -1,0 +1,155 @@
+"""The networks of an actor-critic, made from an observation space and an action distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from steppe.models.distributions import Distribution
+from steppe.models.encoders import Encoder, make_encoder
+from steppe.models.mlp import MLP
+from steppe.spaces import Spec
+from steppe.types import FloatArray, Tree
+
+T = TypeVar("T")
+
+_POLICY_SCALE = 0.01
+"""Gain of the policy's last layer: all actions start out about equally likely."""
+
+
+@final
+class Actor(eqx.Module):
+    """All that acting needs: observation to distribution parameters, for one observation.
+
+    Attributes:
+        encoder: observation to vector.
+        mlp: vector to distribution parameters, but for a free ``log_std``.
+        log_std: ``(log_std_size,)``, the same for every observation, or None where the network says it.
+    """
+
+    encoder: Encoder
+    mlp: MLP
+    log_std: jax.Array | None
+
+    def features(self, obs: Tree) -> jax.Array:
+        """``(f,)``: the input of the last layer."""
+        return self.mlp.hidden(self.encoder(obs))
+
+    def head(self, features: jax.Array) -> jax.Array:
+        """Features ``(f,)`` to distribution parameters ``(P,)``."""
+        params = self.mlp.head(features)
+        return params if self.log_std is None else jnp.concatenate([params, self.log_std])
+
+    def __call__(self, obs: Tree) -> jax.Array:
+        """Distribution parameters ``(P,)`` of one observation."""
+        return self.head(self.features(obs))
+
+
+@final
+class Critic(eqx.Module):
+    """Value of one observation, or of the actor's features when ``encoder`` is None."""
+
+    encoder: Encoder | None
+    mlp: MLP
+
+    def __call__(self, inputs: Tree) -> jax.Array:
+        """``()`` value of an observation, or of the features ``(f,)`` of a shared actor."""
+        return self.mlp(inputs if self.encoder is None else self.encoder(inputs))[0]
+
+
+@final
+class ActorCritic(eqx.Module):
+    """Policy and value of one observation; ``actor`` alone is what acting needs."""
+
+    actor: Actor
+    critic: Critic
+
+    def value(self, obs: Tree) -> jax.Array:
+        """``()`` value of one observation."""
+        return self.critic(self.actor.features(obs) if self.critic.encoder is None else obs)
+
+    def __call__(self, obs: Tree) -> tuple[jax.Array, jax.Array]:
+        """``(params (P,), value ())`` of one observation; shared layers run once."""
+        features = self.actor.features(obs)
+        return self.actor.head(features), self.critic(features if self.critic.encoder is None else obs)
+
+
+def make_actor_critic(
+    obs_spec: Spec,
+    distribution: Distribution,
+    rng: np.random.Generator,
+    *,
+    hiddens: Sequence[int] = (64, 64),
+    activation: str = "tanh",
+    share_layers: bool = False,
+    conv_filters: Sequence[Sequence[int]] | None = None,
+    free_log_std: bool = True,
+    initial_log_std: float = 0.0,
+) -> ActorCritic:
+    """Draw the networks of an actor-critic.
+
+    Args:
+        obs_spec: the observation space.
+        distribution: of the actions.
+        rng: source of the initial parameters.
+        hiddens: widths of the hidden layers, of actor and critic alike.
+        activation: after each hidden layer, see :class:`~steppe.models.mlp.MLP`.
+        share_layers: the critic is one layer on the actor's features.
+        conv_filters: ``[channels, kernel, stride]`` a layer, for images; chosen by size if None.
+        free_log_std: log standard deviations are parameters of their own, not outputs of the network.
+        initial_log_std: their value before training.
+
+    Raises:
+        ConfigError: bad widths, unknown activation, or filters that do not fit the image.
+    """
+    encoder = make_encoder(obs_spec, rng, conv_filters=conv_filters)
+    scales = distribution.log_std_size
+    outputs = distribution.param_size - (scales if free_log_std else 0)
+    mlp = MLP((encoder.size, *hiddens, outputs), activation, rng, _POLICY_SCALE)
+    initial = np.full(scales, initial_log_std, np.float32)
+    if free_log_std and scales:
+        actor = Actor(encoder, mlp, jnp.asarray(initial))
+    else:
+        bias = np.concatenate([np.zeros(outputs - scales, np.float32), initial])
+        actor = Actor(encoder, eqx.tree_at(lambda m: m.biases[-1], mlp, jnp.asarray(bias)), None)
+    if share_layers:
+        width = hiddens[-1] if hiddens else encoder.size
+        return ActorCritic(actor, Critic(None, MLP((width, 1), activation, rng, 1.0)))
+    own = make_encoder(obs_spec, rng, conv_filters=conv_filters)
+    return ActorCritic(actor, Critic(own, MLP((own.size, *hiddens, 1), activation, rng, 1.0)))
+
+
+def acting(model: ActorCritic) -> Actor:
+    """The part of a model that acting needs."""
+    return model.actor
+
+
+def ravel(tree: T) -> tuple[FloatArray, Callable[[jax.Array], T]]:
+    """All arrays of a tree as one flat vector, and the way back.
+
+    Args:
+        tree: a module or any pytree; what is not an array stays in the returned function.
+
+    Returns:
+        ``(flat, unravel)``: ``(p,)`` float32 numpy, and a function of a flat vector that works inside jit.
+    """
+    arrays, static = eqx.partition(tree, eqx.is_array)
+    leaves, structure = jax.tree.flatten(arrays)
+    shapes = [(leaf.shape, leaf.dtype) for leaf in leaves]
+    ends = np.cumsum([leaf.size for leaf in leaves]).tolist()
+
+    def unravel(flat: jax.Array) -> T:
+        parts: list[Any] = [
+            flat[end - int(np.prod(shape)) : end].reshape(shape).astype(dtype)
+            for (shape, dtype), end in zip(shapes, ends, strict=True)
+        ]
+        combined: T = eqx.combine(jax.tree.unflatten(structure, parts), static)
+        return combined
+
+    flat = [np.asarray(leaf, np.float32).ravel() for leaf in leaves]
+    return np.concatenate(flat) if flat else np.zeros(0, np.float32), unravel

@@ -1,0 +1,1 @@
+"""Policies: how a row becomes a decision."""

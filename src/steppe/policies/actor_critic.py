@@ -1,0 +1,126 @@
+"""Acting with an actor network: one compiled function, without the critic and without JAX keys."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from steppe.models.distributions import Distribution
+from steppe.models.encoders import normalize
+from steppe.spaces import Spec, map_leaves
+from steppe.types import Array, Decision, FloatArray, Tree, Weights
+
+
+class Layout(NamedTuple):
+    """How a pytree of arrays lies in one flat float32 vector; hashable, so that jit can be keyed by it."""
+
+    treedef: Any
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, tree: Any) -> Layout:
+        """Layout of ``tree``, whose leaves are all arrays."""
+        leaves, treedef = jax.tree.flatten(tree)
+        return cls(treedef, tuple(np.shape(leaf) for leaf in leaves))
+
+    @property
+    def size(self) -> int:
+        """Elements of the flat vector."""
+        return sum(int(np.prod(shape)) for shape in self.shapes)
+
+    def ravel(self, tree: Any) -> FloatArray:
+        """The flat vector ``(size,)`` of ``tree``, in numpy."""
+        parts = [np.asarray(leaf, np.float32).reshape(-1) for leaf in self.treedef.flatten_up_to(tree)]
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+    def unravel(self, flat: Any) -> Any:
+        """The pytree again; inside jit these are static slices."""
+        leaves, start = [], 0
+        for shape in self.shapes:
+            end = start + int(np.prod(shape))
+            leaves.append(flat[start:end].reshape(shape))
+            start = end
+        return jax.tree.unflatten(self.treedef, leaves)
+
+
+@final
+class ActorCriticPolicy:
+    """Acts with the actor of an actor-critic; see :class:`steppe.types.Policy`.
+
+    Args:
+        observation: spec of what it observes.
+        distribution: of its actions.
+        layout: of ``(actor, normalizer)`` in the flat weights; the normalizer is empty when there is none.
+    """
+
+    def __init__(self, observation: Spec, distribution: Distribution, layout: Layout) -> None:
+        self.observation, self.distribution = observation, distribution
+        self.action, self.noise_size = distribution.spec, distribution.noise_size
+        self._sample, self._mode = _compiled(observation, distribution, layout)
+
+    def load(self, weights: Weights) -> Any:
+        """One flat array: each further argument of a compiled function costs a microsecond a call."""
+        parts = [weights.params, *(np.asarray(a, np.float32).reshape(-1) for a in weights.normalizer)]
+        return jnp.asarray(np.concatenate(parts))
+
+    def act(self, weights: Any, obs: Tree, state: Tree, noise: FloatArray | None) -> Decision:
+        """Choose actions; see :meth:`steppe.types.Policy.act`."""
+        n = _rows(obs)
+        padded = 1 << (n - 1).bit_length()  # ragged batches, padded: else every size compiles anew
+        if padded != n:
+            obs = map_leaves(lambda a: _pad(a, padded), obs)
+            noise = None if noise is None else _pad(noise, padded)
+        action, logp = self._mode(weights, obs) if noise is None else self._sample(weights, obs, noise)
+        if padded != n:
+            return Decision(map_leaves(lambda a: np.asarray(a)[:n], action), np.asarray(logp)[:n])
+        return Decision(map_leaves(np.asarray, action), np.asarray(logp))
+
+    def to_env(self, action: Tree) -> Tree:
+        """Own samples as a column inside the env's action space."""
+        return self.distribution.to_env(action)
+
+    def initial_state(self, n: int) -> Tree:
+        """None: no memory."""
+        return None
+
+
+def _rows(tree: Tree) -> int:
+    while not isinstance(tree, np.ndarray):
+        tree = next(iter(tree.values())) if isinstance(tree, dict) else tree[0]
+    return len(tree)
+
+
+def _pad(array: Array, rows: int) -> Array:
+    padded = np.zeros((rows, *array.shape[1:]), array.dtype)
+    padded[: len(array)] = array
+    if padded.dtype == np.float32 and len(array):
+        padded[len(array) :] = array[-1]  # noise of 0 would give an infinite sample
+    return padded
+
+
+@lru_cache(maxsize=64)
+def _compiled(observation: Spec, distribution: Distribution, layout: Layout) -> tuple[Any, Any]:
+    """The two acting functions of a structure, shared by all policies that have it."""
+
+    def head(flat: jax.Array, obs: Tree) -> jax.Array:
+        actor, stats = layout.unravel(flat)
+        if stats:
+            obs = normalize(observation, stats, obs)
+        params: jax.Array = jax.vmap(actor)(obs)
+        return params
+
+    def sample(flat: jax.Array, obs: Tree, noise: jax.Array) -> tuple[Tree, jax.Array]:
+        params = head(flat, obs)
+        action = distribution.sample(params, noise)
+        return action, distribution.logp(params, action)
+
+    def mode(flat: jax.Array, obs: Tree) -> tuple[Tree, jax.Array]:
+        params = head(flat, obs)
+        action = distribution.mode(params)
+        return action, distribution.logp(params, action)
+
+    return jax.jit(sample), jax.jit(mode)

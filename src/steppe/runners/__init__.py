@@ -1,0 +1,1 @@
+"""Where sampling runs: in this process."""

@@ -1,0 +1,97 @@
+"""What is measured while sampling: episodes, and their means in a result."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from steppe.types import State
+
+
+@dataclass(slots=True)
+class EpisodeRecord:
+    """One finished episode.
+
+    Attributes:
+        env: vector index.
+        episode: counts the episodes of that env.
+        runner: worker index.
+        length: in env steps.
+        reward: sum over agents.
+        agent_rewards: by agent id.
+        policy_rewards: for each policy, the returns of its agents.
+    """
+
+    env: int
+    episode: int
+    runner: int
+    length: int = 0
+    reward: float = 0.0
+    agent_rewards: dict[str, float] = field(default_factory=dict)
+    policy_rewards: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, agent: str, policy: str, earned: float) -> None:
+        """Count what one trajectory of an agent earned."""
+        self.reward += earned
+        self.agent_rewards[agent] = self.agent_rewards.get(agent, 0.0) + earned
+        self.policy_rewards.setdefault(policy, []).append(earned)
+
+
+class EpisodeWindow:
+    """Means over the last ``size`` episodes, or over all of an iteration where it brought more."""
+
+    def __init__(self, size: int) -> None:
+        self._recent: deque[EpisodeRecord] = deque(maxlen=size)
+        self.total = 0
+
+    def summarize(self, new: list[EpisodeRecord]) -> dict[str, Any]:
+        """Add the episodes of one iteration and return its result keys; ``nan`` before the first."""
+        self._recent.extend(new)
+        self.total += len(new)
+        window = new if len(new) > len(self._recent) else list(self._recent)
+        return {
+            **summarize(window),
+            "episodes_this_iter": len(new),
+            "episodes_total": self.total,
+        }
+
+    def get_state(self) -> State:
+        """The window and the count."""
+        return {"recent": [asdict(record) for record in self._recent], "total": self.total}
+
+    def set_state(self, state: State) -> None:
+        """Go on from :meth:`get_state`."""
+        self._recent.clear()
+        self._recent.extend(EpisodeRecord(**record) for record in state["recent"])
+        self.total = int(state["total"])
+
+
+def summarize(episodes: Iterable[EpisodeRecord]) -> dict[str, Any]:
+    """Result keys of some episodes: rewards, lengths, and rewards by policy and agent."""
+    episodes = list(episodes)
+    rewards = [record.reward for record in episodes]
+    by_policy: dict[str, list[float]] = {}
+    by_agent: dict[str, list[float]] = {}
+    for record in episodes:
+        for policy, values in record.policy_rewards.items():
+            by_policy.setdefault(policy, []).extend(values)
+        for agent, value in record.agent_rewards.items():
+            by_agent.setdefault(agent, []).append(value)
+    return {
+        "episode_reward_mean": _mean(rewards),
+        "episode_reward_min": min(rewards, default=float("nan")),
+        "episode_reward_max": max(rewards, default=float("nan")),
+        "episode_len_mean": _mean([record.length for record in episodes]),
+        "policy_reward_mean": {policy: _mean(values) for policy, values in by_policy.items()},
+        "policy_reward_min": {policy: min(values) for policy, values in by_policy.items()},
+        "policy_reward_max": {policy: max(values) for policy, values in by_policy.items()},
+        "agent_reward_mean": {agent: _mean(values) for agent, values in by_agent.items()},
+    }
+
+
+def _mean(values: list[Any]) -> float:
+    return float(np.mean(values)) if values else float("nan")

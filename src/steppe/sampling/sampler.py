@@ -1,0 +1,432 @@
+"""The one loop: poll, act, write, send."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from steppe.sampling.lanes import AGENT, ENV, EPISODE, Lanes
+from steppe.sampling.metrics import EpisodeRecord
+from steppe.spaces import map_leaves, put, take, tupled
+from steppe.types import (
+    AsyncEnv,
+    BoolArray,
+    IntArray,
+    Policy,
+    Rollout,
+    SlotInfo,
+    State,
+    TimeStep,
+    Tree,
+    Weights,
+)
+
+_TINY = np.float32(2.0**-25)  # float32 uniforms are multiples of 2**-24: this keeps 0 out and 1 away
+
+
+@dataclass(slots=True)
+class Sample:
+    """One fragment: a Rollout per trained policy, the episodes it ended, and where its time went."""
+
+    rollouts: list[Rollout]
+    episodes: list[EpisodeRecord]
+    env_steps: int
+    agent_steps: int
+    reward: float
+    env_time: float = 0.0
+    inference_time: float = 0.0
+
+
+class _Ready(NamedTuple):
+    """Rows of one policy that await an action."""
+
+    policy: int
+    slots: IntArray
+    obs: Tree
+    t: IntArray
+
+    def where(self, mask: BoolArray) -> _Ready:
+        index = np.flatnonzero(mask)
+        return _Ready(self.policy, self.slots[index], take(self.obs, index), self.t[index])
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What the running fragment has counted so far."""
+
+    episodes: list[EpisodeRecord] = field(default_factory=list)
+    agent_steps: int = 0
+    reward: float = 0.0
+    env_time: float = 0.0
+    inference_time: float = 0.0
+
+
+class Sampler:
+    """Drives one :class:`AsyncEnv` with some policies and cuts the experience into fragments.
+
+    Args:
+        env: the env, which is not polled before the first :meth:`sample`.
+        policies: by id; their order is their index.
+        trained: ids of the policies whose rows are kept.
+        mapping: policy id of an agent, asked once per agent and episode.
+        fragment_length: env steps per env and fragment.
+        complete_episodes: close fragments at episode ends only.
+        explore: draw actions; otherwise take the most likely ones.
+        rng: the stream that noise comes from.
+        runner: worker index, for the record.
+    """
+
+    def __init__(
+        self,
+        env: AsyncEnv,
+        policies: Mapping[str, Policy],
+        *,
+        trained: Sequence[str],
+        mapping: Callable[[SlotInfo], str],
+        fragment_length: int,
+        rng: np.random.Generator,
+        complete_episodes: bool = False,
+        explore: bool = True,
+        runner: int = 0,
+    ) -> None:
+        self.env, self._ids, self._policies = env, list(policies), list(policies.values())
+        self._mapping, self._runner, self._rng, self.explore = mapping, runner, rng, explore
+        self._fragment_steps, self._complete = fragment_length * env.num_envs, complete_episodes
+        rows = fragment_length * 5 // 4 + 16
+        self._lanes = [
+            Lanes(id, policy.observation, rows, env.num_envs) if id in trained else None
+            for id, policy in policies.items()
+        ]
+        self._weights: list[Any] = [None] * len(self._ids)
+        self._versions = [0] * len(self._ids)
+        self._states: list[Tree] = [None] * len(self._ids)  # recurrent, by slot
+        self._agents: dict[str, int] = {}
+        self._live: dict[int, SlotInfo] = {}
+        self._episodes: dict[tuple[int, int], EpisodeRecord] = {}
+        self._pending: list[_Ready] = []
+        self._started, self._sequence, self._tally = False, 0, _Tally()
+        self._policy_of = np.zeros(0, np.int64)
+        self._lane_of = np.zeros(0, np.int64)
+        self._identity = np.zeros((0, 4), np.int32)
+        self._returns = np.zeros(0)
+        self._grow(2 * env.num_envs)
+
+    def set_weights(self, weights: Mapping[str, Weights]) -> None:
+        """Act with these from now on."""
+        for id, new in weights.items():
+            index = self._ids.index(id)
+            self._weights[index], self._versions[index] = self._policies[index].load(new), new.version
+
+    def weights_of(self, policy: str) -> Any:
+        """What ``policy`` acts with now, as its ``load`` made it."""
+        return self._weights[self._ids.index(policy)]
+
+    def sample(self) -> Sample:
+        """Run until the envs have taken a fragment's steps; the first call resets them."""
+        before = self.env.env_steps
+        ready, goal = self._begin(), before + self._fragment_steps
+        while self.env.env_steps < goal:
+            ready = self._round(ready)
+        self._pending = self._finish(ready, [0] * self.env.num_envs) if self._complete else ready
+        return self._close(self.env.env_steps - before)
+
+    def sample_episodes(self, quota: Sequence[int]) -> Sample:
+        """Run ``quota[i]`` whole episodes in env ``i``; the first rows of further ones wait."""
+        before = self.env.env_steps
+        self._pending = self._finish(self._begin(), list(quota))
+        return self._close(self.env.env_steps - before)
+
+    def _begin(self) -> list[_Ready]:
+        if not self._started:
+            self._pending, self._started = self._receive(self.env.poll()), True
+        return self._pending
+
+    def _round(self, ready: Sequence[_Ready]) -> list[_Ready]:
+        """Answer the rows that wait, and take in what comes of it."""
+        began = perf_counter()
+        for rows in ready:
+            self._act(rows)
+        acted = perf_counter()
+        steps = self.env.poll()
+        self._tally.env_time += perf_counter() - acted
+        self._tally.inference_time += acted - began
+        return self._receive(steps)
+
+    def _finish(self, ready: Sequence[_Ready], quota: list[int]) -> list[_Ready]:
+        """Step until open episodes, and ``quota[i]`` new ones in env ``i``, are over."""
+        waiting: list[_Ready] = []
+        allowed: set[tuple[int, int]] = set()
+
+        def goes_on(slot: int, t: int) -> bool:
+            info = self._live[slot]
+            episode = (info.env, info.episode)
+            if t == 0 and episode not in allowed and quota[info.env] > 0:
+                quota[info.env] -= 1
+                allowed.add(episode)
+            return t > 0 or episode in allowed
+
+        while True:
+            running = []
+            for rows in ready:
+                mask = np.array([goes_on(*row) for row in zip(rows.slots.tolist(), rows.t.tolist(), strict=True)])
+                running += [rows.where(mask)] if mask.any() else []
+                waiting += [rows.where(~mask)] if not mask.all() else []
+            if not running:
+                return waiting
+            ready = self._round(running)
+
+    def _receive(self, steps: Sequence[TimeStep]) -> list[_Ready]:
+        """Write the rows of one poll into their lanes; returns those that await an action."""
+        ready = []
+        for step in steps:
+            for info in step.opened:
+                self._open(info)
+            self._returns[step.slot] += step.reward
+            for policy, part in self._by_policy(step):
+                active = self._store(policy, part)
+                if active is not None:
+                    ready.append(active)
+            for end in step.closed:
+                record = self._episodes.pop((end.env, end.episode))
+                record.length = end.length
+                self._tally.episodes.append(record)
+        return ready
+
+    def _open(self, info: SlotInfo, policy_id: str | None = None) -> None:
+        """Someone new lives in a slot: choose a policy, once."""
+        slot, policy = info.slot, self._ids.index(policy_id or self._mapping(info))
+        if slot >= len(self._policy_of):
+            self._grow(2 * slot)
+        self._live[slot] = info
+        self._policy_of[slot], self._lane_of[slot], self._returns[slot] = policy, -1, 0.0
+        agent = self._agents.setdefault(info.agent, len(self._agents))
+        self._identity[slot, [ENV, AGENT, EPISODE]] = info.env, agent, info.episode
+        self._episodes.setdefault(
+            (info.env, info.episode), EpisodeRecord(info.env, info.episode, self._runner)
+        )
+        state = self._policies[policy].initial_state(1)
+        if state is not None:
+            put(self._state_table(policy, state), np.array([slot]), state)
+
+    def _by_policy(self, step: TimeStep) -> Iterator[tuple[int, TimeStep]]:
+        if len(self._ids) == 1:
+            yield 0, step
+            return
+        policy = self._policy_of[step.slot]
+        for index in np.unique(policy):
+            yield int(index), _select(step, np.flatnonzero(policy == index))
+
+    def _store(self, policy: int, step: TimeStep) -> _Ready | None:
+        """Write final rows, then active ones, so that successors follow in the freed lanes."""
+        lanes, final = self._lanes[policy], step.terminated | step.truncated
+        if final.any():
+            ended = _select(step, np.flatnonzero(final))
+            if lanes is not None:
+                self._write_final(lanes, ended)
+            for slot in ended.slot.tolist():
+                self._end(slot)
+            step = _select(step, np.flatnonzero(~final))
+        if not len(step.slot):
+            return None
+        slots = step.slot
+        if lanes is not None:
+            lane = self._lane_of[slots]
+            if lane.min() < 0:
+                for slot in slots[lane < 0].tolist():
+                    self._lane_of[slot] = lanes.claim()
+                lane = self._lane_of[slots]
+            lanes.write(lane, self._identity[slots], step)
+        ready = _Ready(policy, slots, step.obs, step.t)
+        if step.decided is None or not step.decided.any():
+            return ready
+        if lanes is not None and step.decision is not None:  # chosen elsewhere: it came along
+            lanes.write_decision(self._lane_of[slots[step.decided]], step.decision, self._versions[policy])
+        return None if step.decided.all() else ready.where(~step.decided)
+
+    def _write_final(self, lanes: Lanes, ended: TimeStep) -> None:
+        known = np.flatnonzero(self._lane_of[ended.slot] >= 0)  # one that never acted taught nothing
+        if len(known) < len(ended.slot):
+            ended = _select(ended, known)
+        if len(known):
+            lane = self._lane_of[ended.slot]
+            lanes.write_final(lane, self._identity[ended.slot], ended)
+            for free in lane.tolist():
+                lanes.release(free)
+
+    def _end(self, slot: int) -> None:
+        info = self._live.pop(slot)
+        record = self._episodes[info.env, info.episode]
+        record.add(info.agent, self._ids[self._policy_of[slot]], float(self._returns[slot]))
+        self._tally.reward += float(self._returns[slot])
+
+    def _act(self, rows: _Ready) -> None:
+        """Choose, write, send: in this order, or lanes would hold the next observation."""
+        index, slots = rows.policy, rows.slots
+        policy, lanes, state = self._policies[index], self._lanes[index], None
+        noise = None
+        if self.explore:
+            noise = self._rng.random((len(slots), policy.noise_size), np.float32)
+            np.maximum(noise, _TINY, out=noise)
+        table = self._states[index]
+        if table is not None:
+            state = take(table, slots)
+            if lanes is not None and lanes.fresh:
+                lanes.write_state0(self._lane_of[slots], state)
+        decision = policy.act(self._weights[index], rows.obs, state, noise)
+        if table is not None:
+            put(table, slots, decision.state)
+        if lanes is not None:
+            lanes.write_decision(self._lane_of[slots], decision, self._versions[index])
+        self._tally.agent_steps += len(slots)
+        self.env.send_actions(slots, policy.to_env(decision.action))
+
+    def _close(self, env_steps: int) -> Sample:
+        """Cut the fragment for all lanes and policies at once."""
+        rollouts = []
+        for index, lanes in enumerate(self._lanes):
+            if lanes is not None:
+                rollouts.append(
+                    lanes.close(
+                        self._live_lanes(index),
+                        runner=self._runner,
+                        incarnation=0,
+                        sequence=self._sequence,
+                        agents=tuple(self._agents),
+                        env_steps=env_steps,
+                    )
+                )
+        self._sequence += 1
+        tally, self._tally = self._tally, _Tally()
+        open_return = float(self._returns[list(self._live)].sum())
+        self._tally.reward = -open_return  # what open episodes have earned so far is counted here
+        return Sample(
+            rollouts,
+            tally.episodes,
+            env_steps,
+            tally.agent_steps,
+            tally.reward + open_return,
+            tally.env_time,
+            tally.inference_time,
+        )
+
+    def _live_lanes(self, policy: int) -> IntArray:
+        slots = np.array(sorted(self._live), np.int64)
+        slots = slots[(self._policy_of[slots] == policy) & (self._lane_of[slots] >= 0)]
+        return np.sort(self._lane_of[slots])
+
+    def _grow(self, slots: int) -> None:
+        more = slots - len(self._policy_of)
+        self._policy_of = np.concatenate([self._policy_of, np.full(more, -1, np.int64)])
+        self._lane_of = np.concatenate([self._lane_of, np.full(more, -1, np.int64)])
+        self._identity = np.concatenate([self._identity, np.zeros((more, 4), np.int32)])
+        self._returns = np.concatenate([self._returns, np.zeros(more)])
+        self._states = [
+            table
+            if table is None
+            else map_leaves(lambda a: np.concatenate([a, np.zeros((more, *a.shape[1:]), a.dtype)]), table)
+            for table in self._states
+        ]
+
+    def _state_table(self, policy: int, example: Tree) -> Tree:
+        if self._states[policy] is None:
+            size = len(self._policy_of)
+            self._states[policy] = map_leaves(lambda a: np.zeros((size, *a.shape[1:]), a.dtype), example)
+        return self._states[policy]
+
+    def get_state(self) -> State:
+        """All that the next fragment depends on; between two fragments only."""
+        live = [[*info] for info in self._live.values()]
+        slots = [info.slot for info in self._live.values()]
+        return {
+            "env": self.env.get_state(),
+            "rng": self._rng.bit_generator.state,
+            "live": live,
+            "policy_of": [self._ids[index] for index in self._policy_of[slots]],
+            "lane_of": self._lane_of[slots],
+            "returns": self._returns[slots],
+            "recurrent": [None if t is None else take(t, np.array(slots, np.int64)) for t in self._states],
+            "lanes": [
+                None if lanes is None else lanes.get_state(self._live_lanes(index))
+                for index, lanes in enumerate(self._lanes)
+            ],
+            "episodes": [asdict(record) for record in self._episodes.values()],
+            "agents": list(self._agents),
+            "started": self._started,
+            "sequence": self._sequence,
+            "reward": self._tally.reward,
+        }
+
+    def set_state(self, state: State) -> list[str]:
+        """Go on from :meth:`get_state`; returns what could not be restored exactly."""
+        notes = self.env.set_state(state["env"])
+        self._rng.bit_generator.state = state["rng"]
+        self._live, self._episodes = {}, {}
+        self._agents = {agent: index for index, agent in enumerate(state["agents"])}
+        for index, values in enumerate(state["live"]):
+            info = SlotInfo(*values)
+            policy = state["policy_of"][index]
+            self._open(info, policy)
+            self._lane_of[info.slot] = state["lane_of"][index]
+            self._returns[info.slot] = state["returns"][index]
+        slots = np.array(list(self._live), np.int64)
+        for index, recurrent in enumerate(state["recurrent"]):
+            if recurrent is not None:
+                put(self._state_table(index, tupled(recurrent)), slots, tupled(recurrent))
+        for lanes, saved in zip(self._lanes, state["lanes"], strict=True):
+            if lanes is not None:
+                lanes.set_state(saved)
+        for values in state["episodes"]:
+            self._episodes[values["env"], values["episode"]] = EpisodeRecord(**values)
+        self._started, self._sequence = state["started"], int(state["sequence"])
+        self._tally = _Tally(reward=float(state["reward"]))
+        self._pending = self._resume(self.env.pending()) if self._started else []
+        return notes
+
+    def _resume(self, steps: Sequence[TimeStep]) -> list[_Ready]:
+        """Rows that wait are in their lanes already, except those of episodes begun anew."""
+        ready, renewed = [], []
+        for step in steps:
+            known = {info.slot for info in step.opened if self._live.get(info.slot) == info}
+            mask = np.array([slot in known for slot in step.slot.tolist()], np.bool_)
+            for policy, part in self._by_policy(_select(step, np.flatnonzero(mask), opened=())):
+                ready.append(_Ready(policy, part.slot, part.obs, part.t))
+            if not mask.all():
+                fresh = tuple(info for info in step.opened if info.slot not in known)
+                renewed.append(_select(step, np.flatnonzero(~mask), opened=fresh))
+        lost = {info.env for step in renewed for info in step.opened}
+        for info in [info for info in self._live.values() if info.env in lost]:
+            self._discard(info)
+        return ready + self._receive(renewed)
+
+    def _discard(self, info: SlotInfo) -> None:
+        """An episode was lost: its rows in this fragment are unfilled, its record dropped."""
+        lanes, lane = self._lanes[self._policy_of[info.slot]], int(self._lane_of[info.slot])
+        if lanes is not None and lane >= 0:
+            lanes.discard(lane)
+        self._tally.reward += float(self._returns[info.slot])
+        self._episodes.pop((info.env, info.episode), None)
+        del self._live[info.slot]
+
+
+def _select(step: TimeStep, index: IntArray, opened: Sequence[SlotInfo] | None = None) -> TimeStep:
+    """Some rows of a poll."""
+    if len(index) and index[-1] == len(index) - 1:
+        index = slice(0, len(index))  # type: ignore[assignment]  # the first rows: views will do
+    return TimeStep(
+        step.slot[index],
+        step.t[index],
+        take(step.obs, index),
+        step.reward[index],
+        step.terminated[index],
+        step.truncated[index],
+        step.opened if opened is None else opened,
+        step.closed,
+        step.info,
+        step.space,
+        None if step.decided is None else step.decided[index],
+        step.decision,
+    )

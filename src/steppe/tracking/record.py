@@ -1,0 +1,186 @@
+"""``run.json``: what a run is, how far it came, whether it still runs. Reading it needs no other file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from steppe.errors import ConfigError
+
+RECORD = "run.json"
+CHECKPOINTS = "checkpoints"
+Status = Literal["running", "finished", "interrupted", "failed"]
+Which = Literal["best", "latest"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """One line of a list of runs; what ``run.json`` did not say is None.
+
+    Attributes:
+        path: the run's folder.
+        env: the env as it was named.
+        algo: name of the algorithm.
+        status: of :data:`Status`; a run whose process is gone is "interrupted"; "unreadable" if damaged.
+        steps: env steps taken.
+        best_reward: the best ``episode_reward_mean`` of any result.
+        seed: of the run.
+        started: ISO time.
+        updated: ISO time of the last result.
+        error: why it failed.
+    """
+
+    path: Path
+    env: str | None
+    algo: str | None
+    status: str
+    steps: int
+    best_reward: float | None
+    seed: int | None
+    started: str | None
+    updated: str | None
+    error: str | None
+
+    @property
+    def name(self) -> str:
+        """The folder's name, such as ``ppo-3``."""
+        return self.path.name
+
+
+def list_runs(root: str | os.PathLike[str]) -> list[RunSummary]:
+    """The runs below ``root``, the earliest first.
+
+    Args:
+        root: the working folder, or the ``runs`` folder in it.
+    """
+    folder = Path(root)
+    if (folder / "runs").is_dir():
+        folder = folder / "runs"
+    return sorted((_summary(file.parent) for file in folder.glob(f"*/*/{RECORD}")), key=_order)
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """The record of a run's folder.
+
+    Raises:
+        ConfigError: the folder holds no run, or its record is damaged.
+    """
+    try:
+        record = json.loads((run / RECORD).read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise TypeError(f"it holds a {type(record).__name__}")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ConfigError(f"{run} is not the folder of a run: it has no {RECORD}") from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{run / RECORD} is damaged: {error}") from error
+    return record
+
+
+def checkpoint_of(run: str | os.PathLike[str], which: Which = "latest") -> Path | None:
+    """The latest or best checkpoint of a run's folder, or None where there is none.
+
+    The best is the one with the highest reward, the earlier of equals; without any reward there is no best.
+    Only reads, so the run may be running.
+
+    Raises:
+        ConfigError: as :func:`read_record` does.
+    """
+    folder = Path(run)
+    entries = [
+        e for e in read_record(folder).get(CHECKPOINTS, ()) if checkpoint_dir(folder, e["steps"]).is_dir()
+    ]
+    if which == "best":
+        entries = [e for e in entries if e["reward"] is not None]
+        entry = max(entries, key=lambda e: (e["reward"], -e["steps"]), default=None)
+    else:
+        entry = max(entries, key=lambda e: e["steps"], default=None)
+    return None if entry is None else checkpoint_dir(folder, entry["steps"])
+
+
+def checkpoint_dir(run: Path, steps: int) -> Path:
+    """Where the checkpoint at ``steps`` env steps lies."""
+    return run / CHECKPOINTS / str(steps)
+
+
+def now() -> str:
+    """The time as ISO text, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str | None]:
+    """Versions that a result can depend on, without importing what they belong to."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in ("steppe", "jax", "numpy", "gymnasium"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def process_start(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot, or None where the system does not say.
+
+    Process ids are used again, and in a container soon; together with this they are not.
+    """
+    state = _proc_stat(pid)
+    return int(state[19]) if state else None
+
+
+def is_alive(record: dict[str, Any]) -> bool:
+    """Whether the process that wrote the record still runs on this machine."""
+    pid, started = record.get("pid"), record.get("pid_started")
+    if not isinstance(pid, int):
+        return False
+    state = _proc_stat(pid)
+    if state:
+        return state[0] != "Z" and (started is None or int(state[19]) == started)
+    if os.name == "nt":  # signal 0 would interrupt it there
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _proc_stat(pid: int) -> list[str] | None:
+    """Fields of Linux's ``/proc/<pid>/stat`` from the state on; the name before it may hold anything."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
+def _summary(run: Path) -> RunSummary:
+    try:
+        record = read_record(run)
+        status = record.get("status")
+    except ConfigError as error:
+        return RunSummary(run, None, None, "unreadable", 0, None, None, None, None, str(error))
+    if status == "running" and not is_alive(record):
+        status = "interrupted"
+    return RunSummary(
+        path=run,
+        env=record.get("env"),
+        algo=record.get("algo"),
+        status=status if status in get_args(Status) else "unreadable",
+        steps=record.get("steps", 0),
+        best_reward=record.get("best_reward"),
+        seed=record.get("seed"),
+        started=record.get("started"),
+        updated=record.get("updated"),
+        error=record.get("error"),
+    )
+
+
+def _order(summary: RunSummary) -> tuple[str, str]:
+    return (summary.started or "", str(summary.path))

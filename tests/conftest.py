@@ -1,0 +1,33 @@
+"""What every test needs: JAX on the CPU with a persistent cache, repeatable examples, a folder of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Set before anything imports JAX; subprocesses started by tests inherit it.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+
+# Derandomized: a red test is red again tomorrow. No deadline: the first call of a jitted function compiles.
+hypothesis.settings.register_profile(
+    "steppe",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=50,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("steppe")
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    """Runs write below the working folder: each test works in a fresh one."""
+    monkeypatch.chdir(tmp_path)

@@ -1,0 +1,454 @@
+"""Three spellings of a config give one object, and every mistake is named with its fix."""
+# ruff: noqa: RUF009  (fields are declared as in the package)
+
+import json
+import logging
+import pickle
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import steppe.config
+from steppe.config import (
+    ALIASES,
+    AlgorithmConfig,
+    Schedule,
+    above,
+    at_least,
+    between,
+    each,
+    field_docs,
+    field_specs,
+    policy_field,
+    run_field,
+    scheduled,
+)
+from steppe.config.names import NO_EFFECT, SCHEDULE_ALIASES
+from steppe.config.values import MismatchError, coerced, words
+from steppe.errors import ConfigError
+
+
+@dataclass(kw_only=True)
+class ToyConfig(AlgorithmConfig):
+    """An algorithm with a few fields of its own."""
+
+    algo_name: ClassVar[str] = "Toy"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"small": {"train_batch_size": 100, "lr": 0.01}}
+
+    lambda_: float = policy_field(0.95, check=between(0, 1))
+    """Trace decay."""
+    num_epochs: int = policy_field(10, check=at_least(1))
+    """Passes
+    over the batch."""
+    minibatch_size: int = policy_field(128, check=at_least(1))
+    """Rows of a minibatch."""
+    entropy_coeff: Schedule = policy_field(0.0, check=scheduled(at_least(0)))
+    """Weight of the entropy."""
+    weights: list[float] = run_field([1.0], section="reporting", check=each(above(0)), alias="old_weights")
+
+    def make_learner(self, policies):
+        return policies
+
+
+class Corridor:
+    pass
+
+
+@pytest.fixture(autouse=True)
+def _nothing_said_yet(monkeypatch):
+    monkeypatch.setattr(steppe.config, "_said", set())
+
+
+def refusal(call):
+    with pytest.raises(ConfigError) as caught:
+        call()
+    return str(caught.value)
+
+
+# --- three spellings --------------------------------------------------------------------------------------
+
+
+def test_three_spellings_give_equal_objects():
+    by_name = ToyConfig(
+        env="e", env_config={"n": 5}, num_envs_per_env_runner=4, lr=0.01, seed=3, num_epochs=2
+    )
+    fluent = (
+        ToyConfig()
+        .environment("e", env_config={"n": 5})
+        .env_runners(num_envs_per_worker=4)
+        .training(lr=0.01, num_sgd_iter=2)
+        .debugging(seed=3)
+    )
+    old = ToyConfig.from_dict(
+        {
+            "env": "e",
+            "env_config": {"n": 5},
+            "num_envs_per_worker": 4,
+            "lr": 0.01,
+            "seed": 3,
+            "num_sgd_iter": 2,
+            "framework": "torch",
+        }
+    )
+    assert by_name == fluent == old
+    assert by_name != ToyConfig(env="e")
+
+
+def test_fluent_methods_change_and_return_the_same_object():
+    config = ToyConfig()
+    sections = (
+        config.environment(max_episode_steps=9),
+        config.env_runners(explore=False),
+        config.training(gamma=0.5),
+        config.evaluation(evaluation_duration=3),
+        config.checkpointing(checkpoint_freq=2),
+        config.reporting(weights=[2]),
+        config.debugging(log_level="INFO"),
+        config.framework("torch"),
+        config.resources(num_gpus=1),
+    )
+    assert all(section is config for section in sections)
+    assert config.changes() == {
+        "max_episode_steps": 9,
+        "explore": False,
+        "gamma": 0.5,
+        "evaluation_duration": 3,
+        "checkpoint_freq": 2,
+        "weights": [2.0],
+        "log_level": "INFO",
+    }
+
+
+@pytest.mark.parametrize("old", sorted(set(ALIASES) | set(SCHEDULE_ALIASES)))
+def test_every_old_name_leads_to_a_field(old):
+    today = ALIASES.get(old) or SCHEDULE_ALIASES[old]
+    default = field_specs(ToyConfig)[today].default()
+    value = default if default is not None else 7
+    assert ToyConfig.from_dict({old: value}) == ToyConfig(**{today: value})
+    assert f"{old} is the old name of {today}" in refusal(lambda: ToyConfig(**{old: value}))
+
+
+def test_nested_model_dict_and_own_alias():
+    config = ToyConfig.from_dict(
+        {"model": {"fcnet_hiddens": (32,), "vf_share_layers": True}, "old_weights": [3, 4], "lambda": 0.5}
+    )
+    assert config.changes() == {
+        "fcnet_hiddens": [32],
+        "vf_share_layers": True,
+        "weights": [3.0, 4.0],
+        "lambda_": 0.5,
+    }
+    assert "model=3 must be a dict" in refusal(lambda: ToyConfig.from_dict({"model": 3}))
+    assert "no setting 'use_lstm'" in refusal(lambda: ToyConfig.from_dict({"model": {"use_lstm": True}}))
+
+
+def test_a_schedule_wins_over_the_constant_and_none_is_no_schedule():
+    points = [[0, 1e-3], [1e6, 1e-5]]
+    assert ToyConfig.from_dict({"lr_schedule": points, "lr": 5e-5}).lr == [[0.0, 1e-3], [1e6, 1e-5]]
+    assert ToyConfig.from_dict({"lr": 5e-5, "lr_schedule": None}).lr == 5e-5
+
+
+def test_two_spellings_that_disagree():
+    assert ToyConfig.from_dict({"num_sgd_iter": 3.0, "num_epochs": 3}).num_epochs == 3
+    text = refusal(lambda: ToyConfig.from_dict({"num_sgd_iter": 3, "num_epochs": 4}))
+    assert "num_sgd_iter=3 and num_epochs=4 are two spellings" in text
+    assert "disagree" in refusal(
+        lambda: ToyConfig.from_dict({"fcnet_hiddens": [1], "model": {"fcnet_hiddens": [2]}})
+    )
+
+
+def test_keys_without_effect_are_said_once(caplog):
+    for _ in range(2):
+        ToyConfig.from_dict(dict.fromkeys(NO_EFFECT, 1))
+    assert len(caplog.messages) == len(NO_EFFECT)
+    assert "num_gpus is accepted and has no effect: JAX uses the accelerator that it finds" in caplog.messages
+
+
+# --- refusals ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda: ToyConfig(gama=0.9),
+        lambda: ToyConfig().training(gama=0.9),
+        lambda: ToyConfig.from_dict({"gama": 0.9}),
+        lambda: ToyConfig().copy(gama=0.9),
+        lambda: setattr(ToyConfig(), "gama", 0.9),
+    ],
+)
+def test_unknown_names_get_a_suggestion(write):
+    assert refusal(write) == "ToyConfig has no setting 'gama'. Did you mean 'gamma'?"
+
+
+def test_unknown_names_far_from_everything_get_no_suggestion():
+    assert refusal(lambda: ToyConfig(zzzz=1)) == "ToyConfig has no setting 'zzzz'."
+    assert refusal(lambda: ToyConfig.from_dict({3: 1})) == "ToyConfig has no setting '3'."
+    assert "takes settings by name: ToyConfig(env='CartPole-v1')" in refusal(lambda: ToyConfig("CartPole-v1"))
+    assert "must be a dict" in refusal(lambda: ToyConfig.from_dict([1]))
+
+
+def test_a_field_in_the_wrong_section_changes_nothing():
+    config = ToyConfig()
+    text = refusal(lambda: config.training(lr=1.0, num_workers=0))
+    assert text == "ToyConfig: num_env_runners belongs to .env_runners(...), not .training(...)"
+    assert config == ToyConfig()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "legal"),
+    [
+        ("lr", "abc", "a number at least 0, or [[step, number], ...] with rising steps"),
+        ("lr", True, "a number at least 0"),
+        ("lr", float("inf"), "a number at least 0"),
+        ("lr", [], "a number at least 0"),
+        ("lr", [[0, 1], [0, 1]], "a number at least 0"),
+        ("lr", [[-1, 1]], "a number at least 0"),
+        ("lr", [[0, 1, 2]], "a number at least 0"),
+        ("lr", [[0, -1]], "a number at least 0"),
+        ("gamma", 1.01, "a number from 0 to 1"),
+        ("gamma", float("nan"), "a number from 0 to 1"),
+        ("seed", True, "a whole number at least 0 or None"),
+        ("seed", -1, "a whole number at least 0 or None"),
+        ("seed", "7", "a whole number at least 0 or None"),
+        ("grad_clip", 0, "a number above 0 or None"),
+        ("train_batch_size", 4000.5, "a whole number at least 1"),
+        ("train_batch_size", float("inf"), "a whole number at least 1"),
+        ("train_batch_size", None, "a whole number at least 1"),
+        ("explore", 1, "True or False"),
+        ("explore", "true", "True or False"),
+        ("batch_mode", "episodes", "'truncate_episodes' or 'complete_episodes'"),
+        ("rollout_fragment_length", 0, "a whole number at least 1, or 'auto'"),
+        ("rollout_fragment_length", "long", "a whole number at least 1, or 'auto'"),
+        ("fcnet_hiddens", [64, 0], "a list of whole numbers with items at least 1"),
+        ("fcnet_hiddens", 64, "a list of whole numbers with items at least 1"),
+        ("fcnet_hiddens", "64", "a list of whole numbers with items at least 1"),
+        ("conv_filters", [[16, 8]], "[[channels, kernel, stride], ...] or None"),
+        ("conv_filters", [[16, [8, 4], 2]], "[[channels, kernel, stride], ...] or None"),
+        ("env_config", [1], "a dict"),
+        ("run_dir", 3, "text or None"),
+        ("weights", [0.0], "a list of numbers with items above 0"),
+    ],
+)
+def test_illegal_values_name_key_value_and_what_is_legal(name, value, legal):
+    text = refusal(lambda: ToyConfig(**{name: value}))
+    assert text.startswith(f"ToyConfig: {name}={value!r} must be {legal}")
+    assert text == refusal(lambda: setattr(ToyConfig(), name, value))
+
+
+def test_long_values_are_shortened():
+    assert len(refusal(lambda: ToyConfig(lr="x" * 1000))) < 250
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "stored"),
+    [
+        ("train_batch_size", 4e3, 4000),
+        ("train_batch_size", np.int32(7), 7),
+        ("seed", 1 << 70, 1 << 70),
+        ("lr", 1, 1.0),
+        ("lr", np.array([[0, 1.0], [10, 0.5]]), [[0.0, 1.0], [10.0, 0.5]]),
+        ("fcnet_hiddens", (3, 4.0), [3, 4]),
+        ("fcnet_hiddens", np.array([3, 4]), [3, 4]),
+        ("fcnet_hiddens", [], []),
+        ("conv_filters", [[16, [8, 8], 4], (32, 4, 2)], [[16, 8, 4], [32, 4, 2]]),
+        ("conv_filters", np.array([[16, 8, 4]]), [[16, 8, 4]]),
+        ("explore", np.bool_(False), False),
+        ("grad_clip", "none", None),
+        ("grad_clip", float("inf"), float("inf")),
+    ],
+)
+def test_values_that_fit_are_stored_in_one_form(name, value, stored):
+    result = getattr(ToyConfig(**{name: value}), name)
+    assert result == stored
+    assert type(result) is type(stored)
+
+
+def test_run_dir_takes_paths(tmp_path):
+    assert ToyConfig(run_dir=tmp_path).run_dir == str(tmp_path)
+
+
+@given(st.floats(allow_nan=True) | st.integers() | st.booleans() | st.text(max_size=3) | st.none())
+def test_numbers_agree_with_a_plain_rule(value):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    for hint, fits in [
+        (int, number and value == value and abs(value) != float("inf") and value == int(value)),
+        (float, number and value == value),
+    ]:
+        if fits:
+            result = coerced(hint, value)
+            assert result == hint(value)
+            assert type(result) is hint
+        else:
+            with pytest.raises(MismatchError):
+                coerced(hint, value)
+
+
+def test_words_of_types():
+    assert words(dict[str, int]) == "a dict"
+    assert words(Any) == "anything"
+    assert words(int | list[float] | None) == "a whole number or a list of numbers"
+
+
+# --- build, copy, equality --------------------------------------------------------------------------------
+
+
+def frozen(config):
+    object.__setattr__(config, "_frozen", True)  # what build() does last
+    return config
+
+
+def test_a_built_config_does_not_change_and_a_copy_does():
+    config = frozen(ToyConfig(env="e", fcnet_hiddens=[8]))
+    text = refusal(lambda: config.training(lr=0.1))
+    assert (
+        text == "lr=0.1: this ToyConfig was built and no longer changes; change a copy: config.copy(lr=...)"
+    )
+    thawed = config.copy(num_sgd_iter=4)
+    thawed.lr = 0.1
+    assert (config.lr, config.num_epochs, thawed.lr, thawed.num_epochs) == (3e-4, 10, 0.1, 4)
+    thawed.fcnet_hiddens.append(1)
+    assert config.fcnet_hiddens == [8]
+
+
+def test_defaults_and_given_containers_are_not_shared():
+    given_env = {"n": 1}
+    a, b = ToyConfig(env_config=given_env), ToyConfig()
+    b.env_config["m"] = 2
+    given_env["n"] = 3
+    assert a.env_config == {"n": 1}
+    assert ToyConfig().env_config == {}
+
+
+def test_equality_sees_arrays_code_and_class():
+    array = {"map": np.arange(4)}
+    assert ToyConfig(env_config=array) == ToyConfig(env_config={"map": np.arange(4)})
+    assert ToyConfig(env_config=array) != ToyConfig(env_config={"map": np.zeros(4)})
+    assert ToyConfig(env=lambda c: c) != ToyConfig(env=lambda c: c)
+    assert ToyConfig() != 3
+    with pytest.raises(TypeError):
+        hash(ToyConfig())
+
+
+def test_repr_shows_what_was_changed():
+    config = ToyConfig(env=Corridor, lr=1e-3, explore=True)
+    assert repr(config) == "ToyConfig(env='Corridor', lr=0.001)"
+
+
+def test_a_config_survives_pickle():
+    config = ToyConfig(env="e", lr=0.1)
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_policy_scope_grows_with_the_subclass():
+    assert {"gamma", "lr", "fcnet_hiddens"} <= AlgorithmConfig.POLICY_SCOPE
+    assert {"lambda_", "num_epochs", "minibatch_size", "entropy_coeff"} == (
+        ToyConfig.POLICY_SCOPE - AlgorithmConfig.POLICY_SCOPE
+    )
+    assert not {"env", "seed", "weights", "num_envs_per_env_runner"} & ToyConfig.POLICY_SCOPE
+
+
+def test_presets():
+    assert ToyConfig.preset("small", lr=0.1) == ToyConfig(train_batch_size=100, lr=0.1)
+    assert refusal(lambda: ToyConfig.preset("big")) == "ToyConfig has no preset 'big'; it has ['small']"
+
+
+def test_docs_stand_under_the_fields():
+    docs = field_docs(ToyConfig)
+    assert list(docs) == list(field_specs(ToyConfig))
+    assert docs["lambda_"] == "Trace decay."
+    assert docs["num_epochs"] == "Passes\nover the batch."
+    assert docs["weights"] == ""
+    assert [name for name, text in docs.items() if not text] == ["weights"]
+
+
+# --- plain data -------------------------------------------------------------------------------------------
+
+
+def test_to_dict_is_json_and_comes_back():
+    config = ToyConfig(
+        env="e",
+        env_config={"size": np.float32(2), "grid": np.eye(2), "deep": {"x": (1, None)}},
+        lr=[[0, 1e-3], [10, 0]],
+        grad_clip=None,
+        observation_space=gymnasium.spaces.Box(-1, 1, (3,)),
+        action_space=gymnasium.spaces.Discrete(4),
+    )
+    plain = config.to_dict()
+    assert json.loads(json.dumps(plain)) == plain
+    assert plain["env_config"] == {"size": 2.0, "grid": [[1.0, 0.0], [0.0, 1.0]], "deep": {"x": [1, None]}}
+    again = ToyConfig.from_dict(plain)
+    assert again.to_dict() == plain
+    assert again.lr == config.lr
+
+
+def test_code_stands_as_its_name():
+    def corridor(config):
+        return config
+
+    assert ToyConfig(env=Corridor).to_dict()["env"] == "Corridor"
+    assert ToyConfig(env=corridor).to_dict()["env"] == "corridor"
+    assert ToyConfig(env_config={"map": Corridor()}).to_dict()["env_config"] == {"map": "Corridor"}
+
+
+def test_toml_lacks_none_and_comes_back():
+    config = ToyConfig(env="e", grad_clip=None, env_config={"a": None, "b": [1, None]})
+    plain = config.to_toml_dict()
+    assert "None" not in repr(plain)
+    assert "max_episode_steps" not in plain
+    assert plain["grad_clip"] == "none"
+    assert plain["env_config"] == {"b": [1, "none"]}
+    assert ToyConfig.from_dict(plain).grad_clip is None
+    assert tomllib.loads("grad_clip = 'none'") == {"grad_clip": plain["grad_clip"]}
+
+
+# --- validate ---------------------------------------------------------------------------------------------
+
+
+def test_validate_refuses_contradictions():
+    assert 'env is missing: ToyConfig(env="CartPole-v1")' in refusal(ToyConfig().validate)
+    space = gymnasium.spaces.Discrete(2)
+    ToyConfig(observation_space=space, action_space=space).validate()
+    ray = ToyConfig(env="e", num_env_runners=2)
+    assert refusal(ray.validate).startswith("runners on Ray are not available yet: num_env_runners=0")
+    squash = ToyConfig(env="e", squash_actions=True, normalize_actions=False)
+    assert "needs normalize_actions=True" in refusal(squash.validate)
+
+
+def test_defaults_say_nothing(caplog):
+    ToyConfig(env="e").validate()
+    assert caplog.messages == []
+
+
+def test_sizes_that_do_not_divide_are_said_once(caplog):
+    config = ToyConfig(env="e", num_envs_per_env_runner=64, train_batch_size=4000)
+    assert config.fragment_length == 63  # 4000 / 64 = 62.5
+    config.validate()
+    config.copy().validate()
+    expected = (
+        "train_batch_size=4000 is no multiple of 64 envs x 63 steps: each update learns from 4032 steps"
+    )
+    assert caplog.messages == [expected]
+    fixed = ToyConfig(env="e", train_batch_size=100, rollout_fragment_length=30, minibatch_size=200)
+    assert fixed.fragment_length == 30
+    fixed.validate()
+    assert caplog.messages[1:] == [
+        "train_batch_size=100 is no multiple of 8 envs x 30 steps: each update learns from 240 steps",
+        "minibatch_size=200 is more than train_batch_size=100: the batch is one minibatch",
+    ]
+    assert all(record.levelno == logging.WARNING and record.name == "steppe" for record in caplog.records)
+
+
+def test_importing_the_config_loads_nothing_heavy():
+    env = {"PYTHONPATH": str(Path(steppe.config.__file__).parents[2])}
+    code = "import sys, steppe.config; sys.exit(any(m in sys.modules for m in ('jax', 'gymnasium', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 0
