@@ -62,7 +62,7 @@ class GymEnv:
         self.num_envs, self.env_steps = n, 0
         self._obs_spec = _shared(envs, "observation", observation_space, max_sequence_length)
         self._action_spec = _shared(envs, "action", action_space, max_sequence_length)
-        self.spaces = (SpacePair(self._obs_spec, self._action_spec),)
+        self.spaces: tuple[SpacePair, ...] = (SpacePair(self._obs_spec, self._action_spec),)
         self._envs, self._seeds = list(envs), [int(seed) for seed in seeds]
         self._steps = [env.step for env in envs]
         names = [type(env.unwrapped).__name__ for env in envs]

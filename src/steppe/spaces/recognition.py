@@ -137,7 +137,7 @@ def _read(space: Any, name: str, maximum: int | None) -> Spec:
         if reader is not None:
             try:
                 return reader(_Reader(space, name, maximum))
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 if isinstance(error, SpaceError) and str(error).startswith(name):
                     raise  # it already says where in the tree
                 raise SpaceError(f"{name}: {error}") from None

@@ -1,0 +1,29 @@
+"""``steppe evaluate``: how good is it?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from steppe.cli.saved import find, restore
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path), metavar="CHECKPOINT|RUN")
+@click.option("--episodes", type=click.IntRange(min=1), default=20, show_default=True, help="Episodes to play.")
+@click.option("--env", help="The env, where the checkpoint alone does not say it.")
+def command(path: Path, episodes: int, env: str | None) -> None:
+    """Play episodes with a trained policy and print their rewards.
+
+    Of a run folder, the latest checkpoint is taken.
+    """
+    saved = find(path)
+    with restore(saved, env) as algo:
+        result = algo.evaluate(num_episodes=episodes)
+    click.echo(f"{saved.checkpoint}: {episodes} episodes")
+    click.echo(
+        f"reward mean {result['episode_reward_mean']:.2f}  "
+        f"min {result['episode_reward_min']:.2f}  max {result['episode_reward_max']:.2f}  "
+        f"length {result['episode_len_mean']:.1f}"
+    )

@@ -1,0 +1,99 @@
+"""Run folders and checkpoints on disk, as arguments of commands."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from steppe.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from steppe.algorithm import Algorithm
+
+
+class Saved(NamedTuple):
+    """What an argument RUN or CHECKPOINT names: a checkpoint, and the run folder around it if there is one."""
+
+    checkpoint: Path
+    run: Path | None
+
+
+def find(path: Path) -> Saved:
+    """The checkpoint that ``path`` means: itself, or the latest one of a run folder.
+
+    Raises:
+        CheckpointError: nothing there, or a run that has no checkpoint yet.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such run or checkpoint; `steppe runs` lists the runs")
+    if not is_run(path):
+        around = path.resolve().parent.parent
+        return Saved(path, around if is_run(around) else None)
+    latest = path / "checkpoints" / "latest"
+    if latest.is_file():  # where the file system has no links
+        latest = latest.parent / latest.read_text(encoding="utf-8").strip()
+    if not latest.exists():
+        raise CheckpointError(f"{path}: this run has no checkpoint yet")
+    return Saved(latest.resolve(), path)
+
+
+def is_run(path: Path) -> bool:
+    """Whether ``path`` is a run folder."""
+    return (path / "run.json").is_file()
+
+
+def run_record(run: Path) -> dict[str, Any]:
+    """``run.json`` of a run folder.
+
+    Raises:
+        CheckpointError: not a run folder, or a damaged one.
+    """
+    return _object(run / "run.json", json.loads)
+
+
+def run_settings(run: Path) -> dict[str, Any]:
+    """``config.toml`` of a run folder; errors as in :func:`run_record`."""
+    return _object(run / "config.toml", tomllib.loads)
+
+
+def _object(path: Path, parse: Any) -> dict[str, Any]:
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} is no run folder: it has no {path.name}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} is damaged: it holds no table")
+    return found
+
+
+def env_of_run(run: Path) -> str | None:
+    """The env that a run's settings name, said aloud if that means importing a file.
+
+    A relative path that leads nowhere from here is taken from the folder that the run was started in.
+    """
+    env = run_settings(run).get("env")
+    if not isinstance(env, str):
+        return None
+    file, colon, name = env.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        return env
+    home = run.resolve().parents[2]  # of home/runs/<Env>/<run>
+    if not Path(file).exists() and (home / file).exists():
+        env = f"{home / file}:{name}"
+    click.echo(f"importing {env.rpartition(':')[0]}, which this run names as its env", err=True)
+    return env
+
+
+def restore(saved: Saved, env: str | None) -> Algorithm:
+    """The algorithm of a checkpoint; ``env`` or, without it, the run's own text names the env."""
+    import steppe
+
+    if env is None and saved.run is not None:
+        env = env_of_run(saved.run)
+    return steppe.load(saved.checkpoint, env=env)

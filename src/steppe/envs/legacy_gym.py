@@ -1,0 +1,199 @@
+"""Envs with the interface that gym had before 0.26, and envs of no known base class, as Gymnasium envs.
+
+What they do decides, not where they come from: ``reset`` without ``seed``, an observation without an info,
+four items out of ``step`` in a tuple or a list, ``seed()``, ``render(mode)``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any, final
+
+import gymnasium
+import numpy as np
+
+from steppe import spaces
+from steppe.errors import CODES
+
+logger = logging.getLogger("steppe.envs")
+
+_told: set[type] = set()
+
+
+def is_legacy(env: Any) -> bool:
+    """Whether this env, or one inside its wrappers, has a ``reset`` of the old form."""
+    layer = env
+    while isinstance(layer, gymnasium.Wrapper):
+        if _old_reset(layer):
+            return True
+        layer = layer.env
+    return _old_reset(layer)
+
+
+def modernize(env: Any) -> gymnasium.Env[Any, Any]:
+    """The env itself if it is a modern Gymnasium env, else adapted to be one.
+
+    Modern wrappers stay where they are; what is old inside them is replaced in place.
+    """
+    parent, layer = None, env
+    while isinstance(layer, gymnasium.Wrapper) and not _old_reset(layer):
+        parent, layer = layer, layer.env
+    if _old_reset(layer):
+        _tell(layer)
+    elif isinstance(layer, gymnasium.Env):
+        modern: gymnasium.Env[Any, Any] = env
+        return modern
+    adapted = LegacyGym(layer)
+    if parent is None:
+        return adapted
+    parent.env = adapted
+    wrapped: gymnasium.Env[Any, Any] = env
+    return wrapped
+
+
+def modern_step(result: Any) -> Any:
+    """Five items out of four; whatever else comes is passed on to be judged.
+
+    ``info["TimeLimit.truncated"]`` makes a done episode truncated, otherwise it is terminated.
+    """
+    if not isinstance(result, (tuple, list)):
+        return result
+    if len(result) != 4:
+        return tuple(result)
+    obs, reward, done, info = result
+    limited = isinstance(info, dict) and bool(info.get("TimeLimit.truncated", False))
+    if limited and isinstance(done, (bool, int, np.bool_, np.integer)):
+        return obs, reward, False, done, info
+    return obs, reward, done, False, info
+
+
+@final
+class LegacyGym(gymnasium.Env[Any, Any]):
+    """Any object with ``reset``, ``step`` and spaces, as a Gymnasium env.
+
+    ``unwrapped`` is the inner env's own. The first ``reset(seed=...)`` reaches old envs as ``seed()``; one
+    without gets its ``np_random`` seeded, and so does an env that it holds as ``self.env``.
+    """
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+        self.observation_space = modern_space(getattr(env, "observation_space", None))
+        self.action_space = modern_space(getattr(env, "action_space", None))
+        self.metadata = getattr(env, "metadata", None) or {}
+        self.render_mode = getattr(env, "render_mode", None)
+        self.spec = getattr(env, "spec", None)
+        self._reset_takes = _parameters(env.reset)
+
+    @property
+    def unwrapped(self) -> Any:
+        """The innermost env."""
+        return getattr(self.env, "unwrapped", self.env)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Seed the env if ``seed`` is given, reset it, and give back observation and info."""
+        keywords: dict[str, Any] = {}
+        if seed is not None:
+            if "seed" in self._reset_takes:
+                keywords["seed"] = seed
+            else:
+                self._seed(seed)
+        if options is not None and "options" in self._reset_takes:
+            keywords["options"] = options
+        return self._pair(self.env.reset(**keywords))
+
+    def step(self, action: Any) -> Any:
+        """Five items, if the env gave four or five."""
+        return modern_step(self.env.step(action))
+
+    def render(self) -> Any:
+        """Render in the mode that the env was made with, ``"human"`` where it takes one and none is set."""
+        render = getattr(self.env, "render", None)
+        if render is None:
+            return None
+        return render(mode=self.render_mode or "human") if "mode" in _parameters(render) else render()
+
+    def close(self) -> None:
+        """Close the env, if it can be."""
+        close = getattr(self.env, "close", None)
+        if close is not None:
+            close()
+
+    def _seed(self, seed: int) -> None:
+        for name in ("action_space", "observation_space"):
+            seed_space = getattr(getattr(self.env, name, None), "seed", None)
+            if seed_space is not None:
+                seed_space(seed)
+        seed_env = getattr(self.env, "seed", None)
+        if callable(seed_env):
+            seed_env(seed)
+            return
+        if isinstance(self.env, gymnasium.Env):
+            gymnasium.Env.reset(self.env, seed=seed)  # only sets its np_random
+        inside = getattr(self.env, "env", None)
+        if isinstance(inside, gymnasium.Env):
+            inside.reset(seed=seed)
+
+    def _pair(self, result: Any) -> tuple[Any, dict[str, Any]]:
+        if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict):
+            space = self.observation_space
+            pair_space = isinstance(space, gymnasium.spaces.Tuple) and len(space.spaces) == 2
+            if not (pair_space and spaces.contains(spaces.spec_of(space), result)):
+                return result
+        return result, {}
+
+
+def modern_space(space: Any) -> Any:
+    """A Gymnasium space for one of the same class name out of another package; others as they are."""
+    if space is None or isinstance(space, gymnasium.Space):
+        return space
+    names = {cls.__name__ for cls in type(space).__mro__}
+    return next((make(space) for name, make in _SPACES.items() if name in names), space)
+
+
+def _box(space: Any) -> gymnasium.Space[Any]:
+    low, high = (np.broadcast_to(bound, space.shape) for bound in (space.low, space.high))
+    return gymnasium.spaces.Box(low, high, tuple(space.shape), np.dtype(space.dtype).type)
+
+
+def _dict(space: Any) -> gymnasium.Space[Any]:
+    return gymnasium.spaces.Dict({key: modern_space(part) for key, part in space.spaces.items()})
+
+
+_SPACES: dict[str, Callable[[Any], gymnasium.Space[Any]]] = {
+    "Box": _box,
+    "Discrete": lambda space: gymnasium.spaces.Discrete(int(space.n), start=int(getattr(space, "start", 0))),
+    "MultiDiscrete": lambda space: gymnasium.spaces.MultiDiscrete(np.asarray(space.nvec)),
+    "MultiBinary": lambda space: gymnasium.spaces.MultiBinary(space.n),
+    "Dict": _dict,
+    "Tuple": lambda space: gymnasium.spaces.Tuple([modern_space(part) for part in space.spaces]),
+}
+
+
+def _old_reset(env: Any) -> bool:
+    takes = _parameters(env.reset)
+    if "return_info" in takes:  # gym 0.22 to 0.25: seed, but an observation alone
+        return True
+    return "seed" not in takes and "**" not in takes
+
+
+def _parameters(method: Any) -> set[str]:
+    """Names of a method's parameters; ``"**"`` if it takes any keyword or cannot be looked into."""
+    try:
+        parameters = inspect.signature(method).parameters.values()
+    except (TypeError, ValueError):
+        return {"**"}
+    return {"**" if one.kind is one.VAR_KEYWORD else one.name for one in parameters}
+
+
+def _tell(env: Any) -> None:
+    kind = type(env)
+    if kind not in _told:
+        _told.add(kind)
+        logger.warning(
+            "E401 %s: %s (its reset takes no seed; from now on it is seeded once, before its first reset)",
+            *(CODES["E401"], kind.__name__),
+        )

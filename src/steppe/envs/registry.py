@@ -1,0 +1,303 @@
+"""Every spelling of ``env``: from a name, a class, a function or a file to envs that are built."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.registration import load_env_creator
+
+from steppe.envs.context import EnvContext
+from steppe.envs.guards import OutOfSpace, show
+from steppe.envs.gym import GymEnv
+from steppe.envs.legacy_gym import modern_step, modernize
+from steppe.errors import ConfigError
+from steppe.seeding import env_seed
+from steppe.types import AsyncEnv
+
+GymnasiumEnv = gymnasium.Env[Any, Any]
+Creator = Callable[[EnvContext], GymnasiumEnv]
+
+_CONTEXT_NAMES = ("env_config", "config", "ctx")
+_registered: dict[str, Callable[..., Any]] = {}
+
+
+def register_env(name: str, creator: Callable[..., Any]) -> None:
+    """Make ``env=name`` mean ``creator``, in this process and in the runners that it starts.
+
+    Args:
+        name: any text; it wins over a Gymnasium id of the same name, and over an earlier registration.
+        creator: a class or function that returns an env. It gets one :class:`EnvContext` if it has exactly
+            one required positional parameter, or one named ``env_config``, ``config`` or ``ctx``; otherwise
+            the env config as keywords; nothing if it takes nothing.
+
+    Raises:
+        ConfigError: the name is no text, or the creator cannot be called.
+    """
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"register_env: the name is a non-empty text, not {name!r}")
+    if not callable(creator):
+        raise ConfigError(f"register_env({name!r}): give a class or a function, not {show(creator)}")
+    _registered[name] = creator
+
+
+def make(env: Any, env_config: Mapping[str, Any] | None = None) -> GymnasiumEnv:
+    """Build one env, from any spelling, as training would with ``worker_index`` 0; old ones are adapted.
+
+    Raises:
+        ConfigError: the spelling is unknown, or ``env_config`` does not fit.
+    """
+    return creator_of(env)(EnvContext(env_config))
+
+
+def env_name(env: Any) -> str:
+    """A short name for folders and messages, such as ``CartPole-v1`` or ``SimpleCorridor``."""
+    if env is None:
+        return "external"
+    if isinstance(env, str):
+        name = env if env in _registered else env.rpartition(":")[2]
+    else:
+        name = getattr(env, "__name__", type(env).__name__)
+    return re.sub(r"[^\\w.-]+", "-", name).strip("-.") or "env"
+
+
+def creator_of(env: Any) -> Creator:
+    """What builds one env of this spelling from its :class:`EnvContext`.
+
+    Raises:
+        ConfigError: the spelling is unknown, with the nearest known names.
+    """
+    if env is None:
+        raise ConfigError(
+            "env is None: nothing can be built; that is for served and offline training, "
+            "which take observation_space and action_space instead"
+        )
+    if isinstance(env, str):
+        return _creator_of_name(env)
+    if not callable(env) or (_is_env(env) and not isinstance(env, type)):
+        raise ConfigError(
+            f"env is {show(env)}: give the class or a function, so that any number of envs can be built"
+        )
+    return _calling(env, env_name(env))
+
+
+def build(
+    env: Any,
+    env_config: Mapping[str, Any] | None = None,
+    *,
+    num_envs: int,
+    run_seed: int,
+    worker_index: int = 0,
+    num_workers: int = 0,
+    seed_runner: int | None = None,
+    max_episode_steps: int | None = None,
+    on_out_of_space: OutOfSpace = "warn",
+    max_sequence_length: int | None = None,
+    observation_space: Any = None,
+    action_space: Any = None,
+) -> AsyncEnv:
+    """Build exactly ``num_envs`` envs of one runner, each with a seed of its own.
+
+    Args:
+        env: any spelling.
+        env_config: what the constructor gets.
+        num_envs: how many run in this process, ``vector_index`` 0 to ``num_envs - 1``.
+        run_seed: root of the tree of seeds.
+        worker_index: 0 in the driver, 1..N in runners.
+        num_workers: N.
+        seed_runner: place in the tree of seeds, ``worker_index`` if None.
+        max_episode_steps: an episode of this many env steps is closed as truncated.
+        on_out_of_space: ``"warn"``, ``"raise"`` or ``"clip"``.
+        max_sequence_length: for Sequence spaces that state no maximum.
+        observation_space: overrides what the envs say.
+        action_space: likewise.
+
+    Raises:
+        ConfigError: the spelling is unknown, or ``env_config`` does not fit.
+        SpaceError: a space is missing or cannot be handled.
+        Exception: whatever the constructor raised.
+    """
+    if num_envs < 1:
+        raise ConfigError(f"the number of envs is at least 1, not {num_envs}")
+    creator = creator_of(env)
+    seeds = [
+        env_seed(run_seed, worker_index if seed_runner is None else seed_runner, i) for i in range(num_envs)
+    ]
+    envs: list[GymnasiumEnv] = []
+    with contextlib.ExitStack() as on_failure:
+        for i in range(num_envs):
+            try:
+                envs.append(creator(EnvContext(env_config, worker_index, i, num_workers)))
+            except Exception as error:
+                error.add_note(f"steppe: while building {env_name(env)}, runner {worker_index}, env {i}")
+                raise
+            on_failure.callback(envs[i].close)
+        built = GymEnv(
+            envs,
+            seeds=seeds,
+            runner=worker_index,
+            observation_space=observation_space,
+            action_space=action_space,
+            max_episode_steps=max_episode_steps,
+            max_sequence_length=max_sequence_length,
+            on_out_of_space=on_out_of_space,
+            modern_step=modern_step,
+        )
+        on_failure.pop_all()
+    return built
+
+
+def _creator_of_name(name: str) -> Creator:
+    if name in _registered:
+        return _calling(_registered[name], name)
+    if name in gymnasium.registry:
+        return _making(name)
+    place, colon, attribute = name.rpartition(":")
+    if not colon:
+        raise _unknown(name)
+    if place.endswith(".py"):
+        return _calling(_attribute(_module_of_file(place), attribute, name), attribute)
+    module = _module(place, name)
+    if attribute in gymnasium.registry:  # Gymnasium's own "module:Env-v0"
+        return _making(attribute)
+    return _calling(_attribute(module, attribute, name), attribute)
+
+
+def _unknown(name: str) -> ConfigError:
+    near = difflib.get_close_matches(name, [*_registered, *gymnasium.registry], n=3, cutoff=0.5)
+    meant = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+    return ConfigError(
+        f"no env named {name!r}{meant} Register it with steppe.register_env({name!r}, creator), or give "
+        'a class, a function, "path/to/file.py:Class" or "package.module:Class"'
+    )
+
+
+def _making(name: str) -> Creator:
+    def create(ctx: EnvContext) -> GymnasiumEnv:
+        spec = gymnasium.spec(name)
+        point = spec.entry_point
+        if point is not None:
+            entry = load_env_creator(point) if isinstance(point, str) else point
+            ours = ("max_episode_steps", "disable_env_checker")
+            _fitting(entry, {**spec.kwargs, **{k: v for k, v in ctx.items() if k not in ours}}, name)
+        # Our own guards judge what the env returns, by column.
+        return modernize(gymnasium.make(name, **{"disable_env_checker": True, **ctx}))
+
+    return create
+
+
+def _calling(creator: Callable[..., Any], name: str) -> Creator:
+    def create(ctx: EnvContext) -> GymnasiumEnv:
+        args, keywords = _arguments(creator, ctx, name)
+        env = creator(*args, **keywords)
+        if not _is_env(env) or isinstance(env, type):
+            raise ConfigError(
+                f"{name} made {show(env)}: that is not an env, which has reset, step and spaces"
+            )
+        return modernize(env)
+
+    return create
+
+
+def _arguments(
+    creator: Callable[..., Any], ctx: EnvContext, name: str
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments for a user's class or function."""
+    try:
+        parameters = inspect.signature(creator).parameters.values()
+    except (TypeError, ValueError):  # builtins say nothing
+        return (ctx,), {}
+    plain = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    required = [p for p in plain if p.default is p.empty]
+    takers = [p for p in plain if p.name in _CONTEXT_NAMES] or required
+    if takers and len(required) <= 1 and set(required) <= set(takers[:1]):
+        if takers[0].kind != inspect.Parameter.KEYWORD_ONLY:
+            return (ctx,), {}
+        if takers[0].name in _CONTEXT_NAMES:
+            return (), {takers[0].name: ctx}
+    _fitting(creator, ctx, name)
+    return (), dict(ctx)
+
+
+def _fitting(creator: Callable[..., Any], keywords: Mapping[str, Any], name: str) -> None:
+    try:
+        signature = inspect.signature(creator)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(**keywords)
+    except TypeError as error:
+        raise ConfigError(
+            f"env_config does not fit {name}{signature}: {error}; env_config has {sorted(keywords)}"
+        ) from None
+
+
+def _is_env(thing: Any) -> bool:
+    return callable(getattr(thing, "reset", None)) and callable(getattr(thing, "step", None))
+
+
+def _module(place: str, name: str) -> ModuleType:
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{place}.".startswith(f"{error.name}."):
+            raise  # the module is there, something that it imports is not
+        raise ConfigError(f"env {name!r}: there is no module {error.name!r} to import") from None
+
+
+def _module_of_file(place: str) -> ModuleType:
+    path = Path(place).expanduser().resolve()
+    if not path.is_file():
+        raise ConfigError(f"there is no file {place!r} (looked for {path})")
+    digest = hashlib.sha256(f"{path}:{path.stat().st_mtime_ns}".encode()).hexdigest()[:12]
+    name = f"{path.stem}_{digest}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{place!r} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        with _on_path(path.parent):
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+@contextlib.contextmanager
+def _on_path(folder: Path) -> Iterator[None]:
+    """Let siblings of a file be imported while it is."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))
+
+
+def _attribute(module: ModuleType, attribute: str, name: str) -> Callable[..., Any]:
+    found = getattr(module, attribute, None)
+    if found is None:
+        own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        near = difflib.get_close_matches(attribute, own, n=3) or sorted(own)[:8]
+        raise ConfigError(
+            f"env {name!r}: {attribute!r} is not in there; there is {', '.join(near) or 'nothing'}"
+        )
+    if not callable(found) or (_is_env(found) and not isinstance(found, type)):
+        raise ConfigError(f"env {name!r} is {show(found)}: name a class or a function")
+    creator: Callable[..., Any] = found
+    return creator
