@@ -52,7 +52,9 @@ def reference(c):
             end = min(t + N_STEP, rows[-1])
             out["n_step"][t, lane] = sum(weight[k] * r[k] for k in range(t, end)) + weight[end] * v[end]
             traces = {k: np.prod([c["lam"] * min(0.9, rho[i]) for i in range(t, k)]) for k in later}
-            out["vs"][t, lane] = v[t] + sum(weight[k] * traces[k] * min(1.2, rho[k]) * delta[k] for k in later)
+            out["vs"][t, lane] = v[t] + sum(
+                weight[k] * traces[k] * min(1.2, rho[k]) * delta[k] for k in later
+            )
         for t in steps:
             excess = out["vs"][t + 1, lane] - v[t + 1] if t + 1 in steps else 0.0
             out["pg"][t, lane] = min(1.2, rho[t]) * (delta[t] + g[t] * c["lam"] * excess)
@@ -81,7 +83,9 @@ def columns(c):
 @st.composite
 def cases(draw):
     shape = draw(st.sampled_from(SHAPES))
-    kind = draw(hnp.arrays(np.int8, shape, elements=st.sampled_from([PLAIN] * 6 + [*range(5)]), fill=st.nothing()))
+    kind = draw(
+        hnp.arrays(np.int8, shape, elements=st.sampled_from([PLAIN] * 6 + [*range(5)]), fill=st.nothing())
+    )
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     acts = np.zeros(shape, bool)
     for lane, rows in pieces(kind):

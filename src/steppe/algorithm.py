@@ -9,11 +9,12 @@ from importlib import metadata
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Self, final
+from typing import TYPE_CHECKING, Any, Self, final
 
 from steppe import checkpoint
 from steppe.algorithms import config_class
 from steppe.config import AlgorithmConfig
+from steppe.envs import registry
 from steppe.errors import CheckpointError, ConfigError
 from steppe.runners.local import LocalRunner
 from steppe.sampling.metrics import EpisodeWindow, summarize
@@ -21,6 +22,9 @@ from steppe.sampling.sampler import Sample
 from steppe.seeding import EVALUATION_RUNNER, fresh_seed, stream
 from steppe.spaces import collect, rows
 from steppe.types import DEFAULT_POLICY, Policy, State, Tree
+
+if TYPE_CHECKING:
+    from steppe.tracking.run import Run, Status
 
 logger = logging.getLogger("steppe")
 
@@ -73,8 +77,29 @@ class Algorithm:
         self._iteration = self._env_steps = self._agent_steps = 0
         self._total_s = 0.0
         self._noise = stream(int(self.config.seed or 0), "actions")
-        self.episodes: list[dict[str, Any]] = []
-        self.run: Any = None
+        self._run: Run | None = None
+
+    @property
+    def run(self) -> Run | None:
+        """The run folder, made when first asked for or trained; None with ``write_run=False``."""
+        if self._run is None and self.config.write_run:
+            from steppe.tracking.run import Run
+
+            config = self.config
+            self._run = Run.create(
+                Path(),
+                registry.env_name(config.env),
+                config.algo_name.lower(),
+                directory=config.run_dir,
+                info={"seed": config.seed},
+                config=config.to_toml_dict(),
+                keep=config.keep_checkpoints_num,
+            )
+        return self._run
+
+    @run.setter
+    def run(self, run: Run | None) -> None:
+        self._run = run
 
     def _start(self, runner: LocalRunner, *, explore: bool, complete: bool, trained: Iterable[str]) -> None:
         runner.start(
@@ -116,7 +141,37 @@ class Algorithm:
                 self.runner.set_weights(self._learner.publish())
             learning += perf_counter() - sampled
         self._iteration += 1
-        return self._report(samples, stats, perf_counter() - began, learning)
+        result = self._report(samples, stats, perf_counter() - began, learning)
+        self._record(result, samples)
+        return result
+
+    def _record(self, result: Result, samples: list[Sample]) -> None:
+        """Write the run folder, and a checkpoint when one is due."""
+        run = self.run
+        if run is None:
+            return
+        episodes = [episode for sample in samples for episode in sample.episodes]
+        run.log_result(result)
+        run.log_episodes(
+            [
+                {"reward": e.reward, "length": e.length, "env": e.env, "episode": e.episode, "steps": self._env_steps}
+                for e in episodes
+            ]
+        )
+        if self.config.checkpoint_freq and self._iteration % self.config.checkpoint_freq == 0:
+            self.save_to_run()
+
+    def save_to_run(self) -> Path:
+        """Write a checkpoint into the run folder, where the newest and the best are kept.
+
+        Raises:
+            ConfigError: this run writes no folder.
+        """
+        if self.run is None:
+            raise ConfigError("write_run=False: this run has no folder; save(path) writes anywhere")
+        path = self.save(self.run.checkpoint_dir(self._env_steps))
+        self.run.register_checkpoint(path, self._env_steps, self._window.mean_reward)
+        return path
 
     def _report(
         self, samples: list[Sample], stats: Mapping[str, Any], iteration_s: float, learning: float
@@ -292,9 +347,16 @@ class Algorithm:
 
     def close(self) -> None:
         """Release the envs and finish the run folder; may be called twice."""
+        self._finish("finished", None)
         self.runner.close()
         if self._evaluator is not None:
             self._evaluator.close()
+
+    def _finish(self, status: Status, error: str | None) -> None:
+        if self._run is not None:
+            if self._run.record["status"] == "running":
+                self._run.finish(status, error)
+            self._run.close()
 
     stop = close
 
@@ -304,6 +366,9 @@ class Algorithm:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            self._finish("interrupted" if interrupted else "failed", f"{type(error).__name__}: {error}")
         self.close()
 
 

@@ -131,7 +131,12 @@ def test_products_add_up():
 
 @pytest.mark.parametrize(
     "space",
-    [spaces.Discrete(4, start=-2), spaces.MultiDiscrete([[2, 3], [1, 4]]), spaces.MultiDiscrete([3, 3]), spaces.MultiBinary(3)],
+    [
+        spaces.Discrete(4, start=-2),
+        spaces.MultiDiscrete([[2, 3], [1, 4]]),
+        spaces.MultiDiscrete([3, 3]),
+        spaces.MultiBinary(3),
+    ],
     ids=str,
 )
 def test_probabilities_entropy_and_kl_are_sums_over_all_actions(space):
@@ -226,7 +231,9 @@ def test_density_integrates_to_one_and_gives_kl_and_entropy(mean, log_std, squas
     other = np.asarray([0.0, 0.1], np.float32)
     x = np.linspace(-12, 12, 20_001)
     density_of = np.tanh(x) if squash else x
-    logp, logq = (np.asarray(d.logp(jnp.asarray(p), x[:, None].astype(np.float32)), float) for p in (params, other))
+    logp, logq = (
+        np.asarray(d.logp(jnp.asarray(p), x[:, None].astype(np.float32)), float) for p in (params, other)
+    )
     mass = np.exp(logp) * np.gradient(density_of, x)
     assert np.trapezoid(mass, x) == pytest.approx(1, abs=1e-3)
     np.testing.assert_allclose(np.trapezoid(mass * (logp - logq), x), d.kl(params, other), rtol=2e-3)

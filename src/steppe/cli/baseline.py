@@ -29,8 +29,10 @@ def command(
     instance = registry.make(env, dict(env_config))
     played: list[tuple[float, int]] = []
     try:
-        for _, episode in zip(range(episodes), random_episodes(instance, seed, max_episode_steps), strict=False):
-            played.append(episode)  # noqa: PERF402  # kept when Ctrl-C comes
+        for _, episode in zip(
+            range(episodes), random_episodes(instance, seed, max_episode_steps), strict=False
+        ):
+            played.append(episode)  # kept when Ctrl-C comes
     except KeyboardInterrupt:
         click.echo(f"stopped after {len(played)} of {episodes} episodes", err=True)
     finally:

@@ -11,7 +11,9 @@ from steppe.cli.saved import find, restore
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path), metavar="CHECKPOINT|RUN")
-@click.option("--episodes", type=click.IntRange(min=1), default=20, show_default=True, help="Episodes to play.")
+@click.option(
+    "--episodes", type=click.IntRange(min=1), default=20, show_default=True, help="Episodes to play."
+)
 @click.option("--env", help="The env, where the checkpoint alone does not say it.")
 def command(path: Path, episodes: int, env: str | None) -> None:
     """Play episodes with a trained policy and print their rewards.

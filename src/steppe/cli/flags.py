@@ -8,13 +8,21 @@ from typing import Any, Literal, final
 import click
 
 from steppe.algorithms import config_class
-from steppe.cli.text import FieldText, KeyValue
+from steppe.cli.text import field_value, key_value
 from steppe.config import AlgorithmConfig, FieldSpec, field_docs, field_specs
 
 DEFAULTS: dict[str, Any] = {"checkpoint_freq": 10}
 """Where the command line's default is not the config's."""
 
-_NO_FLAG = ("env", "env_config", "observation_space", "action_space")  # two are written otherwise, two are code
+_NO_FLAG = (
+    "env",
+    "env_config",
+    "observation_space",
+    "action_space",
+)  # two are written otherwise, two are code
+
+
+_WORDS = ((str, "TEXT"), (int, "N"), (float, "X"))
 
 
 @final
@@ -29,18 +37,20 @@ class FieldOption(click.Option):
         if spec.hint is bool:
             super().__init__([f"--{flag}/--no-{flag}", spec.name], default=None, help=text)
         else:
-            kind = FieldText(spec)
-            super().__init__([f"--{flag}", spec.name], type=kind, metavar=_metavar(spec.hint), help=text)
+            hint = spec.hint
+            super().__init__(
+                [f"--{flag}", spec.name],
+                type=lambda v: field_value(hint, v),
+                metavar=_metavar(hint),
+                help=text,
+            )
 
 
 def _metavar(hint: Any) -> str:
-    args = typing.get_args(hint) or (hint,)
     if typing.get_origin(hint) is Literal:
-        return "|".join(args)
-    for kind, word in ((str, "TEXT"), (int, "N"), (float, "X")):
-        if kind in args:
-            return word
-    return "LIST"
+        return "|".join(typing.get_args(hint))
+    members = () if typing.get_origin(hint) is list else typing.get_args(hint) or (hint,)
+    return next((word for kind, word in _WORDS if kind in members), "LIST")
 
 
 def field_options(cls: type[AlgorithmConfig]) -> list[click.Parameter]:
@@ -53,7 +63,8 @@ def env_config_option() -> click.Option:
     """``-e key=value``, as often as wanted."""
     return click.Option(
         ["-e", "--env-config", "env_config"],
-        type=KeyValue(),
+        type=key_value,
+        metavar="KEY=VALUE",
         multiple=True,
         help="An argument of the env: a JSON or TOML value, else text. May be repeated.",
     )
@@ -75,7 +86,7 @@ class ConfigCommand(click.Command):
         """One block a section."""
         blocks: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
             title = param.section.replace("_", " ") if isinstance(param, FieldOption) else "options"
             if record is not None:
                 blocks.setdefault(title.capitalize(), []).append(record)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,13 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from steppe.errors import CheckpointError
+from steppe.tracking.record import RECORD, checkpoint_of
 
 if TYPE_CHECKING:
     from steppe.algorithm import Algorithm
 
 
 class Saved(NamedTuple):
-    """What an argument RUN or CHECKPOINT names: a checkpoint, and the run folder around it if there is one."""
+    """What an argument RUN|CHECKPOINT names: a checkpoint, and the run folder around it, if any."""
 
     checkpoint: Path
     run: Path | None
@@ -30,46 +30,35 @@ def find(path: Path) -> Saved:
     """
     if not path.exists():
         raise CheckpointError(f"{path}: no such run or checkpoint; `steppe runs` lists the runs")
+    if path.is_file():  # a link, where the file system has none
+        path = path.parent / path.read_text(encoding="utf-8").strip()
     if not is_run(path):
         around = path.resolve().parent.parent
-        return Saved(path, around if is_run(around) else None)
-    latest = path / "checkpoints" / "latest"
-    if latest.is_file():  # where the file system has no links
-        latest = latest.parent / latest.read_text(encoding="utf-8").strip()
-    if not latest.exists():
+        return Saved(path.resolve(), around if is_run(around) else None)
+    latest = checkpoint_of(path)
+    if latest is None:
         raise CheckpointError(f"{path}: this run has no checkpoint yet")
-    return Saved(latest.resolve(), path)
+    return Saved(latest, path)
 
 
 def is_run(path: Path) -> bool:
     """Whether ``path`` is a run folder."""
-    return (path / "run.json").is_file()
-
-
-def run_record(run: Path) -> dict[str, Any]:
-    """``run.json`` of a run folder.
-
-    Raises:
-        CheckpointError: not a run folder, or a damaged one.
-    """
-    return _object(run / "run.json", json.loads)
+    return (path / RECORD).is_file()
 
 
 def run_settings(run: Path) -> dict[str, Any]:
-    """``config.toml`` of a run folder; errors as in :func:`run_record`."""
-    return _object(run / "config.toml", tomllib.loads)
+    """``config.toml`` of a run folder.
 
-
-def _object(path: Path, parse: Any) -> dict[str, Any]:
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    path = run / "config.toml"
     try:
-        found = parse(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} is no run folder: it has no {path.name}") from None
+        raise CheckpointError(f"{run} has no {path.name}") from None
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} is damaged: it holds no table")
-    return found
 
 
 def env_of_run(run: Path) -> str | None:
@@ -96,4 +85,4 @@ def restore(saved: Saved, env: str | None) -> Algorithm:
 
     if env is None and saved.run is not None:
         env = env_of_run(saved.run)
-    return steppe.load(saved.checkpoint, env=env)
+    return steppe.load(saved.checkpoint, env=env, write_run=False)

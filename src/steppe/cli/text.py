@@ -7,11 +7,9 @@ import re
 import tomllib
 import types
 import typing
-from typing import Any, Literal, final
+from typing import Any, Literal
 
 import click
-
-from steppe.config import FieldSpec
 
 _MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -28,14 +26,6 @@ def number(text: str) -> int | float | None:
     value = int(digits) if digits.lstrip("+-").isdigit() else float(digits)
     value *= _MULTIPLES[suffix]
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def duration(text: str) -> float | None:
-    """``"10m"``, ``"1h30m"``, ``"45"`` (seconds) as seconds; None for other text."""
-    parts = _SPAN.findall(text.strip())
-    if not parts or "".join(a + b for a, b in parts) != text.strip():
-        return None
-    return sum(float(amount) * _SECONDS[unit.lower()] for amount, unit in parts)
 
 
 def literal(text: str) -> Any:
@@ -72,59 +62,25 @@ def field_value(hint: Any, text: str) -> Any:
     return literal(text)
 
 
-@final
-class FieldText(click.ParamType):
-    """Text of a config field; the config says what is wrong with it."""
-
-    name = "value"
-
-    def __init__(self, spec: FieldSpec) -> None:
-        self._spec = spec
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Text as a value for the field."""
-        return field_value(self._spec.hint, value) if isinstance(value, str) else value
-
-
-@final
-class Count(click.ParamType):
+def count(text: str) -> int:
     """A whole number above 0, also as ``1e6``, ``200_000`` or ``2M``."""
-
-    name = "count"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Text as a count."""
-        result = number(value) if isinstance(value, str) else value
-        if not isinstance(result, int) or result < 1:
-            self.fail(f"{value!r} is not a count such as 200_000, 1e6 or 2M", param, ctx)
-        return result
+    value = number(text)
+    if not isinstance(value, int) or value < 1:
+        raise click.BadParameter(f"{text!r} is not a count such as 200_000, 1e6 or 2M")
+    return value
 
 
-@final
-class Duration(click.ParamType):
-    """Seconds, or a time such as ``45s``, ``10m`` or ``1h30m``."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Text as seconds."""
-        result = duration(value) if isinstance(value, str) else value
-        if result is None:
-            self.fail(f"{value!r} is not a time such as 45s, 10m or 1h30m", param, ctx)
-        return float(result)
+def duration(text: str) -> float:
+    """Seconds of ``45s``, ``10m``, ``1h30m`` or plain ``90``."""
+    parts = _SPAN.findall(text.strip())
+    if not parts or "".join(amount + unit for amount, unit in parts) != text.strip():
+        raise click.BadParameter(f"{text!r} is not a time such as 45s, 10m or 1h30m")
+    return sum(float(amount) * _SECONDS[unit.lower()] for amount, unit in parts)
 
 
-@final
-class KeyValue(click.ParamType):
+def key_value(text: str) -> tuple[str, Any]:
     """``key=value`` with a JSON or TOML value; other values are text."""
-
-    name = "key=value"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
-        """Text as a pair."""
-        if isinstance(value, tuple):
-            return value[0], value[1]
-        key, equals, text = str(value).partition("=")
-        if not equals or not key.strip():
-            self.fail(f"{value!r} is not key=value", param, ctx)
-        return key.strip(), literal(text)
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise click.BadParameter(f"{text!r} is not key=value")
+    return key.strip(), literal(value)

@@ -435,7 +435,8 @@ class AlgorithmConfig(ABC):
         self.validate()
         logger.setLevel(self.log_level)
         algorithm = Algorithm(self)
-        object.__setattr__(self, "_frozen", True)
+        for config in (self, algorithm.config):  # two, where the algorithm drew a seed
+            object.__setattr__(config, "_frozen", True)
         return algorithm
 
     def copy(self, **changes: Any) -> Self:

@@ -15,6 +15,7 @@ import gymnasium
 import numpy as np
 
 from steppe import spaces
+from steppe.envs.replay import seed_spaces
 from steppe.errors import CODES
 
 logger = logging.getLogger("steppe.envs")
@@ -123,10 +124,7 @@ class LegacyGym(gymnasium.Env[Any, Any]):
             close()
 
     def _seed(self, seed: int) -> None:
-        for name in ("action_space", "observation_space"):
-            seed_space = getattr(getattr(self.env, name, None), "seed", None)
-            if seed_space is not None:
-                seed_space(seed)
+        seed_spaces(self.env, seed)
         seed_env = getattr(self.env, "seed", None)
         if callable(seed_env):
             seed_env(seed)

@@ -69,7 +69,7 @@ def env_name(env: Any) -> str:
         name = env if env in _registered else env.rpartition(":")[2]
     else:
         name = getattr(env, "__name__", type(env).__name__)
-    return re.sub(r"[^\\w.-]+", "-", name).strip("-.") or "env"
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "env"
 
 
 def creator_of(env: Any) -> Creator:
@@ -220,12 +220,11 @@ def _arguments(
         return (ctx,), {}
     plain = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     required = [p for p in plain if p.default is p.empty]
-    takers = [p for p in plain if p.name in _CONTEXT_NAMES] or required
-    if takers and len(required) <= 1 and set(required) <= set(takers[:1]):
-        if takers[0].kind != inspect.Parameter.KEYWORD_ONLY:
-            return (ctx,), {}
-        if takers[0].name in _CONTEXT_NAMES:
-            return (), {takers[0].name: ctx}
+    named = [p for p in plain if p.name in _CONTEXT_NAMES and p.kind != p.POSITIONAL_ONLY][:1]
+    if named and required in ([], named):
+        return (), {named[0].name: ctx}
+    if len(required) == 1 and required[0].kind != inspect.Parameter.KEYWORD_ONLY:
+        return (ctx,), {}
     _fitting(creator, ctx, name)
     return (), dict(ctx)
 

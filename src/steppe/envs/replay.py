@@ -45,13 +45,13 @@ class _Holder(NamedTuple):
     key: str
 
 
-def seed_spaces(env: gymnasium.Env[Any, Any], seed: int) -> None:
+def seed_spaces(env: Any, seed: int) -> None:
     """Seed the env's spaces, from which many an env samples, each with a stream of its own."""
     for index, name in enumerate(("action_space", "observation_space")):
-        space = getattr(env, name, None)
-        if isinstance(space, gymnasium.Space):
+        seed_space = getattr(getattr(env, name, None), "seed", None)
+        if callable(seed_space):
             word = np.random.SeedSequence(seed, spawn_key=(index,)).generate_state(1)[0]
-            space.seed(int(word) >> 1)
+            seed_space(int(word) >> 1)
 
 
 @final
@@ -203,7 +203,7 @@ def _set_elapsed(env: Any, t: int) -> None:
     """Put the time limits around an env that took its own state back to step ``t``."""
     while isinstance(env, gymnasium.Wrapper):
         if isinstance(env, TimeLimit):
-            env._elapsed_steps = t
+            vars(env)["_elapsed_steps"] = t
         env = env.env
 
 

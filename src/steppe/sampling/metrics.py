@@ -59,6 +59,11 @@ class EpisodeWindow:
             "episodes_total": self.total,
         }
 
+    @property
+    def mean_reward(self) -> float:
+        """Mean reward of the window, ``nan`` before the first episode."""
+        return _mean([record.reward for record in self._recent])
+
     def get_state(self) -> State:
         """The window and the count."""
         return {"recent": [asdict(record) for record in self._recent], "total": self.total}

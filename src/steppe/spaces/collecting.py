@@ -97,7 +97,8 @@ def _stack_exact(spec: LeafSpec, values: Sequence[Any], kinds: set[type]) -> Arr
     # Equal first axes here and equal other axes by concatenate: so all shapes equal that of the first value.
     if kinds != _ARRAYS or values[0].shape != shape or set(map(len, values)) != {shape[0]}:
         return None
-    return np.concatenate(values, dtype=spec.dtype, casting="no").reshape((len(values), *shape))
+    flat = np.ascontiguousarray(np.concatenate(values, dtype=spec.dtype, casting="no"))
+    return flat.reshape((len(values), *shape))
 
 
 def _stack_converted(spec: LeafSpec, values: Sequence[Any], kinds: set[type]) -> Array | None:

@@ -253,13 +253,13 @@ def rows(spec: Spec, column: Tree) -> list[Any]:
 
 
 def _sequence_rows(spec: SequenceSpec, column: Tree) -> list[Any]:
-    ends = np.cumsum(column["length"]).tolist()
-    starts = [0, *ends[:-1]]
+    ends = np.cumsum(column["length"])
+    spans = list(zip((ends - column["length"]).tolist(), ends.tolist(), strict=True))
     flat = take(column["items"], filled_items(column))
     if spec.stack:
-        return [stacked_rows(spec.item, take(flat, slice(*at))) for at in zip(starts, ends, strict=True)]
+        return [stacked_rows(spec.item, take(flat, slice(*span))) for span in spans]
     items = rows(spec.item, flat)
-    return [tuple(items[start:end]) for start, end in zip(starts, ends, strict=True)]
+    return [tuple(items[start:end]) for start, end in spans]
 
 
 def stacked_rows(spec: Spec, column: Tree) -> Any:

@@ -19,12 +19,11 @@ _ZERO_ONE: Limits = (np.array(0, np.int8), np.array(1, np.int8))
 
 def _frozen(values: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """A read-only array of ``shape``; equal values take no memory (a view of one element)."""
-    array = np.asarray(values)
+    array = np.broadcast_to(np.asarray(values), shape)
     if array.size and (array == array.flat[0]).all():
-        array = array.flat[0]
+        array = np.asarray(array.flat[0])
     with np.errstate(over="ignore"):
-        array = np.asarray(array).astype(dtype)
-    array = np.broadcast_to(array, shape)
+        array = np.broadcast_to(array.astype(dtype), shape)
     array.flags.writeable = False
     return array
 
@@ -37,10 +36,10 @@ def _compact(array: Array) -> Array:
 def _bound(values: Any, shape: tuple[int, ...], dtype: np.dtype[Any], infinite: int) -> Array:
     array = np.asarray(values)
     if array.dtype.kind not in "iufb":
-        raise SpaceError(f"Box bounds must be numbers, got {array.dtype}")
+        raise TypeError(f"they must be numbers, got {array.dtype}")
     if array.dtype.kind == "f":
         if np.isnan(array).any():
-            raise SpaceError("Box bounds must not be NaN: use -inf and inf for no bound")
+            raise ValueError("they hold NaN; use -inf and inf for no bound")
         if dtype.kind != "f":
             array = np.where(np.isinf(array), infinite, array.astype(object))
             array = np.array(array, dtype=dtype)

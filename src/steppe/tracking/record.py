@@ -73,8 +73,8 @@ def read_record(run: Path) -> dict[str, Any]:
     """
     try:
         record = json.loads((run / RECORD).read_text(encoding="utf-8"))
-        if not isinstance(record, dict):
-            raise TypeError(f"it holds a {type(record).__name__}")
+        if not isinstance(record, dict) or not {"run_id", "status", CHECKPOINTS} <= record.keys():
+            raise TypeError("run_id, status or checkpoints are missing")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(f"{run} is not the folder of a run: it has no {RECORD}") from error
     except (ValueError, TypeError) as error:
@@ -92,9 +92,7 @@ def checkpoint_of(run: str | os.PathLike[str], which: Which = "latest") -> Path 
         ConfigError: as :func:`read_record` does.
     """
     folder = Path(run)
-    entries = [
-        e for e in read_record(folder).get(CHECKPOINTS, ()) if checkpoint_dir(folder, e["steps"]).is_dir()
-    ]
+    entries = [e for e in read_record(folder)[CHECKPOINTS] if checkpoint_dir(folder, e["steps"]).is_dir()]
     if which == "best":
         entries = [e for e in entries if e["reward"] is not None]
         entry = max(entries, key=lambda e: (e["reward"], -e["steps"]), default=None)
@@ -163,7 +161,7 @@ def _proc_stat(pid: int) -> list[str] | None:
 def _summary(run: Path) -> RunSummary:
     try:
         record = read_record(run)
-        status = record.get("status")
+        status = str(record["status"])
     except ConfigError as error:
         return RunSummary(run, None, None, "unreadable", 0, None, None, None, None, str(error))
     if status == "running" and not is_alive(record):

@@ -83,7 +83,7 @@ class Run:
             algo: short name of the algorithm.
             name: instead of ``<algo>-<n>``.
             directory: this very folder instead, new or empty.
-            info: further entries of ``run.json``, such as ``seed``, ``env`` (as the user wrote it), ``command``.
+            info: further entries of ``run.json``: ``seed``, ``env`` (as the user wrote it), ``command`` ...
             config: plain settings for ``config.toml`` and ``params.json``.
             keep: newest checkpoints that stay; the best one stays too.
 
@@ -148,7 +148,7 @@ class Run:
         self._write_record()
 
     def log_episodes(self, episodes: Sequence[Mapping[str, Any]]) -> None:
-        """Write finished episodes: ``reward, length, env, episode`` and ``steps``, the run's env steps then."""
+        """Write finished episodes: ``reward, length, env, episode`` and the run's env ``steps`` then."""
         self._episodes.write(*episodes)
 
     def truncate_to(self, steps: int) -> None:
@@ -314,7 +314,7 @@ def _claim_number(base: Path, algo: str) -> Path:
 
 
 def _point(link: Path, target: Path | None) -> None:
-    """Make ``link`` lead to a checkpoint: a relative link, or a text file with its path where links cannot be."""
+    """Make ``link`` lead to a checkpoint: a relative link, or a text file with the path where none can be."""
     if target is None:
         link.unlink(missing_ok=True)
         return

@@ -1,7 +1,8 @@
 """TensorBoard event files, written in place: no thread, no queue, so that a killed process loses nothing.
 
-A file is a sequence of records ``length (uint64), crc of length, bytes, crc of bytes``, all little-endian, with
-the masked CRC-32C of the TFRecord format; the bytes are ``Event`` messages, the first of which names the version.
+A file is a sequence of records ``length (uint64), crc of length, bytes, crc of bytes``, all little-endian,
+with the masked CRC-32C of the TFRecord format; the bytes are ``Event`` messages, the first of which names the
+version.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 import struct
 import time
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, final
 
@@ -25,10 +27,9 @@ class EventWriter:
 
     def __init__(self, folder: Path, purge_from: int | None = None) -> None:
         # Imported when a run first writes: it takes longer than all else that a run folder needs.
-        from tensorboardX.proto import event_pb2, summary_pb2
-        from tensorboardX.record_writer import masked_crc32c
-
-        self._event, self._summary, self._crc = event_pb2, summary_pb2, masked_crc32c
+        self._event = import_module("tensorboardX.proto.event_pb2")
+        self._summary = import_module("tensorboardX.proto.summary_pb2")
+        self._crc = import_module("tensorboardX.record_writer").masked_crc32c
         seconds, rest = divmod(time.time_ns(), 1_000_000_000)
         name = f"events.out.tfevents.{seconds:010d}.{rest:09d}"
         self._file = (folder / name).open("xb", buffering=0)

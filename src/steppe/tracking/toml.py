@@ -16,8 +16,8 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")
 def dumps(table: Mapping[str, Any]) -> str:
     """TOML text that ``tomllib.loads`` turns into an equal dict.
 
-    Holds text, bool, int, float, numpy scalars and arrays (as numbers and lists), lists, tuples (as lists) and
-    dicts. TOML has no null: a key whose value is None is left out.
+    Holds text, bool, int, float, numpy scalars and arrays (as numbers and lists), lists, tuples (as lists)
+    and dicts. TOML has no null: a key whose value is None is left out.
 
     Raises:
         TypeError: another kind of value, or None inside a list; the message names its place.

@@ -1,0 +1,215 @@
+"""``steppe train``: the training loop, when it stops, and how a run goes on."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, final
+
+import click
+
+from steppe.algorithms import config_class
+from steppe.cli import INTERRUPTED
+from steppe.cli.flags import DEFAULTS, ConfigCommand, env_config_option
+from steppe.cli.saved import Saved, env_of_run, find
+from steppe.cli.text import count, duration
+from steppe.errors import ConfigError
+from steppe.tracking.record import read_record
+
+if TYPE_CHECKING:
+    from steppe.algorithm import Algorithm
+    from steppe.tracking.progress import Display
+
+_STOP = ("total_steps", "stop_reward", "stop_time")
+
+
+@click.command(cls=ConfigCommand)
+@click.argument("env_argument", metavar="[ENV]", required=False)
+@click.option("--env", help="The env: a Gymnasium id, file.py:Class or module:Class.")
+@click.option(
+    "--algo", default=None, metavar="NAME", help="The algorithm; its own flags follow.  [default: PPO]"
+)
+@click.option(
+    "--total-steps", type=count, metavar="COUNT", help="Stop after so many env steps: 1e6, 200_000, 2M."
+)
+@click.option("--stop-reward", type=float, help="Stop once the mean episode reward is at least this.")
+@click.option("--stop-time", type=duration, metavar="TIME", help="Stop after this time: 45s, 10m, 1h30m.")
+@click.option("--name", help="Name of the run's folder under runs/<Env>/.")
+@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with this run.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def command(
+    env_argument: str | None,
+    env: str | None,
+    algo: str | None,
+    name: str | None,
+    resume: Path | None,
+    quiet: bool,
+    **flags: Any,
+) -> int:
+    """Train in an env and write a run folder.
+
+    Without --total-steps, --stop-reward or --stop-time it trains until Ctrl-C: the first one ends the
+    iteration, saves, and says how to go on; the second one stops at once.
+    """
+    given = {key: value for key, value in flags.items() if value not in (None, ())}
+    stop = {key: given.pop(key) for key in _STOP if key in given}
+    if env_argument is not None and env is not None and env_argument != env:
+        raise ConfigError(f"two envs: {env_argument} and --env {env}")
+    env = env_argument or env
+    if resume is not None:
+        _refuse_changes(given, env=env, algo=algo, name=name)
+        algorithm, stop = _reopen(resume, stop)
+    else:
+        algorithm = _build(env, algo or "PPO", name, given)
+    return _train(algorithm, StopWhen(**{key: stop.get(key) for key in _STOP}), quiet)
+
+
+command.params.append(env_config_option())
+
+
+class StopWhen(NamedTuple):
+    """What ends a training, whichever comes first."""
+
+    total_steps: int | None = None
+    stop_reward: float | None = None
+    stop_time: float | None = None
+
+    def reached(self, result: Mapping[str, Any], seconds: float) -> str:
+        """The reason to stop after an iteration, or "".
+
+        Args:
+            result: of the iteration; its mean reward is NaN before an episode has ended.
+            seconds: since the training was started or resumed.
+        """
+        steps, reward = result["timesteps_total"], result["episode_reward_mean"]
+        if self.total_steps is not None and steps >= self.total_steps:
+            return f"reached {steps:,} steps"
+        if self.stop_reward is not None and reward >= self.stop_reward:
+            return f"reached a mean reward of {reward:.2f}"
+        if self.stop_time is not None and seconds >= self.stop_time:
+            return f"trained for {seconds:.0f} s"
+        return ""
+
+
+@final
+class Interrupts:
+    """Ctrl-C while training: the first one is noted, the second one is a KeyboardInterrupt."""
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+        self.came = False
+
+    def __enter__(self) -> Self:
+        self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.came:
+            raise KeyboardInterrupt
+        self.came = True
+        self._display.message("stopping after this iteration; Ctrl-C again stops at once")
+
+
+def loop(algo: Algorithm, stop: StopWhen, display: Display, interrupts: Interrupts) -> str:
+    """Train until ``stop`` says so, and return its reason; "" when Ctrl-C came first."""
+    began = time.monotonic()
+    while True:
+        result = algo.train()
+        display.update(result)
+        if interrupts.came:
+            return ""
+        reason = stop.reached(result, time.monotonic() - began)
+        if reason:
+            return reason
+
+
+def _train(algo: Algorithm, stop: StopWhen, quiet: bool) -> int:
+    from steppe.tracking.progress import Display
+
+    run = algo.run
+    folder = run.path if run is not None else None
+    title = f"{algo.config.algo_name} {algo.config.env}" + (f" {folder}" if folder is not None else "")
+    with algo, Display(title, stop.total_steps, quiet=quiet) as display, Interrupts(display) as interrupts:
+        try:
+            reason = loop(algo, stop, display, interrupts)
+            if run is not None:
+                algo.save_to_run()
+                run.finish("finished" if reason else "interrupted")
+        except KeyboardInterrupt:
+            if run is not None:
+                run.finish("interrupted")
+            reason = ""
+        except Exception as error:
+            if run is not None:
+                run.finish("failed", f"{type(error).__name__}: {error}")
+            raise
+    if reason:
+        click.echo(f"{reason}; run folder {folder}" if folder is not None else reason)
+        return 0
+    resume = f"; go on with: steppe train --resume {shlex.quote(str(folder))}" if folder is not None else ""
+    click.echo(f"stopped{resume}")
+    return INTERRUPTED
+
+
+def _build(env: str | None, algo: str, name: str | None, given: dict[str, Any]) -> Algorithm:
+    settings = {**DEFAULTS, **given, "env_config": dict(given.get("env_config", ()))}
+    if env is not None:
+        settings["env"] = env
+    if name is not None:
+        from steppe.envs.registry import env_name
+
+        if "run_dir" in given:
+            raise ConfigError("--name and --run-dir both name the run's folder; keep one")
+        settings["run_dir"] = str(Path("runs") / env_name(env or "env").replace("/", "-") / name)
+    built: Algorithm = config_class(algo)(**settings).build()
+    return built
+
+
+def _refuse_changes(given: Mapping[str, Any], **others: str | None) -> None:
+    changed = [*given, *(key for key, value in others.items() if value is not None)]
+    if changed:
+        flags = ", ".join(f"--{key.strip('_').replace('_', '-')}" for key in changed)
+        raise ConfigError(f"a resumed run keeps its settings; leave out {flags}")
+
+
+def _reopen(path: Path, stop: dict[str, Any]) -> tuple[Algorithm, dict[str, Any]]:
+    """The algorithm of a run, to go on in its folder, and when it was to stop."""
+    saved = find(path)
+    if saved.run is None:
+        raise ConfigError(f"{path} is a checkpoint outside of a run; --resume takes a run folder")
+    stop = {**_first_stop(saved.run), **stop}
+    steps, total = int(saved.checkpoint.name), stop.get("total_steps") or math.inf
+    if steps >= total:
+        raise ConfigError(f"{path} has its {total:,} steps; --total-steps {2 * total} would go on")
+    return _restore(saved), stop
+
+
+def _restore(saved: Saved) -> Algorithm:
+    import steppe
+    from steppe.tracking.run import Run
+
+    assert saved.run is not None
+    algorithm = steppe.load(saved.checkpoint, env=env_of_run(saved.run), write_run=False)
+    algorithm.run = Run.open(saved.run, keep=algorithm.config.keep_checkpoints_num)
+    algorithm.run.truncate_to(int(saved.checkpoint.name))
+    return algorithm
+
+
+def _first_stop(run: Path) -> dict[str, Any]:
+    """When the command that started the run was to stop; a total of steps or a reward, not a time."""
+    words = shlex.split(str(read_record(run).get("command", "")))
+    if "train" not in words:
+        return {}
+    try:
+        params = command.make_context("train", words[words.index("train") + 1 :]).params
+    except click.ClickException:
+        return {}
+    return {key: params[key] for key in ("total_steps", "stop_reward") if params[key] is not None}
