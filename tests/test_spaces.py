@@ -4,6 +4,7 @@ Every kind of space, nested at random, makes the round trips value -> column -> 
 spec; every refusal and every safe conversion has its example with hand-written numbers.
 """
 
+import collections
 import json
 import os
 import pickle
@@ -203,6 +204,7 @@ def test_dict_keys_are_sorted_everywhere():
     assert list(column) == ["a", "b"]
     assert spaces.paths(spec) == ['obs["a"][0]', 'obs["a"][1]', 'obs["b"]']
     assert [leaf.tolist() for leaf in spaces.leaves(column)] == [[2], [[0, 1]], [1]]
+    assert spaces.paths(spaces.spec_of(gs.Dict({'ü"': gs.Discrete(2)}))) == [r'obs["ü\""]']
 
 
 def test_sequence_column_is_padded():
@@ -274,6 +276,11 @@ def test_shapes_without_size(shape):
     assert spaces.outside(spec, column) == []
     assert spaces.from_description(spaces.describe(spec)) == spec
     assert spaces.rows(spec, spaces.zeros(spec, 0)) == []
+
+
+def test_an_empty_list_has_no_kind():
+    column = spaces.collect(spaces.spec_of(gs.Box(0, 1, (0,), np.int8)), [[], []])
+    assert (column.shape, column.dtype) == ((2, 0), np.int8)
 
 
 def test_an_array_of_rows_is_as_good_as_a_list():
@@ -494,6 +501,8 @@ def test_shapes_of_equal_size_are_not_mixed_up():
         spaces.collect(spaces.spec_of(gs.Box(-1, 1, (4,))), [np.zeros(3, F32), np.zeros(5, F32)])
     with pytest.raises(BadLeaf, match="E103"):
         spaces.collect(spaces.spec_of(gs.Box(-1, 1, (4,))), [np.zeros(4, F32), np.zeros(5, F32)])
+    with pytest.raises(BadLeaf, match=r"E103.* of row 1"):
+        spaces.collect(spaces.spec_of(gs.Box(-1, 1, (4,))), [np.zeros(size, F32) for size in (4, 3, 5)])
 
 
 @pytest.mark.parametrize(
@@ -538,6 +547,12 @@ def test_bad_stacked_sequences(value, code, leaf):
     space = sequence_of(gs.Dict(a=FLOATS, b=gs.Discrete(3)), stack=True)
     bad = bad_leaf(space, value)
     assert (bad.code, bad.leaf) == (code, leaf)
+
+
+def test_the_passed_bound_is_expected():
+    space = gs.Discrete(3, start=5)
+    assert bad_leaf(space, 4).expected == "at least 5 (an integer from 5 to 7)"
+    assert bad_leaf(space, 8).expected == "at most 7 (an integer from 5 to 7)"
 
 
 def test_long_values_are_shortened_in_messages():
@@ -689,6 +704,7 @@ def crossed():
         (None, "action space is None: set it on the env"),
         (gs.Discrete, r"action space is the class Discrete: give an instance, Discrete\(...\)"),
         (7, "action space is int, which is not known: use one of Box, Discrete"),
+        (collections.UserList(), "action space is UserList, which is not known"),
         ([gs.Discrete(2)], "action space is list, which is not known"),
         (gym.Box(shape=(2,)), "action: Box space has no attribute 'dtype'"),
         (gym.Discrete(n=0), r"action: Discrete\(0\) holds no value"),
@@ -744,6 +760,7 @@ def test_specs_cannot_be_changed():
     assert spec != spaces.spec_of(gs.Box(-1, 2, (2,)))
     assert spec != spaces.spec_of(gs.Discrete(2))
     assert spaces.spec_of(gs.MultiDiscrete([2, 3])) != spaces.spec_of(gs.MultiDiscrete([3, 2]))
+    assert spaces.spec_of(gs.MultiDiscrete([2, 3])) != spaces.spec_of(gs.MultiDiscrete([2, 3], start=[0, 1]))
 
 
 def test_specs_travel_between_processes():
@@ -836,6 +853,11 @@ def test_take_one_row_of_a_single_array():
     assert spaces.take(column, 1).tolist() == [2, 3]
     spaces.put(column, 0, np.array([9, 9]))
     assert column[0].tolist() == [9, 9]
+
+
+def test_tuples_come_back_out_of_lists():
+    leaf = np.zeros(2)
+    assert spaces.tupled({"a": [leaf, [leaf]], "b": leaf}) == {"a": (leaf, (leaf,)), "b": leaf}
 
 
 def test_gymnasium_is_not_imported():

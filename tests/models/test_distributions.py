@@ -21,6 +21,10 @@ from steppe.spaces import collect, contains, rows, spec_of, zeros
 spaces = gym.spaces
 SMALLEST, LARGEST = np.float32(1e-7), np.float32(1 - 6e-8)
 BOX2 = spaces.Box(-1, 1, (2,), np.float32)
+sample, logp_of, entropy_of, kl_of = (
+    jax.jit(f, static_argnums=0)
+    for f in (Distribution.sample, Distribution.logp, Distribution.entropy, Distribution.kl)
+)
 
 
 def distribution(space, **options):
@@ -77,12 +81,12 @@ def test_categorical_by_hand():
     d = distribution(spaces.Discrete(3))
     p = np.asarray([0.5, 0.3, 0.2])
     params = np.log(p).astype(np.float32) + 7.0
-    np.testing.assert_allclose([d.logp(params, a) for a in range(3)], np.log(p), atol=1e-6)
-    np.testing.assert_allclose(d.entropy(params), 1.0296530, atol=1e-6)
-    np.testing.assert_allclose(d.kl(params, np.zeros(3, np.float32)), np.log(3) - 1.0296530, atol=1e-6)
+    np.testing.assert_allclose([logp_of(d, params, a) for a in range(3)], np.log(p), atol=1e-6)
+    np.testing.assert_allclose(entropy_of(d, params), 1.0296530, atol=1e-6)
+    np.testing.assert_allclose(kl_of(d, params, np.zeros(3, np.float32)), np.log(3) - 1.0296530, atol=1e-6)
     assert d.mode(params) == 0
     assert d.mode(params).dtype == jnp.int32
-    picks = [int(d.sample(params, np.asarray([u], np.float32))) for u in (0.49, 0.51, 0.79, 0.81)]
+    picks = [int(sample(d, params, np.asarray([u], np.float32))) for u in (0.49, 0.51, 0.79, 0.81)]
     assert picks == [0, 1, 1, 2]
 
 
@@ -91,22 +95,22 @@ def test_gaussian_by_hand():
     params = np.asarray([1.0, -2.0, 0.0, np.log(2.0)], np.float32)
     # standard normal density at 1 and half that of a standard normal at 0.5
     expected = np.log(0.24197072) + np.log(0.35206533 / 2)
-    np.testing.assert_allclose(d.logp(params, np.asarray([2.0, -1.0], np.float32)), expected, atol=1e-6)
-    np.testing.assert_allclose(d.entropy(params), 2 * 1.4189385 + np.log(2), atol=1e-6)
+    np.testing.assert_allclose(logp_of(d, params, np.asarray([2.0, -1.0], np.float32)), expected, atol=1e-6)
+    np.testing.assert_allclose(entropy_of(d, params), 2 * 1.4189385 + np.log(2), atol=1e-6)
     other = np.asarray([0.0, -2.0, 0.0, 0.0], np.float32)
-    np.testing.assert_allclose(d.kl(params, other), 0.5 + 0.5 * (4 - 1) - np.log(2), atol=1e-6)
+    np.testing.assert_allclose(kl_of(d, params, other), 0.5 + 0.5 * (4 - 1) - np.log(2), atol=1e-6)
     noise = np.asarray([0.8413447, 0.9772499], np.float32)
-    np.testing.assert_allclose(d.sample(params, noise), [2.0, 2.0], atol=1e-5)
+    np.testing.assert_allclose(sample(d, params, noise), [2.0, 2.0], atol=1e-5)
 
 
 def test_bernoulli_by_hand():
     d = distribution(spaces.MultiBinary(2))
     params = np.asarray([np.log(3.0), 0.0], np.float32)  # 3/4 and 1/2
-    np.testing.assert_allclose(d.logp(params, np.asarray([1, 0])), np.log(3 / 8), atol=1e-6)
-    np.testing.assert_allclose(d.logp(params, np.asarray([0, 0])), np.log(1 / 8), atol=1e-6)
-    np.testing.assert_allclose(d.entropy(params), 0.5623351 + np.log(2), atol=1e-6)
-    np.testing.assert_allclose(d.kl(params, np.zeros(2, np.float32)), np.log(2) - 0.5623351, atol=1e-6)
-    np.testing.assert_array_equal(d.sample(params, np.asarray([0.74, 0.51], np.float32)), [1, 0])
+    np.testing.assert_allclose(logp_of(d, params, np.asarray([1, 0])), np.log(3 / 8), atol=1e-6)
+    np.testing.assert_allclose(logp_of(d, params, np.asarray([0, 0])), np.log(1 / 8), atol=1e-6)
+    np.testing.assert_allclose(entropy_of(d, params), 0.5623351 + np.log(2), atol=1e-6)
+    np.testing.assert_allclose(kl_of(d, params, np.zeros(2, np.float32)), np.log(2) - 0.5623351, atol=1e-6)
+    np.testing.assert_array_equal(sample(d, params, np.asarray([0.74, 0.51], np.float32)), [1, 0])
     np.testing.assert_array_equal(d.mode(params + 0.1), [1, 1])
     assert d.mode(params).dtype == jnp.int8
 
@@ -117,13 +121,13 @@ def test_products_add_up():
     rng = np.random.default_rng(0)
     p, q = (rng.normal(size=(4, 9)).astype(np.float32) for _ in range(2))
     cuts = [[0, 1, 7, 8], [2, 3, 4], [5, 6]]
-    action = product.sample(p, rng.uniform(0.01, 0.99, (4, 5)).astype(np.float32))
-    logp = sum(d.logp(p[:, c], a) for d, c, a in zip(single, cuts, action, strict=True))
-    np.testing.assert_allclose(product.logp(p, action), logp, rtol=1e-5)
-    entropy = sum(d.entropy(p[:, c]) for d, c in zip(single, cuts, strict=True))
-    np.testing.assert_allclose(product.entropy(p), entropy, rtol=1e-5)
-    kl = sum(d.kl(p[:, c], q[:, c]) for d, c in zip(single, cuts, strict=True))
-    np.testing.assert_allclose(product.kl(p, q), kl, rtol=1e-4)
+    action = sample(product, p, rng.uniform(0.01, 0.99, (4, 5)).astype(np.float32))
+    logp = sum(logp_of(d, p[:, c], a) for d, c, a in zip(single, cuts, action, strict=True))
+    np.testing.assert_allclose(logp_of(product, p, action), logp, rtol=1e-5)
+    entropy = sum(entropy_of(d, p[:, c]) for d, c in zip(single, cuts, strict=True))
+    np.testing.assert_allclose(entropy_of(product, p), entropy, rtol=1e-5)
+    kl = sum(kl_of(d, p[:, c], q[:, c]) for d, c in zip(single, cuts, strict=True))
+    np.testing.assert_allclose(kl_of(product, p, q), kl, rtol=1e-4)
 
 
 # ---------------------------------------------------------------- all actions of discrete spaces
@@ -149,10 +153,12 @@ def test_probabilities_entropy_and_kl_are_sums_over_all_actions(space):
     every = np.stack([m.ravel() for m in np.meshgrid(*map(np.arange, sizes), indexing="ij")], -1)
     every = every.reshape(-1, *shape)
     assert contains(spec_of(space), rows(spec_of(space), d.to_env(every))[-1])
-    logp, logq = (np.asarray(d.logp(np.broadcast_to(x, (len(every), x.size)), every), float) for x in (p, q))
+    logp, logq = (
+        np.asarray(logp_of(d, np.broadcast_to(x, (len(every), x.size)), every), float) for x in (p, q)
+    )
     assert np.exp(logp).sum() == pytest.approx(1, abs=1e-5)
-    np.testing.assert_allclose(d.entropy(p), -(np.exp(logp) * logp).sum(), rtol=1e-4)
-    np.testing.assert_allclose(d.kl(p, q), (np.exp(logp) * (logp - logq)).sum(), rtol=1e-4)
+    np.testing.assert_allclose(entropy_of(d, p), -(np.exp(logp) * logp).sum(), rtol=1e-4)
+    np.testing.assert_allclose(kl_of(d, p, q), (np.exp(logp) * (logp - logq)).sum(), rtol=1e-4)
     np.testing.assert_array_equal(d.mode(p), every[logp.argmax()])
 
 
@@ -162,7 +168,7 @@ def test_choices_come_as_often_as_they_are_likely(n):
     params = np.random.default_rng(n).normal(size=n).astype(np.float32)
     grid = 30_000
     noise = ((np.arange(grid) + 0.5) / grid).astype(np.float32)[:, None]
-    picks = np.asarray(d.sample(np.broadcast_to(params, (grid, n)), noise))
+    picks = np.asarray(sample(d, np.broadcast_to(params, (grid, n)), noise))
     p = np.exp(params) / np.exp(params).sum()
     np.testing.assert_allclose(np.bincount(picks, minlength=n) / grid, p, atol=2 / grid + 1e-5)
 
@@ -170,7 +176,7 @@ def test_choices_come_as_often_as_they_are_likely(n):
 def test_components_use_noise_of_their_own():
     d = distribution(spaces.MultiDiscrete([2, 2]))
     noise = np.asarray([[0.2, 0.2], [0.2, 0.8], [0.8, 0.2]], np.float32)
-    picks = d.sample(np.zeros((3, 4), np.float32), noise)
+    picks = sample(d, np.zeros((3, 4), np.float32), noise)
     np.testing.assert_array_equal(picks, [[0, 0], [0, 1], [1, 0]])
 
 
@@ -184,11 +190,11 @@ def test_extreme_noise_never_picks_a_masked_choice(n, u):
     masked[:, n // 2] = False
     masked[:, [0, -1]] |= np.arange(n)[[0, -1]] != n // 2
     params = np.where(masked, np.float32(MASKED), logits)
-    picks = np.asarray(d.sample(params, np.full((200, 1), u)))
+    picks = np.asarray(sample(d, params, np.full((200, 1), u)))
     assert not masked[np.arange(200), picks].any()
     free = np.where(masked, -1, np.arange(n)[None])
     extreme = free.max(1) if u > 0.5 else np.where(free < 0, n, free).min(1)
-    probability = np.exp(d.logp(params, extreme.astype(np.int32)))
+    probability = np.exp(logp_of(d, params, extreme.astype(np.int32)))
     likely = probability > 1e-5  # below that, rounding of the cumulative sum may step over a choice
     np.testing.assert_array_equal(picks[likely], extreme[likely])
 
@@ -198,13 +204,13 @@ def test_masked_choices_leave_every_figure_and_gradient_finite():
     params = np.asarray([0.3, MASKED, -0.2, MASKED, 1.0], np.float32)
 
     def everything(p):
-        return d.entropy(p) + d.kl(p, jnp.asarray(params)) + d.logp(p, jnp.asarray([0, 1]))
+        return entropy_of(d, p) + kl_of(d, p, jnp.asarray(params)) + logp_of(d, p, jnp.asarray([0, 1]))
 
     value, gradient = jax.value_and_grad(everything)(jnp.asarray(params))
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
     p = 1 / (1 + np.exp(-0.5))
-    np.testing.assert_allclose(d.entropy(params), -(p * np.log(p) + (1 - p) * np.log(1 - p)), rtol=1e-5)
+    np.testing.assert_allclose(entropy_of(d, params), -(p * np.log(p) + (1 - p) * np.log(1 - p)), rtol=1e-5)
 
 
 # ---------------------------------------------------------------- Gaussians
@@ -216,8 +222,8 @@ def test_extreme_noise_is_finite(u):
     for squash in (False, True):
         d = distribution(space, squash=squash)
         params = np.zeros((5, d.param_size), np.float32)
-        action = d.sample(params, np.full((5, d.noise_size), u, np.float32))
-        assert np.isfinite(d.logp(params, action)).all()
+        action = sample(d, params, np.full((5, d.noise_size), u, np.float32))
+        assert np.isfinite(logp_of(d, params, action)).all()
         assert 5.1 < np.abs(action["a"]).max() < 5.5
         env = d.to_env(jax.tree.map(np.asarray, action))
         assert all(contains(d.spec, row) for row in rows(d.spec, env))
@@ -232,21 +238,21 @@ def test_density_integrates_to_one_and_gives_kl_and_entropy(mean, log_std, squas
     x = np.linspace(-12, 12, 20_001)
     density_of = np.tanh(x) if squash else x
     logp, logq = (
-        np.asarray(d.logp(jnp.asarray(p), x[:, None].astype(np.float32)), float) for p in (params, other)
+        np.asarray(logp_of(d, jnp.asarray(p), x[:, None].astype(np.float32)), float) for p in (params, other)
     )
     mass = np.exp(logp) * np.gradient(density_of, x)
     assert np.trapezoid(mass, x) == pytest.approx(1, abs=1e-3)
-    np.testing.assert_allclose(np.trapezoid(mass * (logp - logq), x), d.kl(params, other), rtol=2e-3)
+    np.testing.assert_allclose(np.trapezoid(mass * (logp - logq), x), kl_of(d, params, other), rtol=2e-3)
     entropy = -np.trapezoid(mass * logp, x)
     if squash:  # the entropy before the squash exceeds it by the mean log slope
         entropy -= np.trapezoid(mass * 2 * (np.log(2) - x - np.logaddexp(0, -2 * x)), x)
-    np.testing.assert_allclose(d.entropy(params), entropy, rtol=2e-3)
+    np.testing.assert_allclose(entropy_of(d, params), entropy, rtol=2e-3)
 
 
 def test_squash_correction_is_stable_far_out():
     d = box([-1], [1], squash=True)
     params = jnp.asarray([0.0, 0.0])
-    logp, slope = jax.value_and_grad(lambda a: d.logp(params, a))(jnp.asarray([30.0]))
+    logp, slope = jax.value_and_grad(lambda a: logp_of(d, params, a))(jnp.asarray([30.0]))
     np.testing.assert_allclose(logp, -450 - 0.9189385 - 2 * (np.log(2) - 30), rtol=1e-6)
     np.testing.assert_allclose(slope, -30 + 2, rtol=1e-5)
 
@@ -256,14 +262,16 @@ def test_elements_without_two_bounds_are_not_squashed():
     plain = box([-1, -np.inf, 0], [1, np.inf, np.inf])
     params, action = np.zeros(6, np.float32), np.asarray([0.5, 2.0, 3.0], np.float32)
     correction = np.log(1 - np.tanh(0.5) ** 2)
-    np.testing.assert_allclose(both.logp(params, action), plain.logp(params, action) - correction, rtol=1e-5)
+    np.testing.assert_allclose(
+        logp_of(both, params, action), logp_of(plain, params, action) - correction, rtol=1e-5
+    )
     np.testing.assert_allclose(both.to_env(action[None]), [[np.tanh(0.5), 2, 3]], rtol=1e-6)
 
 
 def test_gaussian_samples_have_the_moments_of_their_parameters():
     d = distribution(BOX2)
     u = ((np.arange(10_000) + 0.5) / 10_000).astype(np.float32)
-    x = np.asarray(d.sample(np.asarray([1.0, -1.0, 0.0, 1.0], np.float32), np.stack([u, u[::-1]], -1)))
+    x = np.asarray(sample(d, np.asarray([1.0, -1.0, 0.0, 1.0], np.float32), np.stack([u, u[::-1]], -1)))
     np.testing.assert_allclose(x.mean(0), [1, -1], atol=1e-3)
     np.testing.assert_allclose(x.std(0), [1, np.e], rtol=2e-3)
 
@@ -349,7 +357,7 @@ def test_env_actions_round_trip(squash, space, seed):
         assert back.dtype == expected.dtype
         assert not np.shares_memory(back, expected)
         np.testing.assert_allclose(back, expected, atol=2e-4)
-    assert np.isfinite(d.logp(np.zeros(d.param_size, np.float32), units)).all()
+    assert np.isfinite(logp_of(d, np.zeros(d.param_size, np.float32), units)).all()
 
 
 @given(space=st.sampled_from(SPACES), seed=st.integers(0, 10_000), squash=st.booleans())
@@ -358,7 +366,7 @@ def test_every_sample_is_inside_the_space(space, seed, squash):
     rng = np.random.default_rng(seed)
     params = 3 * rng.normal(size=(2, d.param_size)).astype(np.float32)
     noise = rng.uniform(1e-6, 1 - 1e-6, (2, d.noise_size)).astype(np.float32)
-    env = d.to_env(jax.tree.map(np.asarray, d.sample(params, noise)))
+    env = d.to_env(jax.tree.map(np.asarray, sample(d, params, noise)))
     assert jax.tree.structure(env) == jax.tree.structure(zeros(d.spec, 2))
     assert all(space.contains(row) or contains(d.spec, row) for row in rows(d.spec, env))
 
@@ -368,11 +376,11 @@ def test_leading_axes_are_free():
     rng = np.random.default_rng(0)
     params = rng.normal(size=(3, 2, d.param_size)).astype(np.float32)
     noise = rng.uniform(0.1, 0.9, (3, 2, d.noise_size)).astype(np.float32)
-    action = d.sample(params, noise)
-    logp, entropy = d.logp(params, action), d.entropy(params)
-    assert logp.shape == entropy.shape == d.kl(params, params).shape == (3, 2)
-    one = d.sample(params[1, 1], noise[1, 1])
-    np.testing.assert_allclose(d.logp(params[1, 1], one), logp[1, 1], rtol=1e-6)
+    action = sample(d, params, noise)
+    logp, entropy = logp_of(d, params, action), entropy_of(d, params)
+    assert logp.shape == entropy.shape == kl_of(d, params, params).shape == (3, 2)
+    one = sample(d, params[1, 1], noise[1, 1])
+    np.testing.assert_allclose(logp_of(d, params[1, 1], one), logp[1, 1], rtol=1e-6)
 
 
 def test_to_env_costs_microseconds():
@@ -389,7 +397,7 @@ def test_to_env_costs_microseconds():
     ids=["Sequence", "OneOf"],
 )
 def test_spaces_without_a_fixed_number_of_values_are_refused(spec):
-    with pytest.raises(SpaceError, match=r"action cannot|action: .*varying number"):
+    with pytest.raises(SpaceError, match=r"^action: .*varying number"):
         Distribution(spec)
 
 

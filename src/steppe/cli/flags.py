@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import typing
 from typing import Any, Literal, final
 
@@ -97,7 +98,7 @@ class ConfigCommand(click.Command):
 
 def _algo(args: list[str]) -> str:
     """The value of ``--algo``, needed before the flags can be parsed."""
-    for flag, value in zip(args, [*args[1:], ""], strict=True):
+    for flag, value in itertools.pairwise([*args, ""]):
         if flag == "--algo" and value:
             return value
         if flag.startswith("--algo="):

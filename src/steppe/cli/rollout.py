@@ -51,7 +51,7 @@ def make_env(env: Any, env_config: dict[str, Any], *, render: bool) -> Any:
 def play(env: Any, act: Callable[[Any], Any], steps: int, render: bool, seed: int | None) -> None:
     """Take ``steps`` env steps; prints each one, or lets the env draw it, and every episode's reward."""
     obs, _ = env.reset(seed=seed)
-    total = 0.0
+    total, terminated, truncated = 0.0, False, False
     for step in range(1, steps + 1):
         action = act(obs)
         obs, reward, terminated, truncated, _ = env.step(action)
@@ -66,3 +66,5 @@ def play(env: Any, act: Callable[[Any], Any], steps: int, render: bool, seed: in
             click.echo(f"cumulative reward {total:g}")
             obs, _ = env.reset()
             total = 0.0
+    if not (terminated or truncated):
+        click.echo(f"reward so far {total:g}, the episode goes on")

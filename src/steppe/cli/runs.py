@@ -26,5 +26,7 @@ def command(root: str) -> None:
         seed = "" if run.seed is None else str(run.seed)
         started = (run.started or "")[:16].replace("T", " ")
         table.add_row(str(run.path), run.algo or "", run.status, f"{run.steps:,}", best, seed, started)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a pipe has no width; nothing is to be cut there
+        console.width = 1000
     console.print(table)

@@ -85,4 +85,4 @@ def restore(saved: Saved, env: str | None) -> Algorithm:
 
     if env is None and saved.run is not None:
         env = env_of_run(saved.run)
-    return steppe.load(saved.checkpoint, env=env, write_run=False)
+    return steppe.load(saved.checkpoint, env=env)

@@ -124,38 +124,31 @@ def loop(algo: Algorithm, stop: StopWhen, display: Display, interrupts: Interrup
     while True:
         result = algo.train()
         display.update(result)
-        if interrupts.came:
-            return ""
         reason = stop.reached(result, time.monotonic() - began)
-        if reason:
+        if reason or interrupts.came:
             return reason
 
 
 def _train(algo: Algorithm, stop: StopWhen, quiet: bool) -> int:
     from steppe.tracking.progress import Display
 
-    run = algo.run
-    folder = run.path if run is not None else None
-    title = f"{algo.config.algo_name} {algo.config.env}" + (f" {folder}" if folder is not None else "")
-    with algo, Display(title, stop.total_steps, quiet=quiet) as display, Interrupts(display) as interrupts:
-        try:
-            reason = loop(algo, stop, display, interrupts)
-            if run is not None:
-                algo.save_to_run()
-                run.finish("finished" if reason else "interrupted")
-        except KeyboardInterrupt:
-            if run is not None:
-                run.finish("interrupted")
-            reason = ""
-        except Exception as error:
-            if run is not None:
-                run.finish("failed", f"{type(error).__name__}: {error}")
-            raise
+    where, reason = "", ""
+    try:
+        with algo:  # its end writes how the run ended, unless that was said before
+            run = algo.run
+            where = str(run.path) if run is not None else ""
+            title = " ".join(filter(None, [algo.config.algo_name, str(algo.config.env), where]))
+            with Display(title, stop.total_steps, quiet=quiet) as display, Interrupts(display) as interrupts:
+                reason = loop(algo, stop, display, interrupts)
+                if run is not None:
+                    algo.save_to_run()
+                    run.finish("finished" if reason else "interrupted")
+    except KeyboardInterrupt:
+        reason = ""
     if reason:
-        click.echo(f"{reason}; run folder {folder}" if folder is not None else reason)
+        click.echo(f"{reason}; run folder: {where}" if where else reason)
         return 0
-    resume = f"; go on with: steppe train --resume {shlex.quote(str(folder))}" if folder is not None else ""
-    click.echo(f"stopped{resume}")
+    click.echo(f"stopped; go on with: steppe train --resume {shlex.quote(where)}" if where else "stopped")
     return INTERRUPTED
 
 
@@ -168,7 +161,7 @@ def _build(env: str | None, algo: str, name: str | None, given: dict[str, Any]) 
 
         if "run_dir" in given:
             raise ConfigError("--name and --run-dir both name the run's folder; keep one")
-        settings["run_dir"] = str(Path("runs") / env_name(env or "env").replace("/", "-") / name)
+        settings["run_dir"] = str(Path("runs") / env_name(env) / name)
     built: Algorithm = config_class(algo)(**settings).build()
     return built
 
@@ -197,7 +190,7 @@ def _restore(saved: Saved) -> Algorithm:
     from steppe.tracking.run import Run
 
     assert saved.run is not None
-    algorithm = steppe.load(saved.checkpoint, env=env_of_run(saved.run), write_run=False)
+    algorithm = steppe.load(saved.checkpoint, env=env_of_run(saved.run))
     algorithm.run = Run.open(saved.run, keep=algorithm.config.keep_checkpoints_num)
     algorithm.run.truncate_to(int(saved.checkpoint.name))
     return algorithm

@@ -168,8 +168,10 @@ class Guard:
             if column.dtype.kind == "b":
                 return column
             if column.dtype.kind in "iu" and ((column == 0) | (column == 1)).all():
-                row = next(row for row, value in enumerate(values) if not isinstance(value, (bool, np.bool_)))
-                self.odd("E302", name, where(row).env, f"{name} is {values[row]!r}, taken as a bool")
+                numbers = [row for row, value in enumerate(values) if not isinstance(value, (bool, np.bool_))]
+                row = numbers[0]
+                text = f"{name} is {values[row]!r}, taken as a bool"
+                self.odd("E302", name, where(row).env, text, len(numbers))
                 return column.astype(np.bool_)
         return self._blame_flag(name, values, where)
 

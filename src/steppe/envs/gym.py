@@ -334,14 +334,6 @@ class GymEnv:
     ) -> TimeStep:
         """Reset the envs of the rows ``ended``: final rows go to the end, first rows take their places."""
         last = self._guard.observations(self._obs_spec, [obs[j] for j in ended], lambda j: place(ended[j]))
-        final = TimeStep(
-            step.slot[ended],
-            step.t[ended],
-            last,
-            step.reward[ended],
-            step.terminated[ended],
-            step.truncated[ended],
-        )
         # An env may reuse its info, as it may its observation, for the episode that begins now.
         info = {slot: dict(content) for slot, content in step.info.items()}
         opened, closed, fresh = [], [], {}
@@ -357,41 +349,34 @@ class GymEnv:
         def now(row: int) -> Place:
             return fresh.get(row) or place(row)
 
-        slot, t, reward, going_on = (
-            step.slot.copy(),
-            step.t.copy(),
-            step.reward.copy(),
-            np.zeros(len(obs), bool),
-        )
+        column = self._guard.observations(self._obs_spec, obs, now)
+        n = len(obs)
+        both = np.concatenate((self._all[:n], ended))
+        slot, t, reward = step.slot[both], step.t[both], step.reward[both]
+        terminated, truncated = step.terminated[both], step.truncated[both]
         slot[ended] = [one.slot for one in opened]
         t[ended] = reward[ended] = 0
-        column = self._guard.observations(self._obs_spec, obs, now)
-        self._slot = self._slot.copy()
-        self._slot[where] = slot
-        self._keep(where, column, reward, t)
+        terminated[:n] = truncated[:n] = False
+        self._keep(where, column, reward[:n], t[:n], slot[:n])
         self._total[envs[ended]] = 0.0
-        join = np.concatenate
-        return TimeStep(
-            slot=join((slot, final.slot)),
-            t=join((t, final.t)),
-            obs=spaces.map_leaves(lambda *pair: join(pair), column, last),
-            reward=join((reward, final.reward)),
-            terminated=join((going_on, final.terminated)),
-            truncated=join((going_on, final.truncated)),
-            opened=opened,
-            closed=closed,
-            info=info,
-        )
+        rows = spaces.map_leaves(lambda *pair: np.concatenate(pair), column, last)
+        return TimeStep(slot, t, rows, reward, terminated, truncated, opened, closed, info)
 
-    def _keep(self, where: slice | IntArray, obs: Tree, reward: Array, t: IntArray) -> None:
-        """Remember the newest rows; whole columns when all envs stepped."""
+    def _keep(
+        self, where: slice | IntArray, obs: Tree, reward: Array, t: IntArray, slot: IntArray | None = None
+    ) -> None:
+        """Remember the newest rows; whole columns when all envs stepped. ``slot`` None: nothing changed."""
         if isinstance(where, slice):
             self._obs, self._reward, self._t = obs, reward, t
+            self._slot = self._slot if slot is None else slot
             return
         self._obs = spaces.map_leaves(np.copy, self._obs)
         spaces.put(self._obs, where, obs)
         self._reward, self._t = self._reward.copy(), self._t.copy()
         self._reward[where], self._t[where] = reward, t
+        if slot is not None:
+            self._slot = self._slot.copy()
+            self._slot[where] = slot
 
     def _info(self, i: int) -> SlotInfo:
         slot = i + self.num_envs * (self._episode[i] % 2)

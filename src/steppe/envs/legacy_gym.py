@@ -65,8 +65,8 @@ def modern_step(result: Any) -> Any:
         return tuple(result)
     obs, reward, done, info = result
     limited = isinstance(info, dict) and bool(info.get("TimeLimit.truncated", False))
-    if limited and isinstance(done, (bool, int, np.bool_, np.integer)):
-        return obs, reward, False, done, info
+    if limited and isinstance(done, (bool, int, np.bool_, np.integer)) and done in (0, 1):
+        return obs, reward, False, bool(done), info
     return obs, reward, done, False, info
 
 

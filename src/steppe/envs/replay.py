@@ -68,6 +68,7 @@ class EpisodeMemory:
         self._native = [_has_state(env) for env in envs]
         self._holders: list[list[_Holder]] = [[] for _ in envs]
         self._resets = [0] * n
+        self._idle: list[list[tuple[_Holder, Any]]] = [[] for _ in envs]
         self._captured: list[list[tuple[str, Any]]] = [[] for _ in envs]
         self._log: list[tuple[IntArray | None, Tree]] = []
         self._base = 0  # index of the first entry of the log, counted from the beginning of time
@@ -81,9 +82,33 @@ class EpisodeMemory:
         if self._resets[i] < 3:  # generators come into being in the constructor, at reset, in the first steps
             self._holders[i] = list(_holders(self._envs[i]))
             self._resets[i] += 1
+            if self._resets[i] == 3:
+                self._set_idle_aside(i)
         self._captured[i] = [
             (path, _capture(owner[key])) for path, owner, key in self._holders[i] if key in owner
         ]
+
+    def _set_idle_aside(self, i: int) -> None:
+        """What drew nothing in a whole episode (mostly the spaces) is not copied at every reset."""
+        before, busy = dict(self._captured[i]), []
+        for holder in self._holders[i]:
+            now = _capture(holder.owner[holder.key])
+            if _same(now, before.get(holder.path)):
+                self._idle[i].append((holder, now))
+            else:
+                busy.append(holder)
+        self._holders[i] = busy
+
+    def _captures(self, i: int) -> State:
+        """The generators' states at the last reset, by path; None where that is not known."""
+        found = dict(self._captured[i])
+        for holder, state in list(self._idle[i]):
+            found[holder.path] = state
+            if not _same(_capture(holder.owner[holder.key]), state):
+                found[holder.path] = None
+                self._idle[i].remove((holder, state))
+                self._holders[i].append(holder)
+        return found
 
     def stepped(self, envs: IntArray | None, actions: Tree) -> None:
         """Keep the actions that ``envs`` (None: all, in order) take now; the column must stay as it is."""
@@ -108,7 +133,7 @@ class EpisodeMemory:
             native = _plain(self._envs[i].unwrapped.get_state(), "get_state()", i)  # type: ignore[attr-defined]
             now = {path: _capture(owner[key]) for path, owner, key in _holders(self._envs[i])}
             return {"native": native, "rng": _plain(now, "rng", i), "t": t}
-        rng = _plain(dict(self._captured[i]), "rng", i)
+        rng = _plain(self._captures(i), "rng", i)
         if self._start[i] < self._base:
             return {"rng": rng, "actions": None}
         mine = np.flatnonzero(envs == i)
@@ -154,7 +179,7 @@ class EpisodeMemory:
 
     def _begin(self, i: int, rng: State) -> None:
         self._start[i] = self._base + len(self._log)
-        self._holders[i] = list(_holders(self._envs[i]))
+        self._holders[i], self._idle[i], self._resets[i] = list(_holders(self._envs[i])), [], 0
         self._captured[i] = list(rng.items())
 
     def _replay(self, i: int, actions: Sequence[Array] | None, obs: Any) -> Restored:
@@ -173,6 +198,8 @@ class EpisodeMemory:
         holders = {holder.path: holder for holder in _holders(self._envs[i])}
         for path, state in rng.items():
             holder = holders.get(path)
+            if state is None:
+                raise NotExact(f"its generator {path!r} came into use only lately")
             if holder is None:
                 raise NotExact(f"it has no generator {path!r} any more")
             _set_generator(holder.owner[holder.key], state)
@@ -235,6 +262,13 @@ def _capture(value: Any) -> Any:
     if isinstance(value, np.random.RandomState):
         return value.get_state(legacy=False)
     return value.getstate() if isinstance(value, random.Random) else None
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two captured states are equal; those of MT19937 hold arrays."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    return bool(np.array_equal(a, b)) if isinstance(a, np.ndarray) else bool(a == b)
 
 
 def _set_generator(value: Any, state: Any) -> None:

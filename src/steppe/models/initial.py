@@ -12,7 +12,12 @@ HIDDEN_GAIN = 2.0**0.5
 
 def orthogonal(rng: np.random.Generator, rows: int, columns: int, gain: float = 1.0) -> FloatArray:
     """A ``(rows, columns)`` matrix whose shorter side is orthonormal, times ``gain`` (Saxe et al., 2014)."""
-    normal = rng.standard_normal((max(rows, columns), min(rows, columns)), dtype=np.float32)
-    q, r = np.linalg.qr(normal)
-    q *= np.where(np.diagonal(r) < 0, -1.0, 1.0)  # without the signs QR does not draw uniformly
+    long, short = max(rows, columns), min(rows, columns)
+    normal = rng.standard_normal((long, short))
+    if long >= 2 * short:
+        # Well conditioned, so Cholesky gives the same factor as QR, in far less time (large dense layers).
+        q = normal @ np.linalg.inv(np.linalg.cholesky(normal.T @ normal)).T
+    else:
+        q, r = np.linalg.qr(normal)
+        q *= np.where(np.diagonal(r) < 0, -1.0, 1.0)  # without the signs QR does not draw uniformly
     return np.ascontiguousarray(gain * (q if rows >= columns else q.T), dtype=np.float32)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _SHOWN = 40
 _PATIENCE = 10
 _BAR = 20
+_CLOCK_TICK = 1e-9
 _PHASES = ("env", "inference", "learning", "other")
 _LABEL = 11
 
@@ -34,16 +35,18 @@ ASCII = Glyphs("#", "-", "_.-~=+*#", " - ")
 
 
 def sparkline(values: Sequence[float], levels: str = UNICODE.levels) -> str:
-    """One character per finite value, from the lowest to the highest level; equal values are in the middle."""
+    """One character per finite value, from the lowest to the highest level; equal ones in the middle."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return ""
     low, high = min(finite), max(finite)
     if low == high:
         return levels[(len(levels) - 1) // 2] * len(finite)
+    # In units of the largest, for the difference of two huge numbers is infinite, of two tiny ones zero.
+    unit = max(abs(low), abs(high))
+    bottom, span = low / unit, high / unit - low / unit
     top = len(levels) - 1
-    # Halved first: the difference of two finite numbers may be infinite.
-    return "".join(levels[round(top * (v / 2 - low / 2) / (high / 2 - low / 2))] for v in finite)
+    return "".join(levels[round(top * (value / unit - bottom) / span)] for value in finite)
 
 
 @final
@@ -120,7 +123,7 @@ class Display:
         pairs["env_health"] = sum(result["env_health"].values()) or None
         known = {k: v for k, v in pairs.items() if v is not None and math.isfinite(v)}
         line = " ".join(f"{k}={f'{v:.6g}' if isinstance(v, float) else v}" for k, v in known.items())
-        return f'{line} note="{_advice(result)}"' if _is_overdue(result) else line
+        return f'{line} note="episodes: {_advice(result)}"' if _is_overdue(result) else line
 
     def render(self, result: Mapping[str, Any], width: int = 80) -> Text:
         """The lines for a terminal of ``width`` columns."""
@@ -141,7 +144,8 @@ class Display:
             reward = f"{mean} (min {low}, max {high})  "
             room = max(0, min(_SHOWN, width - _LABEL - len(reward)))
             reward += sparkline(list(self._rewards)[-room:] if room else [], self._glyphs.levels)
-            episodes = f"{ended}{dot}{result['episodes_this_iter']:,} now{dot}length {_number(result['episode_len_mean'])}"
+            length = _number(result["episode_len_mean"])
+            episodes = f"{ended}{dot}{result['episodes_this_iter']:,} now{dot}length {length}"
         else:
             reward = f"no episode has ended yet; reward per step {_number(result['reward_per_step'])}"
             episodes = _advice(result) if _is_overdue(result) else ended
@@ -178,9 +182,8 @@ class Display:
 
     def _speeds(self, result: Mapping[str, Any]) -> tuple[float, float]:
         """Env steps per second: of this iteration, and since this display began."""
-        seconds = result["time"]["iteration_s"]
-        now = result["timesteps_this_iter"] / seconds if seconds > 0 else 0.0
-        return now, self._steps / self._seconds if self._seconds > 0 else 0.0
+        now = _rate(result["timesteps_this_iter"], result["time"]["iteration_s"])
+        return now, _rate(self._steps, self._seconds)
 
     def _started(self) -> Live:
         if self._live is None:
@@ -215,6 +218,10 @@ def _shares(result: Mapping[str, Any]) -> dict[str, int]:
     seconds = {phase: max(0.0, result["time"][phase]) for phase in _PHASES}
     total = sum(seconds.values())
     return {phase: round(100 * spent / total) for phase, spent in seconds.items()} if total > 0 else {}
+
+
+def _rate(steps: int, seconds: float) -> float:
+    return steps / seconds if seconds > _CLOCK_TICK else 0.0
 
 
 def _number(value: float) -> str:

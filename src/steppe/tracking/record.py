@@ -15,7 +15,8 @@ from steppe.errors import ConfigError
 
 RECORD = "run.json"
 CHECKPOINTS = "checkpoints"
-Status = Literal["running", "finished", "interrupted", "failed"]
+Ended = Literal["finished", "interrupted", "failed"]
+Status = Literal["running", Ended]
 Which = Literal["best", "latest"]
 
 

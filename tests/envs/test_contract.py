@@ -1,0 +1,289 @@
+"""Every adapter keeps the rules of `types.AsyncEnv`: slots, final rows, rewards, counting, subsets, state.
+
+The env under test says in each observation who it is (env, a token of the episode, step) and what it has
+earned, reuses one buffer for all of them, and keeps books of its own. A new kind of env is one line in
+`ADAPTERS`.
+"""
+
+import json
+
+import gymnasium
+import numpy as np
+import pytest
+
+from steppe.envs.gym import GymEnv
+from steppe.envs.legacy_gym import modern_step, modernize
+from steppe.envs.registry import build
+from steppe.types import EpisodeEnd
+
+
+class Books:
+    """What the envs of one run did, by their own account."""
+
+    def __init__(self):
+        self.steps = 0
+        self.earned = 0.0
+
+
+class Counter(gymnasium.Env):
+    """Ends at random after 1 to 7 steps, by termination or truncation; earns a random reward per step."""
+
+    def __init__(self, books, index):
+        self.books, self.index = books, index
+        self.observation_space = gymnasium.spaces.Box(-1e7, 1e7, (4,), np.float32)
+        self.action_space = gymnasium.spaces.Discrete(3)
+        self.buffer = np.zeros(4, np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.token = 0, int(self.np_random.integers(1 << 20))
+        self.length = int(self.np_random.integers(1, 8))
+        return self.look(0.0), {}
+
+    def step(self, action):
+        self.t += 1
+        reward = float(self.np_random.normal()) + action
+        self.books.steps += 1
+        self.books.earned += reward
+        over = self.t >= self.length
+        return self.look(reward), reward, over and self.length % 2 == 0, over and self.length % 2 == 1, {}
+
+    def look(self, reward):
+        self.buffer[:] = self.index, self.token, self.t, reward
+        return self.buffer
+
+
+class OldCounter:
+    """The same with the interface of old gym, no base class, lists and ints."""
+
+    def __init__(self, books, index):
+        self.inner = Counter(books, index)
+        self.observation_space, self.action_space = self.inner.observation_space, self.inner.action_space
+
+    def seed(self, seed=None):
+        gymnasium.Env.reset(self.inner, seed=seed)
+
+    def reset(self):
+        return self.inner.reset()[0]
+
+    def step(self, action):
+        obs, reward, terminated, truncated, _ = self.inner.step(action)
+        return [obs, reward, int(terminated or truncated), {"TimeLimit.truncated": truncated}]
+
+    @property
+    def np_random(self):
+        return self.inner.np_random
+
+
+class Known(Counter):
+    """Gives and takes its own state."""
+
+    def get_state(self):
+        names = ("token", "t", "length")
+        return {name: getattr(self, name) for name in names} | {"rng": self.np_random.bit_generator.state}
+
+    def set_state(self, state):
+        self.np_random.bit_generator.state = state["rng"]
+        self.token, self.t, self.length = state["token"], state["t"], state["length"]
+
+
+def seeds(n):
+    return [100 + i for i in range(n)]
+
+
+def gym_of(n, books, kind=Counter):
+    return GymEnv([kind(books, i) for i in range(n)], seeds=seeds(n))
+
+
+def legacy_of(n, books):
+    old = [modernize(OldCounter(books, i)) for i in range(n)]
+    return GymEnv(old, seeds=seeds(n), modern_step=modern_step)
+
+
+def built_of(n, books):
+    return build(lambda ctx: Counter(books, ctx.vector_index), num_envs=n, run_seed=3)
+
+
+ADAPTERS = [
+    ("gym", gym_of),
+    ("legacy", legacy_of),
+    ("built", built_of),
+    ("own state", lambda n, books: gym_of(n, books, Known)),
+]
+adapters = pytest.mark.parametrize("factory", [f for _, f in ADAPTERS], ids=[name for name, _ in ADAPTERS])
+
+
+class Follower:
+    """Follows rows as a sampler would, and fails at the first one that breaks a rule."""
+
+    def __init__(self, env):
+        self.env = env
+        self.live = {}
+        self.last_t = {}
+        self.awaiting = set()
+        self.rewards = 0.0
+        self.tokens = {}
+
+    def poll(self):
+        steps = self.env.poll()
+        for step in steps:
+            self.follow(step)
+        return steps
+
+    def follow(self, step):
+        n = len(step.slot)
+        columns = (step.t, step.obs, step.reward, step.terminated, step.truncated)
+        assert [len(column) for column in columns] == [n] * 5
+        assert len(set(step.slot.tolist())) == n
+        opened = {info.slot: info for info in step.opened}
+        assert len(opened) == len(step.opened)
+        assert not set(opened) & set(self.live)
+        self.live |= opened
+        ended = []
+        for row, slot in enumerate(step.slot.tolist()):
+            info = self.live[slot]
+            assert step.obs[row, 0] == info.env
+            token = self.tokens.setdefault((info.env, info.episode), step.obs[row, 1])
+            assert step.obs[row, 1] == token
+            assert step.obs[row, 2] == step.t[row]
+            assert step.obs[row, 3] == np.float32(step.reward[row])
+            assert step.t[row] == (0 if slot in opened else self.last_t[slot] + 1)
+            self.last_t[slot] = step.t[row]
+            self.awaiting.add(slot)
+            if step.terminated[row] or step.truncated[row]:
+                assert slot not in opened
+                ended.append(EpisodeEnd(info.env, info.episode, int(step.t[row])))
+                self.awaiting.remove(slot)
+                del self.live[slot]
+        assert sorted(ended) == sorted(step.closed)
+        assert len({info.env for info in self.live.values()}) == self.env.num_envs
+        self.rewards += step.reward.sum()
+
+    def answer(self, rng, share=1.0):
+        slots = np.array([slot for slot in sorted(self.awaiting) if rng.random() < share], dtype=np.int64)
+        rng.shuffle(slots)
+        self.env.send_actions(slots, rng.integers(0, 3, len(slots)))
+        self.awaiting -= set(slots.tolist())
+        return len(slots)
+
+
+@adapters
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_rows_keep_the_rules_and_the_books(factory, share):
+    books, rng = Books(), np.random.default_rng(0)
+    env = factory(5, books)
+    follower = Follower(env)
+    (first,) = follower.poll()
+    assert sorted(first.slot) == [0, 1, 2, 3, 4]
+    assert len({info.seed for info in first.opened}) == 5
+    for _ in range(200):
+        answered = follower.answer(rng, share)
+        before = env.env_steps
+        follower.poll()
+        assert env.env_steps - before == answered
+    assert env.env_steps == books.steps > 300
+    assert follower.rewards == pytest.approx(books.earned, abs=1e-9)
+    assert len(set(follower.tokens.values())) == len(follower.tokens)
+    assert len({info.seed for info in first.opened}) == len(first.opened)
+
+
+@adapters
+def test_a_poll_without_an_answer_is_empty(factory):
+    env = factory(2, Books())
+    env.poll()
+    assert list(env.poll()) == []
+    env.send_actions(np.array([], dtype=np.int64), np.array([], dtype=np.int64))
+    assert list(env.poll()) == []
+    assert env.env_steps == 0
+
+
+@adapters
+def test_a_slot_is_answered_once_and_only_when_it_awaits(factory):
+    env, zero = factory(2, Books()), np.zeros(1, np.int64)
+    with pytest.raises(ValueError, match="poll"):
+        env.send_actions(zero, zero)
+    env.poll()
+    env.send_actions(zero, zero)
+    with pytest.raises(ValueError, match="slot 0 awaits no action"):
+        env.send_actions(zero, zero)
+    with pytest.raises(ValueError, match="slot 1 awaits no action"):
+        env.send_actions(zero + 1 + np.zeros(2, np.int64), np.zeros(2, np.int64))
+    with pytest.raises(ValueError, match="slot 3 awaits no action"):
+        env.send_actions(zero + 3, zero)
+    with pytest.raises(ValueError, match="action column"):
+        env.send_actions(zero, np.zeros(2, np.int64))
+    env.send_actions(zero + 1, zero)
+    (step,) = env.poll()
+    assert len(step.opened) + 2 == len(step.slot)
+
+
+@adapters
+def test_columns_stay_valid_until_the_next_poll(factory):
+    env, rng = factory(4, Books()), np.random.default_rng(1)
+    follower = Follower(env)
+    for _ in range(20):
+        (step,) = follower.poll()
+        before = [column.copy() for column in (step.slot, step.t, step.obs, step.reward, step.terminated)]
+        follower.answer(rng)
+        after = (step.slot, step.t, step.obs, step.reward, step.terminated)
+        for old, new in zip(before, after, strict=True):
+            np.testing.assert_array_equal(old, new)
+
+
+def visible(step):
+    """All of a step, in a form that `==` compares."""
+    columns = (step.slot, step.t, step.obs, step.reward, step.terminated, step.truncated)
+    return [column.tolist() for column in columns], list(step.opened), list(step.closed), dict(step.info)
+
+
+@adapters
+@pytest.mark.parametrize("share", [1.0, 0.7])
+def test_a_restored_run_goes_on_bit_by_bit(factory, share):
+    env, rng = factory(3, Books()), np.random.default_rng(2)
+    follower = Follower(env)
+    follower.poll()
+    for _ in range(25):
+        follower.answer(rng, share)
+        follower.poll()
+    state = env.get_state()
+    assert json.dumps(state, default=np.ndarray.tolist)  # JSON values and arrays, nothing else
+    for _ in range(2):  # a restored run can be saved and restored in its turn
+        again = factory(3, Books())
+        assert again.set_state(state) == []
+        state = again.get_state()
+    copy = Follower(again)
+    (pending,) = again.pending()
+    assert list(again.poll()) == []
+    copy.live = {info.slot: info for info in pending.opened}
+    assert copy.live == follower.live
+    copy.last_t, copy.awaiting, copy.tokens = (
+        dict(follower.last_t),
+        set(follower.awaiting),
+        follower.tokens.copy(),
+    )
+    one, two = np.random.default_rng(3), np.random.default_rng(3)
+    for _ in range(60):
+        follower.answer(one, share)
+        copy.answer(two, share)
+        for a, b in zip(follower.poll(), copy.poll(), strict=True):
+            assert visible(a) == visible(b)
+    assert again.env_steps == env.env_steps
+    assert again.health() == env.health()
+
+
+@adapters
+def test_a_state_from_before_the_first_poll(factory):
+    env = factory(2, Books())
+    assert env.set_state(factory(2, Books()).get_state()) == []
+    assert list(env.pending()) == []
+    assert len(env.poll()[0].opened) == 2
+
+
+@adapters
+def test_close_twice(factory):
+    env = factory(2, Books())
+    env.poll()
+    env.close()
+    env.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        env.poll()
