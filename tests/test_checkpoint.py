@@ -221,9 +221,19 @@ def test_another_format_version_is_named(tmp_path):
 
 def test_a_manifest_cannot_point_outside_the_folder(tmp_path):
     path = save(tmp_path / "c", SMALL, {})
-    rewrite_manifest(path, owners=["../learner"])
+    files = json.loads((path / "manifest.json").read_text())["files"]
+    for kind in ("json", "safetensors"):
+        (path / f"learner.{kind}").rename(tmp_path / f"learner.{kind}")
+        files[f"../learner.{kind}"] = files.pop(f"learner.{kind}")
+    rewrite_manifest(path, owners=["../learner"], files=files)
     with pytest.raises(CheckpointError, match="makes no sense"):
         load(path)
+
+
+def test_a_checkpoint_without_a_run_is_not_overwritten(tmp_path):
+    path = save(tmp_path / "c", SMALL, {})
+    with pytest.raises(CheckpointError, match="another run"):
+        save(path, SMALL, {})
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path):
@@ -406,20 +416,26 @@ def test_everything_is_synced_before_it_is_moved_in(tmp_path, monkeypatch):
     assert log[5:] == ["rename", tmp_path.name]
 
 
-def test_a_reader_beside_a_writer_gets_one_whole_checkpoint(tmp_path, monkeypatch):
-    """The writer swaps folders between the reader's checks and its reading."""
-    path = save(tmp_path / "c", {"a": {"x": 1}, "b": {"x": 1}}, {"run_id": "r"})
-    check = checkpoint._check_files
+@pytest.mark.parametrize("when", ["_manifest", "_check_files", "load_file"])
+def test_a_reader_beside_a_writer_gets_one_whole_checkpoint(tmp_path, monkeypatch, when):
+    """The writer swaps folders once while they are read: before or after the checks, or amid the arrays."""
+
+    def states(x):
+        return {owner: {"array": np.array([x]), "value": x} for owner in "ab"}
+
+    path = save(tmp_path / "c", states(1), {"run_id": "r"})
+    call = getattr(checkpoint, when)
     swaps = []
 
-    def swap_then_check(folder, manifest):
-        check(folder, manifest)
+    def call_then_swap(*args):
+        found = call(*args)
         if not swaps:
             swaps.append(1)
-            save(path, {"a": {"x": 2}, "b": {"x": 2}}, {"run_id": "r"})
+            save(path, states(2), {"run_id": "r"})
+        return found
 
-    monkeypatch.setattr(checkpoint, "_check_files", swap_then_check)
-    assert load(path)[0] == {"a": {"x": 2}, "b": {"x": 2}}
+    monkeypatch.setattr(checkpoint, when, call_then_swap)
+    assert diff(load(path)[0], states(2)) == []
     assert swaps == [1]
 
 

@@ -9,6 +9,7 @@ import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import gymnasium
@@ -318,6 +319,23 @@ def test_a_built_config_does_not_change_and_a_copy_does():
     assert (config.lr, config.num_epochs, thawed.lr, thawed.num_epochs) == (3e-4, 10, 0.1, 4)
     thawed.fcnet_hiddens.append(1)
     assert config.fcnet_hiddens == [8]
+
+
+def test_build_sets_the_env_validates_and_freezes(monkeypatch):
+    class Algorithm:
+        def __init__(self, config):
+            self.config = config.copy(seed=5)
+
+    monkeypatch.setitem(sys.modules, "steppe.algorithm", SimpleNamespace(Algorithm=Algorithm))
+    monkeypatch.setattr(steppe.config, "logger", logging.getLogger("steppe.test_config"))
+    config = ToyConfig(log_level="INFO")
+    assert "env is missing" in refusal(config.build)
+    config.lr = 0.1  # a config that was not built still changes
+    algorithm = config.build(env="e")
+    assert (algorithm.config.env, algorithm.config.seed, config.seed) == ("e", 5, None)
+    assert logging.getLogger("steppe.test_config").level == logging.INFO
+    for built in (config, algorithm.config):
+        assert "was built" in refusal(lambda built=built: setattr(built, "lr", 0.2))
 
 
 def test_defaults_and_given_containers_are_not_shared():

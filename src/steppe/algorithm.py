@@ -15,12 +15,13 @@ from steppe import checkpoint
 from steppe.algorithms import config_class
 from steppe.config import AlgorithmConfig
 from steppe.envs import registry
-from steppe.errors import CheckpointError, ConfigError
+from steppe.errors import CheckpointError, ConfigError, SpaceError
+from steppe.learning.independent import IndependentLearner
 from steppe.runners.local import LocalRunner
 from steppe.sampling.metrics import EpisodeWindow, summarize
 from steppe.sampling.sampler import Sample
 from steppe.seeding import EVALUATION_RUNNER, fresh_seed, stream
-from steppe.spaces import collect, rows
+from steppe.spaces import BadLeaf, collect, rows
 from steppe.types import DEFAULT_POLICY, Policy, State, Tree
 
 if TYPE_CHECKING:
@@ -65,7 +66,13 @@ class Algorithm:
         self._run_id = os.urandom(8).hex()
         self.runner = LocalRunner(self.config)
         try:
-            self._learner = self.config.make_learner(self.runner.spaces)
+            seed = int(self.config.seed or 0)
+            self._learner = IndependentLearner(
+                {
+                    id: self.config.make_learner(id, pair, seed + place)
+                    for place, (id, pair) in enumerate(self.runner.spaces.items())
+                }
+            )
             self._policies: Mapping[str, Policy] = self._learner.policies
             complete = self.config.batch_mode == "complete_episodes"
             self._start(self.runner, explore=self.config.explore, complete=complete, trained=self._policies)
@@ -154,7 +161,13 @@ class Algorithm:
         run.log_result(result)
         run.log_episodes(
             [
-                {"reward": e.reward, "length": e.length, "env": e.env, "episode": e.episode, "steps": self._env_steps}
+                {
+                    "reward": e.reward,
+                    "length": e.length,
+                    "env": e.env,
+                    "episode": e.episode,
+                    "steps": self._env_steps,
+                }
                 for e in episodes
             ]
         )
@@ -250,7 +263,10 @@ class Algorithm:
         if policy_id not in self._policies:
             raise ConfigError(f"no policy {policy_id!r}; there are {', '.join(self._policies)}")
         policy = self._policies[policy_id]
-        column = collect(policy.observation, list(obs.values()), None)
+        try:
+            column = collect(policy.observation, list(obs.values()), None)
+        except BadLeaf as bad:
+            raise SpaceError(f"policy {policy_id!r} cannot act on this observation: {bad}") from None
         noise = self._noise.random((len(obs), policy.noise_size)).astype("float32") if explore else None
         weights = self.runner.sampler.weights_of(policy_id)
         decision = policy.act(weights, column, policy.initial_state(len(obs)), noise)
@@ -313,6 +329,7 @@ class Algorithm:
             "run_id": self._run_id,
             "algo": self.config.algo_name,
             "config": self.config.to_dict(),
+            "code": sorted(name for name in vars(self.config) if _is_code(getattr(self.config, name))),
             "steppe": metadata.version("steppe"),
             "timesteps_total": self._env_steps,
             "training_iteration": self._iteration,
@@ -386,9 +403,17 @@ def load(path: str | os.PathLike[str], env: Any = None, **code: Any) -> Algorith
         CheckpointError: it is damaged, or code is missing; the message lists what to pass.
     """
     owners, meta = checkpoint.load(path)
-    settings = {**meta["config"], **code}
-    if env is not None:
-        settings["env"] = env
+    given = {**code, **({} if env is None else {"env": env})}
+    settings = {**meta["config"], **given}
+    missing = [
+        f"{name}=... (it was {settings[name]!r})"
+        for name in meta["code"]
+        if name not in given and not registry.is_registered(settings[name])
+    ]
+    if missing:
+        raise CheckpointError(
+            f"{path} names no code to import; pass what the run was made with: load(path, {', '.join(missing)})"
+        )
     config = config_class(meta["algo"]).from_dict(settings)
     algorithm: Algorithm = config.build()
     try:
@@ -397,6 +422,11 @@ def load(path: str | os.PathLike[str], env: Any = None, **code: Any) -> Algorith
         algorithm.close()
         raise
     return algorithm
+
+
+def _is_code(value: Any) -> bool:
+    """Whether a field's value, or the file that it names, has to be run to be used."""
+    return callable(value) or (isinstance(value, str) and ":" in value)
 
 
 def prepare_jax() -> None:

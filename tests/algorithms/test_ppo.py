@@ -91,7 +91,9 @@ def test_rows_without_weight_give_no_gradient_even_where_they_are_not_finite():
     batch["advantage"] = batch["advantage"].at[2].set(jnp.inf)
 
     def loss(obs):
-        return ppo_loss(TwoLogits(), Distribution(spec_of(spaces.Discrete(2))), {**batch, "obs": obs}, hyper())[0]
+        return ppo_loss(
+            TwoLogits(), Distribution(spec_of(spaces.Discrete(2))), {**batch, "obs": obs}, hyper()
+        )[0]
 
     gradient = jax.grad(loss)(batch["obs"])
     assert np.isfinite(gradient[:2]).all()
@@ -238,6 +240,6 @@ def test_values_of_a_truncated_task_bootstrap():
     with steppe.PPOConfig(env=NeverEnds, **settings).build() as algo:
         for _ in range(40):
             algo.train()
-        learner = algo._learner._owned["default_policy"]
+        learner = algo._learner._learners["default_policy"]
         model = learner._static.layout.unravel(jnp.asarray(learner._state.params))
         assert float(model.value(jnp.zeros(2))) == pytest.approx(10.0, abs=0.7)

@@ -8,7 +8,7 @@ from steppe.cli.baseline import report
 
 
 def test_evaluate_takes_a_run_or_a_checkpoint(steppe, trained):
-    for path in (trained, trained / "best", trained / "checkpoints" / "128"):
+    for path in (trained, trained / "latest", trained / "checkpoints" / "128"):
         done = steppe("evaluate", path, "--episodes", "3")
         assert done.status == 0, done.err
         assert done.out.splitlines()[0].endswith("128: 3 episodes")

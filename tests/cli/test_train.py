@@ -223,6 +223,13 @@ def test_resume_goes_on_in_the_same_folder(steppe, copy):
     assert (copy / "latest").resolve().name == "256"
 
 
+def test_resume_takes_the_env_from_the_flag(steppe, copy, walk):
+    (copy / "config.toml").write_text("env = 'Walk'")  # as a run of a class has it
+    assert steppe("train", "--resume", copy, "--total-steps", "192").status == 2
+    done = steppe("train", f"{walk}:Walk", "--resume", copy, "--total-steps", "192")
+    assert (done.status, steps(copy)) == (0, [64, 128, 192]), done.err
+
+
 def test_resume_takes_back_what_came_after_the_checkpoint(steppe, copy):
     before = rows(copy)
     shutil.rmtree(copy / "checkpoints" / "128")
@@ -241,9 +248,9 @@ def test_resume_remembers_when_to_stop_and_keeps_its_settings(steppe, copy):
     done = steppe("train", "--resume", copy)
     assert done.status == 2
     assert f"{copy} has its 128 steps; --total-steps 256 would go on" in done.err
-    done = steppe("train", "CartPole-v1", "--resume", copy, "--lr", "1", "--lambda", "0.5")
+    done = steppe("train", "--resume", copy, "--lr", "1", "--lambda", "0.5", "--name", "x")
     assert done.status == 2
-    assert "keeps its settings; leave out --lr, --lambda, --env" in done.err
+    assert "keeps its settings; leave out --lr, --lambda, --name" in done.err
     assert "--resume takes a run folder" in steppe("train", "--resume", bare_checkpoint(copy)).err
     assert "no such run or checkpoint" in steppe("train", "--resume", copy / "nothing").err
 

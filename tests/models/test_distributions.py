@@ -199,6 +199,19 @@ def test_extreme_noise_never_picks_a_masked_choice(n, u):
     np.testing.assert_array_equal(picks[likely], extreme[likely])
 
 
+def test_noise_on_a_wobble_of_the_cumulative_sum_picks_no_masked_choice():
+    n, rng = 1000, np.random.default_rng(0)
+    masked = rng.random((5, n)) < 0.5
+    params = np.where(masked, np.float32(MASKED), rng.normal(size=(5, n)).astype(np.float32))
+    cdf = np.asarray(jax.jit(lambda logits: jnp.cumsum(jax.nn.softmax(logits), -1))(params))
+    wobbles = (np.diff(cdf) > 0) & masked[:, 1:]
+    assert wobbles.any()  # else this test shows nothing
+    row, choice = np.nonzero(wobbles)
+    noise = (cdf[row, choice + 1] / cdf[row, -1])[:, None].clip(SMALLEST, LARGEST)
+    picks = np.asarray(sample(distribution(spaces.Discrete(n)), params[row], noise))
+    assert not masked[row, picks].any()
+
+
 def test_masked_choices_leave_every_figure_and_gradient_finite():
     d = distribution(spaces.MultiDiscrete([3, 2]))  # of unequal sizes, so that padding is masked too
     params = np.asarray([0.3, MASKED, -0.2, MASKED, 1.0], np.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, final
@@ -10,17 +10,18 @@ from typing import Any, ClassVar, Literal, NamedTuple, final
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from steppe import returns
 from steppe.config import AlgorithmConfig, Schedule, above, at_least, between, policy_field, scheduled
-from steppe.errors import CheckpointError, ConfigError
-from steppe.learning.learner import Learner, Stats
+from steppe.learning.independent import PolicyLearner
+from steppe.learning.learner import Stats
 from steppe.learning.minibatches import FragmentQueue, shuffled
+from steppe.learning.networks import ActorCriticNetworks, arrays_of, refilled
+from steppe.learning.normalizer import moments, normalized, return_scale_init, scaled_rewards
+from steppe.learning.optimizer import clipped_adam, clipped_adam_init
 from steppe.learning.schedules import value_at
-from steppe.models.catalog import ActorCritic, make_actor_critic
+from steppe.models.catalog import ActorCritic
 from steppe.models.distributions import Distribution
-from steppe.models.encoders import norm_init, norm_merge, normalize, normalized_leaves
 from steppe.policies.actor_critic import ActorCriticPolicy, Layout
 from steppe.seeding import stream
 from steppe.spaces import Spec
@@ -75,9 +76,9 @@ class PPOConfig(AlgorithmConfig):
     reward_scale: Literal["running", "none"] = policy_field("running")
     """"running" divides rewards by the running deviation of the discounted return; "none" leaves them."""
 
-    def make_learner(self, policies: Mapping[str, SpacePair]) -> PPOLearner:
-        """The learner of these policies."""
-        return PPOLearner({id: (self, pair) for id, pair in policies.items()}, int(self.seed or 0))
+    def make_learner(self, id: str, pair: SpacePair, seed: int) -> PPOLearner:
+        """The learner of one policy; ``seed`` is its place in the run's tree."""
+        return PPOLearner(self, pair, seed)
 
 
 class Hyper(NamedTuple):
@@ -95,17 +96,12 @@ class Hyper(NamedTuple):
 
 
 class LearnerState(NamedTuple):
-    """Everything that learning changes.
-
-    ``params`` is flat; ``reward_stats`` holds count, mean and sum of squared deviations of the discounted
-    return, ``carry`` that return in each lane.
-    """
+    """Everything that learning changes: flat parameters, optimizer, running statistics."""
 
     params: Any
     opt: Any
     normalizer: Any
-    reward_stats: Any
-    carry: Any
+    return_scale: Any
 
 
 class Static(NamedTuple):
@@ -162,100 +158,66 @@ def ppo_loss(
     return loss, {**parts, "total_loss": loss}
 
 
-def _optimizer(static: Static) -> optax.GradientTransformation:
-    clip = [] if static.grad_clip is None else [optax.clip_by_global_norm(static.grad_clip)]
-    return optax.chain(*clip, optax.scale_by_adam(eps=1e-5))
-
-
-def _scaled_rewards(
-    state: LearnerState, batch: Mapping[str, Any], outcome: jax.Array, gamma: Any
-) -> tuple[jax.Array, Any, jax.Array]:
-    """Rewards divided by the running deviation of the discounted return (Engstrom et al., 2020)."""
-    final = batch["terminated"] | batch["truncated"]
-
-    def step(total: jax.Array, row: Any) -> tuple[jax.Array, jax.Array]:
-        reward, counts, ends = row
-        total = jnp.where(counts, gamma * total + reward, total)
-        return jnp.where(ends, 0.0, total), total
-
-    carry, discounted = jax.lax.scan(step, state.carry, (batch["reward"], outcome, final))
-    count, mean, m2 = state.reward_stats
-    n = outcome.sum().astype(jnp.float32)
-    own = jnp.where(outcome, discounted, 0.0).sum() / jnp.maximum(n, 1.0)
-    own_m2 = jnp.where(outcome, (discounted - own) ** 2, 0.0).sum()
-    total, delta = count + n, own - mean
-    merged = (
-        total,
-        mean + delta * n / jnp.maximum(total, 1.0),
-        m2 + own_m2 + delta**2 * count * n / jnp.maximum(total, 1.0),
-    )
-    deviation = jnp.sqrt(merged[2] / jnp.maximum(total, 1.0) + 1e-8)
-    return batch["reward"] / jnp.maximum(deviation, 1e-4), merged, carry
-
-
 @partial(jax.jit, static_argnums=0)
 def _update(
-    static: Static,
-    state: LearnerState,
-    batch: Mapping[str, Any],
-    order: jax.Array,
-    count: jax.Array,
-    continues: jax.Array,
-    hyper: Hyper,
+    static: Static, state: LearnerState, batch: Any, order: Any, count: Any, continues: Any, hyper: Hyper
 ) -> tuple[LearnerState, dict[str, jax.Array]]:
-    """All epochs of one batch in one compiled call.
+    """All epochs over one batch, in one compiled call.
 
-    ``order (epochs, capacity)`` lists the acted rows anew for each epoch, ``count`` says how many there are:
-    the number of minibatches is a traced loop bound, so time follows the acted rows and shapes do not.
+    ``order (epochs, capacity)`` lists the acted rows anew for each epoch and ``count`` says how many there
+    are. The number of minibatches is a traced loop bound: time follows the acted rows, shapes do not.
     """
-    optimizer, size = _optimizer(static), min(static.minibatch, order.shape[1])
-    acted = returns.acted(batch["terminated"], batch["truncated"], batch["filled"])
-    merged = state.normalizer
-    first = jnp.bool_(False)
-    stats = state.normalizer
-    obs = batch["obs"]
-    if state.normalizer:
-        merged = norm_merge(static.observation, state.normalizer, obs, acted)
-        # A first batch was acted by a policy that is uniform by construction: with its statistics known,
-        # its rows are normalised by them, and their ratios start from the policy as it then is.
-        first = state.normalizer[0] == 0
-        stats = jax.tree.map(partial(jnp.where, first), merged, state.normalizer)
-        obs = normalize(static.observation, stats, obs)
-    state = state._replace(carry=jnp.where(continues, state.carry, 0.0))
-    reward, reward_stats, carry = batch["reward"], state.reward_stats, state.carry
-    if static.scale_rewards:
-        outcome = jnp.concatenate([jnp.zeros_like(acted[:1]), acted[:-1]])
-        reward, reward_stats, carry = _scaled_rewards(state, batch, outcome, hyper.gamma)
+    rows, normalizer, return_scale, explained = _rows(static, state, batch, continues, hyper)
+    params, opt, sums, epochs, steps = _epochs(static, state, rows, order, count, hyper)
+    fine = jnp.isfinite(params).all() & jnp.isfinite(sums["total_loss"])
+    new = LearnerState(params, opt, normalizer, return_scale)
+    old = state._replace(return_scale=(*state.return_scale[:3], jnp.zeros_like(return_scale[3])))
+    new = jax.tree.map(partial(jnp.where, fine), new, old)
+    stats = {name: total / steps for name, total in sums.items()}
+    skipped = 1 - fine.astype(jnp.int32)
+    return new, {**stats, "vf_explained_var": explained, "epochs": epochs, "skipped": skipped}
 
-    flatten = partial(jax.tree.map, lambda a: a.reshape(-1, *a.shape[2:]))
-    rows = {"obs": flatten(obs), "action": flatten(batch["action"])}
-    model = static.layout.unravel(state.params)
-    params, value = jax.vmap(model)(rows["obs"])
-    logp = jnp.where(first, static.distribution.logp(params, rows["action"]), batch["logp"].reshape(-1))
-    advantage, target = returns.gae(
-        reward,
-        value.reshape(acted.shape),
-        batch["terminated"],
-        batch["truncated"],
-        batch["filled"],
-        gamma=hyper.gamma,
-        lam=hyper.lam,
-    )
-    total = jnp.maximum(count, 1)
-    mean = jnp.where(acted, advantage, 0.0).sum() / total
-    spread = jnp.sqrt(jnp.where(acted, (advantage - mean) ** 2, 0.0).sum() / total)
-    rows |= {
-        "logp": logp,
-        "advantage": ((advantage - mean) / (spread + 1e-8)).reshape(-1),
-        "target": target.reshape(-1),
-    }
+
+def _rows(
+    static: Static, state: LearnerState, batch: Any, continues: Any, hyper: Hyper
+) -> tuple[dict[str, Any], Any, Any, jax.Array]:
+    """The batch as flat rows with advantages and targets, the new statistics, and the explained variance."""
+    acted = returns.acted(batch["terminated"], batch["truncated"], batch["filled"])
+    obs, normalizer, first = normalized(static.observation, state.normalizer, batch["obs"], acted)
+    reward, return_scale = batch["reward"], state.return_scale
+    if static.scale_rewards:
+        reward, return_scale = scaled_rewards(return_scale, batch, acted, continues, hyper.gamma)
+
+    def flat(tree: Any) -> Any:
+        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
+
+    obs, action = flat(obs), flat(batch["action"])
+    params, value = jax.vmap(static.layout.unravel(state.params))(obs)
+    value = value.reshape(acted.shape)
+    # A first batch's ratios start from the policy as its fresh statistics make it.
+    logp = jnp.where(first, static.distribution.logp(params, action), flat(batch["logp"]))
+    ends = (batch["terminated"], batch["truncated"], batch["filled"])
+    advantage, target = returns.gae(reward, value, *ends, gamma=hyper.gamma, lam=hyper.lam)
+    mean, variance = moments(advantage, acted)
+    scaled = (advantage - mean) / (jnp.sqrt(variance) + 1e-8)
+    unexplained, total = moments(target - value, acted)[1], moments(target, acted)[1]
+    rows = {"obs": obs, "action": action, "logp": logp, "advantage": flat(scaled), "target": flat(target)}
+    return rows, normalizer, return_scale, 1.0 - unexplained / jnp.maximum(total, 1e-8)
+
+
+def _epochs(
+    static: Static, state: LearnerState, rows: Any, order: Any, count: Any, hyper: Hyper
+) -> tuple[Any, Any, dict[str, jax.Array], jax.Array, jax.Array]:
+    """Minibatch steps, epoch by epoch, until all are done or the policy has moved too far."""
+    optimizer, size = clipped_adam(static.grad_clip), static.minibatch
     minibatches = jnp.maximum((count + size // 2) // size, 1)
 
     def step(i: jax.Array, carry: Any) -> Any:
         epoch, params, opt, sums = carry
         index = jax.lax.dynamic_slice(order, (epoch, i * size), (1, size))[0]
         part = jax.tree.map(lambda a: a[index], rows)
-        part["weight"] = ((i * size + jnp.arange(size) < count) | (count >= size)).astype(jnp.float32)
+        # The order repeats itself behind the last row, so only a batch below one minibatch has idle rows.
+        part["weight"] = ((jnp.arange(size) < count) | (count >= size)).astype(jnp.float32)
 
         def loss(flat: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
             return ppo_loss(static.layout.unravel(flat), static.distribution, part, hyper)
@@ -264,9 +226,6 @@ def _update(
         parts["grad_norm"] = jnp.linalg.norm(gradient)
         change, opt = optimizer.update(gradient, opt)
         return epoch, params - hyper.lr * change, opt, jax.tree.map(jnp.add, sums, parts)
-
-    names = ("policy_loss", "vf_loss", "entropy", "kl", "clip_fraction", "total_loss", "grad_norm")
-    zero = {name: jnp.float32(0.0) for name in names}
 
     def epoch_step(carry: Any) -> Any:
         epoch, params, opt, sums, _ = carry
@@ -277,170 +236,76 @@ def _update(
     def goes_on(carry: Any) -> jax.Array:
         return (carry[0] < order.shape[0]) & (carry[4] <= hyper.kl_stop)
 
+    names = ("policy_loss", "vf_loss", "entropy", "kl", "clip_fraction", "total_loss", "grad_norm")
+    zero = {name: jnp.float32(0.0) for name in names}
     start = (jnp.int32(0), state.params, state.opt, zero, jnp.float32(0.0))
-    epochs, params, opt, sums, last_kl = jax.lax.while_loop(goes_on, epoch_step, start)
-    new = LearnerState(params, opt, merged, reward_stats, carry)
-    fine = jnp.isfinite(params).all() & jnp.isfinite(sums["total_loss"])
-    new = jax.tree.map(partial(jnp.where, fine), new, state)
-    old_value = jnp.where(acted, value.reshape(acted.shape), 0.0)
-    residual = jnp.where(acted, target - old_value, 0.0)
-    stats_out = {name: total / (epochs * minibatches) for name, total in sums.items()}
-    stats_out |= {
-        "vf_explained_var": 1.0 - _variance(residual, acted) / jnp.maximum(_variance(target, acted), 1e-8),
-        "epochs": epochs,
-        "last_kl": last_kl,
-        "update_skipped": 1 - fine.astype(jnp.int32),
-    }
-    return new, stats_out
-
-
-def _variance(x: jax.Array, mask: jax.Array) -> jax.Array:
-    n = jnp.maximum(mask.sum(), 1)
-    mean = jnp.where(mask, x, 0.0).sum() / n
-    return jnp.where(mask, (x - mean) ** 2, 0.0).sum() / n
+    epochs, params, opt, sums, _ = jax.lax.while_loop(goes_on, epoch_step, start)
+    return params, opt, sums, epochs, epochs * minibatches
 
 
 @final
-class PPOLearner(Learner):
-    """Learns each of its policies from batches of their own rows.
+class PPOLearner(PolicyLearner):
+    """Learns one policy by PPO.
 
     Args:
-        policies: config and spaces by policy id.
-        seed: of the run; parameters and minibatches are drawn from streams of their own.
+        config: of the policy.
+        pair: its spaces.
+        seed: parameters and minibatches are drawn from streams of their own.
     """
 
-    def __init__(self, policies: Mapping[str, tuple[PPOConfig, SpacePair]], seed: int) -> None:
-        self._owned = {
-            id: _Owned(id, config, pair, seed + index)
-            for index, (id, (config, pair)) in enumerate(policies.items())
-        }
-
-    @property
-    def policies(self) -> Mapping[str, ActorCriticPolicy]:
-        """What runners act with."""
-        return {id: own.policy for id, own in self._owned.items()}
-
-    def add(self, rollouts: Sequence[Rollout]) -> None:
-        """Queue the fragments."""
-        for rollout in rollouts:
-            self._owned[rollout.policy].queue.add(rollout)
-
-    def update(self, env_steps: int) -> dict[str, Stats] | None:
-        """One update of every policy whose batch is full."""
-        full = {id: own for id, own in self._owned.items() if own.queue.full}
-        return {id: own.update(env_steps) for id, own in full.items()} or None
-
-    def publish(self) -> dict[str, Weights]:
-        """The newest actors and observation statistics."""
-        return {id: own.publish() for id, own in self._owned.items()}
-
-    def get_weights(self) -> dict[str, FloatArray]:
-        """Parameters of actor and critic, flat."""
-        return {id: own.get_weights() for id, own in self._owned.items()}
-
-    def set_weights(self, weights: Mapping[str, Array]) -> None:
-        """Replace parameters; all of the given ones or none."""
-        for id, values in weights.items():
-            if id not in self._owned:
-                raise ConfigError(f"no policy {id!r} to set weights of; there are {sorted(self._owned)}")
-            if np.shape(values) != (len(self._owned[id].get_weights()),):
-                raise ConfigError(
-                    f"weights of {id!r} have shape {np.shape(values)}, "
-                    f"not ({len(self._owned[id].get_weights())},)"
-                )
-        for id, values in weights.items():
-            self._owned[id].set_weights(values)
-
-    def summary(self) -> str:
-        """Networks and parameter counts."""
-        return "\n".join(own.summary() for own in self._owned.values())
-
-    def get_state(self) -> State:
-        """Per policy: parameters, optimizer, statistics, stream, queue and counters."""
-        return {id: own.get_state() for id, own in self._owned.items()}
-
-    def set_state(self, state: State) -> None:
-        """Go on from :meth:`get_state`; all policies or none."""
-        if set(state) != set(self._owned):
-            raise CheckpointError(f"the checkpoint holds policies {sorted(state)}, not {sorted(self._owned)}")
-        states = {id: own.checked(state[id]) for id, own in self._owned.items()}
-        for id, own in self._owned.items():
-            own.set_state(state[id], states[id])
-
-
-class _Owned:
-    """One policy of the learner: its networks, its state, its batches."""
-
-    def __init__(self, id: str, config: PPOConfig, pair: SpacePair, seed: int) -> None:
-        self._id, self._config = id, config
-        distribution = Distribution(
-            pair.action,
-            squash=config.squash_actions,
-            normalize=config.normalize_actions,
-            clip=config.clip_actions,
-        )
-        self._model = make_actor_critic(
-            pair.observation,
-            distribution,
-            stream(seed, "parameters"),
-            hiddens=config.fcnet_hiddens,
-            activation=config.fcnet_activation,
-            share_layers=config.vf_share_layers,
-            conv_filters=config.conv_filters,
-            free_log_std=config.free_log_std,
-        )
-        self._rng = stream(seed, "minibatches")
-        filtered = config.observation_filter == "MeanStdFilter" and normalized_leaves(pair.observation)
-        normalizer = norm_init(pair.observation) if filtered else ()
-        self._actor = Layout.of(self._model.actor)
-        self.policy = ActorCriticPolicy(
-            pair.observation, distribution, Layout.of((self._model.actor, normalizer))
+    def __init__(self, config: PPOConfig, pair: SpacePair, seed: int) -> None:
+        self._config, self._rng = config, stream(seed, "minibatches")
+        distribution = Distribution(pair.action, **config.action_settings)
+        filtered = config.observation_filter == "MeanStdFilter"
+        self._networks = nets = ActorCriticNetworks(
+            pair, distribution, stream(seed, "parameters"), normalize=filtered, **config.model_settings
         )
         self._static = Static(
             pair.observation,
             distribution,
-            Layout.of(self._model),
+            nets.layout,
             min(config.minibatch_size, config.train_batch_size),
             config.grad_clip,
             config.reward_scale == "running",
         )
-        params = self._static.layout.ravel(self._model)
-        self.queue = FragmentQueue(config.train_batch_size)
-        zero = np.zeros_like(params)
-        scale = tuple(np.zeros((), np.float32) for _ in range(3))
-        adam = optax.ScaleByAdamState(count=np.zeros((), np.int32), mu=zero, nu=zero)
-        opt = (adam,) if config.grad_clip is None else (optax.EmptyState(), adam)
-        self._state = LearnerState(params, opt, normalizer, scale, np.zeros(0, np.float32))
+        opt = clipped_adam_init(nets.params)
+        self._state = LearnerState(nets.params, opt, nets.normalizer, return_scale_init())
+        self._queue = FragmentQueue(config.train_batch_size)
         self._capacity = self._version = self._skipped = 0
         self._kl_coeff = config.kl_coeff
 
-    def update(self, env_steps: int) -> Stats:
-        config = self._config
-        batch, acted, continues = self.queue.take()
-        size = self._static.minibatch
-        needed = -(-int(acted.sum()) // size) * size
-        self._capacity = max(self._capacity, needed, size)
+    @property
+    def policy(self) -> ActorCriticPolicy:
+        """What runners act with."""
+        return self._networks.policy
+
+    def add(self, rollout: Rollout) -> None:
+        """Queue a fragment."""
+        self._queue.add(rollout)
+
+    def update(self, env_steps: int) -> Stats | None:
+        """Learn from a batch once it is full."""
+        if not self._queue.full:
+            return None
+        config, size = self._config, self._static.minibatch
+        batch, acted, continues = self._queue.take()
+        self._capacity = max(self._capacity, -(-int(acted.sum()) // size) * size, size)
         order, count = shuffled(self._rng, acted, config.num_epochs, self._capacity)
-        carry = np.zeros(len(continues), np.float32)
-        carry[: len(self._state.carry)] = self._state.carry
+        *moments, carry = self._state.return_scale
+        carry = np.resize(np.append(carry, np.zeros(len(continues), np.float32)), len(continues))
+        state = self._state._replace(return_scale=(*moments, carry))
         hyper = self._hyper(env_steps)
-        self._state, parts = _update(
-            self._static, self._state._replace(carry=carry), batch, order, np.int32(count), continues, hyper
-        )
+        self._state, parts = _update(self._static, state, batch, order, np.int32(count), continues, hyper)
         stats = {name: float(value) for name, value in jax.device_get(parts).items()}
         self._version += 1
-        self._skipped += int(stats.pop("update_skipped"))
-        if config.kl_coeff:  # section 4 of the paper
-            factor = 1.5 if stats["kl"] > 2.0 * config.kl_target else 0.5 if 2.0 * stats["kl"] < config.kl_target else 1.0
-            self._kl_coeff *= factor
-        return {
-            **stats,
-            "cur_lr": float(hyper.lr),
-            "entropy_coeff": float(hyper.entropy_coeff),
-            "cur_kl_coeff": self._kl_coeff,
-            "updates_skipped": float(self._skipped),
-            "rows": float(count),
-        }
+        self._skipped += int(stats.pop("skipped"))
+        if config.kl_coeff and stats["kl"] > 2.0 * config.kl_target:  # section 4 of the paper, as RLlib does
+            self._kl_coeff *= 1.5
+        elif config.kl_coeff and stats["kl"] < 0.5 * config.kl_target:
+            self._kl_coeff *= 0.5
+        own = {"cur_lr": hyper.lr, "entropy_coeff": hyper.entropy_coeff, "cur_kl_coeff": self._kl_coeff}
+        own |= {"updates_skipped": self._skipped, "rows": count}
+        return stats | {name: float(value) for name, value in own.items()}
 
     def _hyper(self, env_steps: int) -> Hyper:
         config, inf = self._config, float("inf")
@@ -457,50 +322,41 @@ class _Owned:
         )
         return Hyper(*(np.float32(value) for value in values))
 
+    def publish(self) -> Weights:
+        """The actor and the observation statistics."""
+        return self._networks.publish(self._version, self._state.params, self._state.normalizer)
+
     def get_weights(self) -> FloatArray:
+        """Parameters of actor and critic, flat."""
         return np.array(self._state.params)
 
     def set_weights(self, weights: Array) -> None:
+        """Replace the parameters; the optimizer keeps its moments."""
         self._state = self._state._replace(params=np.array(weights, np.float32))
         self._version += 1
 
-    def publish(self) -> Weights:
-        model = self._static.layout.unravel(np.asarray(self._state.params))
-        normalizer = tuple(np.asarray(a) for a in jax.tree.leaves(self._state.normalizer))
-        return Weights(self._version, self._actor.ravel(model.actor), normalizer)
-
     def summary(self) -> str:
-        total, actor = self._static.layout.size, self._actor.size
-        return f"{self._id}: {total} parameters, {actor} of them acting\n{self._model}"
+        """Network and parameter count."""
+        return self._networks.summary()
 
     def get_state(self) -> State:
+        """Parameters, optimizer, statistics, stream, queue and counters."""
         return {
-            "arrays": [np.asarray(leaf) for leaf in jax.tree.leaves(self._state)],
+            "arrays": arrays_of(self._state),
             "rng": self._rng.bit_generator.state,
-            "queue": self.queue.get_state(),
-            "version": self._version,
-            "skipped": self._skipped,
-            "capacity": self._capacity,
+            "queue": self._queue.get_state(),
+            "counters": [self._version, self._skipped, self._capacity],
             "kl_coeff": self._kl_coeff,
         }
 
     def checked(self, state: State) -> LearnerState:
-        """The learner state in ``state``, if it fits this architecture."""
-        own, treedef = jax.tree.flatten(self._state)
-        arrays: list[Array] = state["arrays"]
-        pairs = zip(own[:-1], arrays[:-1], strict=False)  # the last, per lane, has any length
-        if len(own) != len(arrays) or any(np.shape(a) != np.shape(b) for a, b in pairs):
-            mine, theirs = ([np.shape(a) for a in leaves] for leaves in (own, arrays))
-            raise CheckpointError(
-                f"policy {self._id}: the checkpoint's arrays {theirs} do not fit this network's {mine}; "
-                "build with the settings that it was trained with"
-            )
-        state_: LearnerState = jax.tree.unflatten(treedef, arrays)
-        return state_
+        """The arrays in their places; the open returns, one a lane, are of any number."""
+        filled: LearnerState = refilled(self._state, state["arrays"], ragged=1)
+        return filled
 
-    def set_state(self, state: State, learner_state: LearnerState) -> None:
-        self._state = learner_state
+    def set_state(self, state: State, checked: LearnerState) -> None:
+        """Go on from ``state``."""
+        self._state, self._kl_coeff = checked, float(state["kl_coeff"])
         self._rng.bit_generator.state = state["rng"]
-        self.queue.set_state(state["queue"])
-        self._version, self._skipped = int(state["version"]), int(state["skipped"])
-        self._capacity, self._kl_coeff = int(state["capacity"]), float(state["kl_coeff"])
+        self._queue.set_state(state["queue"])
+        self._version, self._skipped, self._capacity = (int(value) for value in state["counters"])

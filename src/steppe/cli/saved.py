@@ -72,7 +72,7 @@ def env_of_run(run: Path) -> str | None:
     file, colon, name = env.rpartition(":")
     if not colon or not file.endswith(".py"):
         return env
-    home = run.resolve().parents[2]  # of home/runs/<Env>/<run>
+    home = run.resolve().parent.parent.parent  # of home/runs/<Env>/<run>
     if not Path(file).exists() and (home / file).exists():
         env = f"{home / file}:{name}"
     click.echo(f"importing {env.rpartition(':')[0]}, which this run names as its env", err=True)

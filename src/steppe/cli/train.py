@@ -16,7 +16,7 @@ import click
 from steppe.algorithms import config_class
 from steppe.cli import INTERRUPTED
 from steppe.cli.flags import DEFAULTS, ConfigCommand, env_config_option
-from steppe.cli.saved import Saved, env_of_run, find
+from steppe.cli.saved import find, restore
 from steppe.cli.text import count, duration
 from steppe.errors import ConfigError
 from steppe.tracking.record import read_record
@@ -62,8 +62,8 @@ def command(
         raise ConfigError(f"two envs: {env_argument} and --env {env}")
     env = env_argument or env
     if resume is not None:
-        _refuse_changes(given, env=env, algo=algo, name=name)
-        algorithm, stop = _reopen(resume, stop)
+        _refuse_changes(given, algo=algo, name=name)
+        algorithm, stop = _reopen(resume, env, stop)
     else:
         algorithm = _build(env, algo or "PPO", name, given)
     return _train(algorithm, StopWhen(**{key: stop.get(key) for key in _STOP}), quiet)
@@ -173,8 +173,10 @@ def _refuse_changes(given: Mapping[str, Any], **others: str | None) -> None:
         raise ConfigError(f"a resumed run keeps its settings; leave out {flags}")
 
 
-def _reopen(path: Path, stop: dict[str, Any]) -> tuple[Algorithm, dict[str, Any]]:
+def _reopen(path: Path, env: str | None, stop: dict[str, Any]) -> tuple[Algorithm, dict[str, Any]]:
     """The algorithm of a run, to go on in its folder, and when it was to stop."""
+    from steppe.tracking.run import Run
+
     saved = find(path)
     if saved.run is None:
         raise ConfigError(f"{path} is a checkpoint outside of a run; --resume takes a run folder")
@@ -182,18 +184,10 @@ def _reopen(path: Path, stop: dict[str, Any]) -> tuple[Algorithm, dict[str, Any]
     steps, total = int(saved.checkpoint.name), stop.get("total_steps") or math.inf
     if steps >= total:
         raise ConfigError(f"{path} has its {total:,} steps; --total-steps {2 * total} would go on")
-    return _restore(saved), stop
-
-
-def _restore(saved: Saved) -> Algorithm:
-    import steppe
-    from steppe.tracking.run import Run
-
-    assert saved.run is not None
-    algorithm = steppe.load(saved.checkpoint, env=env_of_run(saved.run))
+    algorithm = restore(saved, env)
     algorithm.run = Run.open(saved.run, keep=algorithm.config.keep_checkpoints_num)
-    algorithm.run.truncate_to(int(saved.checkpoint.name))
-    return algorithm
+    algorithm.run.truncate_to(steps)
+    return algorithm, stop
 
 
 def _first_stop(run: Path) -> dict[str, Any]:

@@ -39,6 +39,8 @@ from steppe.errors import ConfigError
 
 if TYPE_CHECKING:
     from steppe.algorithm import Algorithm
+    from steppe.learning.independent import PolicyLearner
+    from steppe.types import SpacePair
 
 __all__ = [
     "ALIASES",
@@ -240,8 +242,14 @@ class AlgorithmConfig(ABC):
         return f"{type(self).__name__}({', '.join(changed)})"
 
     @abstractmethod
-    def make_learner(self, policies: Any) -> Any:
-        """The learner that trains ``policies`` as this config says."""
+    def make_learner(self, id: str, pair: SpacePair, seed: int) -> PolicyLearner:
+        """The learner of one policy.
+
+        Args:
+            id: of the policy.
+            pair: its observation and action spaces.
+            seed: differs for each policy of a run.
+        """
 
     @classmethod
     def checked(cls, name: str, value: Any) -> Any:
@@ -385,6 +393,26 @@ class AlgorithmConfig(ABC):
     def envs(self) -> int:
         """Envs that sample, over all runners."""
         return self.num_envs_per_env_runner * max(1, self.num_env_runners)
+
+    @property
+    def action_settings(self) -> dict[str, bool]:
+        """Arguments of a :class:`~steppe.models.distributions.Distribution` besides its space."""
+        return {
+            "squash": self.squash_actions,
+            "normalize": self.normalize_actions,
+            "clip": self.clip_actions,
+        }
+
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """Arguments of :func:`~steppe.models.catalog.make_actor_critic` besides the spaces."""
+        return {
+            "hiddens": self.fcnet_hiddens,
+            "activation": self.fcnet_activation,
+            "share_layers": self.vf_share_layers,
+            "conv_filters": self.conv_filters,
+            "free_log_std": self.free_log_std,
+        }
 
     def validate(self) -> None:
         """Check what several fields say together; ``build`` calls it.

@@ -64,9 +64,10 @@ def modern_step(result: Any) -> Any:
     if len(result) != 4:
         return tuple(result)
     obs, reward, done, info = result
-    limited = isinstance(info, dict) and bool(info.get("TimeLimit.truncated", False))
-    if limited and isinstance(done, (bool, int, np.bool_, np.integer)) and done in (0, 1):
-        return obs, reward, False, bool(done), info
+    if isinstance(done, (bool, int, np.bool_, np.integer)) and done in (0, 1):
+        done = bool(done)  # old envs count flags as 0 and 1: nothing to report
+        if done and isinstance(info, dict) and info.get("TimeLimit.truncated", False):
+            return obs, reward, False, True, info
     return obs, reward, done, False, info
 
 
@@ -125,12 +126,12 @@ class LegacyGym(gymnasium.Env[Any, Any]):
 
     def _seed(self, seed: int) -> None:
         seed_spaces(self.env, seed)
-        seed_env = getattr(self.env, "seed", None)
-        if callable(seed_env):
-            seed_env(seed)
-            return
-        if isinstance(self.env, gymnasium.Env):
-            gymnasium.Env.reset(self.env, seed=seed)  # only sets its np_random
+        for layer in (self.env, self.unwrapped):
+            if callable(getattr(layer, "seed", None)):
+                layer.seed(seed)
+                return
+        if isinstance(self.unwrapped, gymnasium.Env):
+            gymnasium.Env.reset(self.unwrapped, seed=seed)  # only sets its np_random
         inside = getattr(self.env, "env", None)
         if isinstance(inside, gymnasium.Env):
             inside.reset(seed=seed)
@@ -153,8 +154,9 @@ def modern_space(space: Any) -> Any:
 
 
 def _box(space: Any) -> gymnasium.Space[Any]:
-    low, high = (np.broadcast_to(bound, space.shape) for bound in (space.low, space.high))
-    return gymnasium.spaces.Box(low, high, tuple(space.shape), np.dtype(space.dtype).type)
+    dtype = np.dtype(space.dtype)
+    low, high = (np.broadcast_to(bound, space.shape).astype(dtype) for bound in (space.low, space.high))
+    return gymnasium.spaces.Box(low, high, tuple(space.shape), dtype.type)
 
 
 def _dict(space: Any) -> gymnasium.Space[Any]:

@@ -52,6 +52,11 @@ def register_env(name: str, creator: Callable[..., Any]) -> None:
     _registered[name] = creator
 
 
+def is_registered(name: Any) -> bool:
+    """Whether ``name`` is a name that this process has registered."""
+    return isinstance(name, str) and name in _registered
+
+
 def make(env: Any, env_config: Mapping[str, Any] | None = None) -> GymnasiumEnv:
     """Build one env, from any spelling, as training would with ``worker_index`` 0; old ones are adapted.
 
@@ -69,7 +74,7 @@ def env_name(env: Any) -> str:
         name = env if env in _registered else env.rpartition(":")[2]
     else:
         name = getattr(env, "__name__", type(env).__name__)
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "env"
+    return re.sub(r"[^\w.-]+", "-", name.replace("<lambda>", "")).strip("-.") or "env"
 
 
 def creator_of(env: Any) -> Creator:

@@ -75,7 +75,12 @@ class FragmentQueue:
         self._continues = np.asarray(state["continues"], np.bool_)
         self._fragments = [
             Rollout(
-                **{**kept, "obs": tupled(kept["obs"]), "action": tupled(kept["action"]), "agents": tuple(kept["agents"])}
+                **{
+                    **kept,
+                    "obs": tupled(kept["obs"]),
+                    "action": tupled(kept["action"]),
+                    "agents": tuple(kept["agents"]),
+                }
             )
             for kept in state["fragments"]
         ]

@@ -221,7 +221,7 @@ class _Categorical(_Leaf):
     def sample(self, head: jax.Array, scale: jax.Array, noise: jax.Array) -> jax.Array:
         p = jax.nn.softmax(self._logits(head))
         cdf = jnp.cumsum(p, -1)
-        # The sum may end off 1, and rounding may pass the last step: stay inside it, and only on p > 0.
+        # The sum may end off 1, and being taken in blocks wobble where p is 0: only p > 0 is picked.
         reached = (cdf >= noise[..., None] * cdf[..., -1:]) & (p > 0.0)
         return self._shaped(jnp.argmax(jnp.where(reached, 2.0, p), -1))
 
@@ -246,7 +246,7 @@ class _Categorical(_Leaf):
         return (np.asarray(action, np.int64) + self.start).astype(self.dtype, copy=False)
 
     def from_env(self, action: Array) -> Array:
-        return np.subtract(action, self.start).astype(np.int32)
+        return np.asarray(action - self.start, np.int32)
 
     def _logits(self, head: jax.Array) -> jax.Array:
         """``(..., choices, width)``; padding is masked."""
@@ -359,7 +359,8 @@ class _Gaussian(_Leaf):
         x = np.divide(offset, self.half, out=np.zeros_like(offset), where=self.half != 0.0)
         if self.squash:
             x = np.where(self.squashed, np.arctanh(np.clip(x, -_SQUASH_EDGE, _SQUASH_EDGE)), x)
-        return x.astype(np.float32)
+        units: Array = x.astype(np.float32)
+        return units
 
     def _shaped(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], *self.shape)

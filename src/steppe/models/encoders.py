@@ -308,13 +308,11 @@ def _chan(old: tuple[Any, Any, Any], x: jax.Array, mask: jax.Array) -> tuple[jax
     wide = mask.reshape(*mask.shape, *[1] * (x.ndim - mask.ndim))
     added = mask.sum(dtype=jnp.float32)
     rows = jnp.maximum(added, 1.0)
-    # In float32 the sum of many large numbers is rough: a second pass over what is left makes it exact.
-    rough = jnp.where(wide, x, 0.0).sum(axes) / rows
-    batch = rough + jnp.where(wide, x - rough, 0.0).sum(axes) / rows
+    batch = jnp.where(wide, x, 0.0).sum(axes) / rows
     batch_m2 = jnp.where(wide, (x - batch) ** 2, 0.0).sum(axes)
     total = count + added
     share = added / jnp.maximum(total, 1.0)
-    shift = jnp.where(added > 0.0, batch - mean, 0.0)
+    shift = batch - mean
     return total, mean + shift * share, m2 + batch_m2 + shift * shift * count * share
 
 

@@ -105,4 +105,3 @@ class LocalRunner:
     def close(self) -> None:
         """Close the envs."""
         self.env.close()
-

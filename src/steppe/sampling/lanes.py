@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from steppe.spaces import Spec, map_leaves, put, take, tupled, zeros
-from steppe.types import Array, Decision, IntArray, Rollout, State, TimeStep, Tree
+from steppe.spaces import Spec, leaves, map_leaves, put, take, tupled, zeros
+from steppe.types import Array, BoolArray, Decision, IntArray, Rollout, State, TimeStep, Tree
 
 ENV, AGENT, EPISODE, T = range(4)  # columns of the identity of a row
 
@@ -54,7 +54,12 @@ class Lanes:
         target = (index // old_lanes * lanes + index % old_lanes).reshape(-1)
         for name, column in old.items():
             put(getattr(self, name), target, column)
-        self._used = np.concatenate([self._used, np.zeros(lanes - old_lanes, np.int64)])
+        more = lanes - old_lanes
+        if self._state0 is not None:
+            self._state0 = map_leaves(
+                lambda a: np.concatenate([a, np.zeros((more, *a.shape[1:]), a.dtype)]), self._state0
+            )
+        self._used = np.concatenate([self._used, np.zeros(more, np.int64)])
         self._free.extend(range(old_lanes, lanes))
 
     def claim(self) -> int:
@@ -108,20 +113,25 @@ class Lanes:
 
     def discard(self, lane: int) -> None:
         """Unfill the newest trajectory of ``lane``, back to its first row in this fragment, and free it."""
-        column = self.identity[lane :: self._lanes, :T]
-        newest = column[self._used[lane] - 1].copy()
-        while self._used[lane] and (column[self._used[lane] - 1] == newest).all():
-            self._used[lane] -= 1
-            self.identity[self._used[lane] * self._lanes + lane] = -1
+        final = (self.terminated | self.truncated)[lane :: self._lanes]
+        identity = self.identity[lane :: self._lanes]
+        row = int(self._used[lane])
+        newest = identity[row - 1, :T].copy()
+        while row and not final[row - 1] and (identity[row - 1, :T] == newest).all():
+            row -= 1
+            for leaf in leaves(self._columns()):
+                leaf[row * self._lanes + lane] = 0
+            identity[row] = -1
+        self._used[lane] = row
         self.release(lane)
 
-    @property
-    def fresh(self) -> bool:
-        """No lane holds more than row 0: its recurrent state is still to be kept."""
-        return self._top <= 1
+    def is_empty(self, lane: IntArray) -> BoolArray:
+        """Which lanes have no row yet: the recurrent state of the next one is to be kept."""
+        empty: BoolArray = self._used[lane] == 0
+        return empty
 
     def write_state0(self, lane: IntArray, state: Tree) -> None:
-        """Keep the recurrent state that row 0 of each lane was met with."""
+        """Keep the recurrent state that row 0 of each lane is met with."""
         if self._state0 is None:
             self._state0 = map_leaves(lambda a: np.zeros((self._lanes, *a.shape[1:]), a.dtype), state)
         put(self._state0, lane, state)
@@ -193,4 +203,5 @@ class Lanes:
         for name, column in columns.items():
             put(getattr(self, name), live, column)
         self._used[live] = 1
+        self._state0 = None
         self._top, self._free = 1, [int(lane) for lane in state["free"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from steppe.spaces import map_leaves, put, take, tupled
 from steppe.types import (
     AsyncEnv,
     BoolArray,
+    Decision,
     IntArray,
     Policy,
     Rollout,
@@ -103,7 +105,8 @@ class Sampler:
         ]
         self._weights: list[Any] = [None] * len(self._ids)
         self._versions = [0] * len(self._ids)
-        self._states: list[Tree] = [None] * len(self._ids)  # recurrent, by slot
+        # Recurrent, by slot: "next" meets the next row, "last" met the newest row that was acted on.
+        self._states: list[Tree] = [None] * len(self._ids)
         self._agents: dict[str, int] = {}
         self._live: dict[int, SlotInfo] = {}
         self._episodes: dict[tuple[int, int], EpisodeRecord] = {}
@@ -131,7 +134,9 @@ class Sampler:
         ready, goal = self._begin(), before + self._fragment_steps
         while self.env.env_steps < goal:
             ready = self._round(ready)
-        self._pending = self._finish(ready, [0] * self.env.num_envs) if self._complete else ready
+        self._pending = (
+            self._finish(ready, [0] * self.env.num_envs) if self._complete else self._in_order(ready)
+        )
         return self._close(self.env.env_steps - before)
 
     def sample_episodes(self, quota: Sequence[int]) -> Sample:
@@ -172,12 +177,33 @@ class Sampler:
         while True:
             running = []
             for rows in ready:
-                mask = np.array([goes_on(*row) for row in zip(rows.slots.tolist(), rows.t.tolist(), strict=True)])
+                mask = np.array(
+                    [goes_on(*row) for row in zip(rows.slots.tolist(), rows.t.tolist(), strict=True)]
+                )
                 running += [rows.where(mask)] if mask.any() else []
                 waiting += [rows.where(~mask)] if not mask.all() else []
-            if not running:
-                return waiting
+            if not running and not self._owed(waiting, quota):
+                return self._in_order(waiting)
             ready = self._round(running)
+
+    def _owed(self, waiting: Sequence[_Ready], quota: Sequence[int]) -> bool:
+        """Whether an env that waits for no answer has an episode to end, or yet to begin."""
+        held = {self._live[slot].env for rows in waiting for slot in rows.slots.tolist()}
+        begun = {env for env, _ in self._episodes}
+        return any((n > 0 or env in begun) and env not in held for env, n in enumerate(quota))
+
+    def _in_order(self, ready: Sequence[_Ready]) -> list[_Ready]:
+        """One batch a policy, by env: the same after a restore, so that noise falls on the same rows."""
+        merged = []
+        for policy in sorted({rows.policy for rows in ready}):
+            parts = [rows for rows in ready if rows.policy == policy]
+            slots = np.concatenate([rows.slots for rows in parts])
+            order = np.lexsort((slots, self._identity[slots, ENV]))
+            obs = map_leaves(lambda *leaves: np.concatenate(leaves)[order], *[rows.obs for rows in parts])
+            merged.append(
+                _Ready(policy, slots[order], obs, np.concatenate([rows.t for rows in parts])[order])
+            )
+        return merged
 
     def _receive(self, steps: Sequence[TimeStep]) -> list[_Ready]:
         """Write the rows of one poll into their lanes; returns those that await an action."""
@@ -190,6 +216,7 @@ class Sampler:
                 active = self._store(policy, part)
                 if active is not None:
                     ready.append(active)
+        for step in steps:  # an episode's last rows may be of several space pairs
             for end in step.closed:
                 record = self._episodes.pop((end.env, end.episode))
                 record.length = end.length
@@ -210,7 +237,8 @@ class Sampler:
         )
         state = self._policies[policy].initial_state(1)
         if state is not None:
-            put(self._state_table(policy, state), np.array([slot]), state)
+            both = {"next": state, "last": state}
+            put(self._state_table(policy, both), np.array([slot]), both)
 
     def _by_policy(self, step: TimeStep) -> Iterator[tuple[int, TimeStep]]:
         if len(self._ids) == 1:
@@ -236,16 +264,33 @@ class Sampler:
         if lanes is not None:
             lane = self._lane_of[slots]
             if lane.min() < 0:
-                for slot in slots[lane < 0].tolist():
-                    self._lane_of[slot] = lanes.claim()
+                self._claim(policy, lanes, slots[lane < 0])
                 lane = self._lane_of[slots]
             lanes.write(lane, self._identity[slots], step)
         ready = _Ready(policy, slots, step.obs, step.t)
         if step.decided is None or not step.decided.any():
             return ready
-        if lanes is not None and step.decision is not None:  # chosen elsewhere: it came along
-            lanes.write_decision(self._lane_of[slots[step.decided]], step.decision, self._versions[policy])
+        if step.decision is not None:  # chosen elsewhere: it came along
+            self._take_over(policy, slots[step.decided], step.decision)
         return None if step.decided.all() else ready.where(~step.decided)
+
+    def _claim(self, policy: int, lanes: Lanes, slots: IntArray) -> None:
+        for slot in slots.tolist():
+            self._lane_of[slot] = lanes.claim()
+        table = self._states[policy]
+        if table is not None:
+            first = slots[lanes.is_empty(self._lane_of[slots])]
+            lanes.write_state0(self._lane_of[first], take(table["next"], first))
+
+    def _take_over(self, policy: int, slots: IntArray, decision: Decision) -> None:
+        table, lanes = self._states[policy], self._lanes[policy]
+        if table is not None:
+            put(table["last"], slots, take(table["next"], slots))
+            if decision.state is not None:
+                put(table["next"], slots, decision.state)
+        if lanes is not None:
+            lanes.write_decision(self._lane_of[slots], decision, self._versions[policy])
+        self._tally.agent_steps += len(slots)
 
     def _write_final(self, lanes: Lanes, ended: TimeStep) -> None:
         known = np.flatnonzero(self._lane_of[ended.slot] >= 0)  # one that never acted taught nothing
@@ -273,12 +318,11 @@ class Sampler:
             np.maximum(noise, _TINY, out=noise)
         table = self._states[index]
         if table is not None:
-            state = take(table, slots)
-            if lanes is not None and lanes.fresh:
-                lanes.write_state0(self._lane_of[slots], state)
+            state = take(table["next"], slots)
         decision = policy.act(self._weights[index], rows.obs, state, noise)
         if table is not None:
-            put(table, slots, decision.state)
+            put(table["last"], slots, state)
+            put(table["next"], slots, decision.state)
         if lanes is not None:
             lanes.write_decision(self._lane_of[slots], decision, self._versions[index])
         self._tally.agent_steps += len(slots)
@@ -289,9 +333,10 @@ class Sampler:
         rollouts = []
         for index, lanes in enumerate(self._lanes):
             if lanes is not None:
+                slots = self._slots_in_lanes(index)
                 rollouts.append(
                     lanes.close(
-                        self._live_lanes(index),
+                        self._lane_of[slots],
                         runner=self._runner,
                         incarnation=0,
                         sequence=self._sequence,
@@ -299,6 +344,7 @@ class Sampler:
                         env_steps=env_steps,
                     )
                 )
+                self._write_state0(index, lanes, slots)
         self._sequence += 1
         tally, self._tally = self._tally, _Tally()
         open_return = float(self._returns[list(self._live)].sum())
@@ -313,10 +359,21 @@ class Sampler:
             tally.inference_time,
         )
 
-    def _live_lanes(self, policy: int) -> IntArray:
+    def _slots_in_lanes(self, policy: int) -> IntArray:
+        """Live slots of ``policy`` that have rows, sorted by lane."""
         slots = np.array(sorted(self._live), np.int64)
         slots = slots[(self._policy_of[slots] == policy) & (self._lane_of[slots] >= 0)]
-        return np.sort(self._lane_of[slots])
+        return slots[np.argsort(self._lane_of[slots])]
+
+    def _write_state0(self, policy: int, lanes: Lanes, slots: IntArray) -> None:
+        """Row 0 of the next fragment meets the next state if it waits, and met the last one otherwise."""
+        table = self._states[policy]
+        if table is None:
+            return
+        for rows in self._pending:
+            if rows.policy == policy:
+                put(table["last"], rows.slots, take(table["next"], rows.slots))
+        lanes.write_state0(self._lane_of[slots], take(table["last"], slots))
 
     def _grow(self, slots: int) -> None:
         more = slots - len(self._policy_of)
@@ -350,7 +407,7 @@ class Sampler:
             "returns": self._returns[slots],
             "recurrent": [None if t is None else take(t, np.array(slots, np.int64)) for t in self._states],
             "lanes": [
-                None if lanes is None else lanes.get_state(self._live_lanes(index))
+                None if lanes is None else lanes.get_state(self._lane_of[self._slots_in_lanes(index)])
                 for index, lanes in enumerate(self._lanes)
             ],
             "episodes": [asdict(record) for record in self._episodes.values()],
@@ -376,14 +433,17 @@ class Sampler:
         for index, recurrent in enumerate(state["recurrent"]):
             if recurrent is not None:
                 put(self._state_table(index, tupled(recurrent)), slots, tupled(recurrent))
-        for lanes, saved in zip(self._lanes, state["lanes"], strict=True):
+        self._pending = []
+        for index, (lanes, saved) in enumerate(zip(self._lanes, state["lanes"], strict=True)):
             if lanes is not None:
                 lanes.set_state(saved)
-        for values in state["episodes"]:
+                self._write_state0(index, lanes, self._slots_in_lanes(index))
+        for values in deepcopy(state["episodes"]):
             self._episodes[values["env"], values["episode"]] = EpisodeRecord(**values)
         self._started, self._sequence = state["started"], int(state["sequence"])
         self._tally = _Tally(reward=float(state["reward"]))
-        self._pending = self._resume(self.env.pending()) if self._started else []
+        if self._started:
+            self._pending = self._resume(self.env.pending())
         return notes
 
     def _resume(self, steps: Sequence[TimeStep]) -> list[_Ready]:
@@ -400,7 +460,7 @@ class Sampler:
         lost = {info.env for step in renewed for info in step.opened}
         for info in [info for info in self._live.values() if info.env in lost]:
             self._discard(info)
-        return ready + self._receive(renewed)
+        return self._in_order(ready + self._receive(renewed))
 
     def _discard(self, info: SlotInfo) -> None:
         """An episode was lost: its rows in this fragment are unfilled, its record dropped."""
@@ -414,6 +474,12 @@ class Sampler:
 
 def _select(step: TimeStep, index: IntArray, opened: Sequence[SlotInfo] | None = None) -> TimeStep:
     """Some rows of a poll."""
+    decision = step.decision
+    if step.decided is not None and decision is not None:
+        row = np.cumsum(step.decided) - 1
+        row = row[index[step.decided[index]]]
+        state = None if decision.state is None else take(decision.state, row)
+        decision = Decision(take(decision.action, row), decision.logp[row], state)
     if len(index) and index[-1] == len(index) - 1:
         index = slice(0, len(index))  # type: ignore[assignment]  # the first rows: views will do
     return TimeStep(
@@ -428,5 +494,5 @@ def _select(step: TimeStep, index: IntArray, opened: Sequence[SlotInfo] | None =
         step.info,
         step.space,
         None if step.decided is None else step.decided[index],
-        step.decision,
+        decision,
     )

@@ -15,8 +15,7 @@ from steppe.errors import ConfigError
 
 RECORD = "run.json"
 CHECKPOINTS = "checkpoints"
-Ended = Literal["finished", "interrupted", "failed"]
-Status = Literal["running", Ended]
+Status = Literal["running", "finished", "interrupted", "failed"]
 Which = Literal["best", "latest"]
 
 

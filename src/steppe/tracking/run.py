@@ -29,11 +29,11 @@ from typing import Any, Self, final, get_args
 from steppe.errors import ConfigError
 from steppe.tracking import record as records
 from steppe.tracking import toml
-from steppe.tracking.record import CHECKPOINTS, RECORD, Ended, RunSummary, checkpoint_of, list_runs
+from steppe.tracking.record import CHECKPOINTS, RECORD, RunSummary, Status, checkpoint_of, list_runs
 from steppe.tracking.rows import JsonLines, ProgressCsv, flatten, keep_csv, keep_jsonl, read_jsonl, write_json
 from steppe.tracking.tensorboard import EventWriter
 
-__all__ = ["Run", "RunSummary", "checkpoint_of", "list_runs"]
+__all__ = ["Run", "RunSummary", "Status", "checkpoint_of", "list_runs"]
 
 _LOGGER = logging.getLogger("steppe")
 _PROGRESS, _RESULTS, _EPISODES = "progress.csv", "result.jsonl", "episodes.jsonl"
@@ -210,10 +210,14 @@ class Run:
         """The checkpoint with the highest reward, or None while none has a reward."""
         return checkpoint_of(self.path, "best")
 
-    def finish(self, status: Ended, error: str | None = None) -> None:
-        """Write how the run ended; :meth:`close` it afterwards."""
-        if status not in get_args(Ended):
-            raise ValueError(f"status {status!r}: one of {get_args(Ended)}")
+    def finish(self, status: Status, error: str | None = None) -> None:
+        """Write how the run ended; :meth:`close` it afterwards.
+
+        Raises:
+            ValueError: "running" is no end.
+        """
+        if status == "running" or status not in get_args(Status):
+            raise ValueError(f"status {status!r}: a run ends finished, interrupted or failed")
         self._record.update(status=status, error=error, finished=records.now())
         self._write_record()
 

@@ -1,0 +1,126 @@
+"""Policies that learn each by itself, by the same or by different algorithms."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import numpy as np
+
+from steppe.errors import CheckpointError, ConfigError
+from steppe.learning.learner import Learner, Stats
+from steppe.types import Array, FloatArray, Policy, Rollout, State, Weights
+
+
+class PolicyLearner(ABC):
+    """Learns one policy from its own rows: what an algorithm's file implements."""
+
+    @property
+    @abstractmethod
+    def policy(self) -> Policy:
+        """What runners act with."""
+
+    @abstractmethod
+    def add(self, rollout: Rollout) -> None:
+        """Take a fragment."""
+
+    @abstractmethod
+    def update(self, env_steps: int) -> Stats | None:
+        """Learn if there is enough experience; ``env_steps`` sampled so far drive schedules."""
+
+    @abstractmethod
+    def publish(self) -> Weights:
+        """The newest weights, as far as acting needs them."""
+
+    @abstractmethod
+    def get_weights(self) -> FloatArray:
+        """All parameters, flat."""
+
+    @abstractmethod
+    def set_weights(self, weights: Array) -> None:
+        """Replace all parameters."""
+
+    @abstractmethod
+    def summary(self) -> str:
+        """Network and parameter count in words."""
+
+    @abstractmethod
+    def get_state(self) -> State:
+        """All that learning goes on from."""
+
+    @abstractmethod
+    def checked(self, state: State) -> Any:
+        """What :meth:`set_state` needs of ``state``.
+
+        Raises:
+            CheckpointError: it belongs to another architecture.
+        """
+
+    @abstractmethod
+    def set_state(self, state: State, checked: Any) -> None:
+        """Go on from ``state``; cannot fail after :meth:`checked` passed."""
+
+
+@final
+class IndependentLearner(Learner):
+    """A set of policies without anything shared.
+
+    Args:
+        learners: by policy id.
+    """
+
+    def __init__(self, learners: Mapping[str, PolicyLearner]) -> None:
+        self._learners = dict(learners)
+
+    @property
+    def policies(self) -> Mapping[str, Policy]:
+        """What runners act with."""
+        return {id: learner.policy for id, learner in self._learners.items()}
+
+    def add(self, rollouts: Sequence[Rollout]) -> None:
+        """Hand each fragment to the learner of its policy."""
+        for rollout in rollouts:
+            self._learners[rollout.policy].add(rollout)
+
+    def update(self, env_steps: int) -> dict[str, Stats] | None:
+        """Update every policy that has what it needs."""
+        stats = {id: learner.update(env_steps) for id, learner in self._learners.items()}
+        return {id: learned for id, learned in stats.items() if learned is not None} or None
+
+    def publish(self) -> dict[str, Weights]:
+        """The newest weights."""
+        return {id: learner.publish() for id, learner in self._learners.items()}
+
+    def get_weights(self) -> dict[str, FloatArray]:
+        """All parameters, flat."""
+        return {id: learner.get_weights() for id, learner in self._learners.items()}
+
+    def set_weights(self, weights: Mapping[str, Array]) -> None:
+        """Replace parameters; all of the given ones or none."""
+        for id, values in weights.items():
+            if id not in self._learners:
+                raise ConfigError(f"no policy {id!r} to set weights of; there are {sorted(self._learners)}")
+            size = len(self._learners[id].get_weights())
+            if np.shape(values) != (size,):
+                raise ConfigError(f"weights of {id!r} have shape {np.shape(values)}, not ({size},)")
+        for id, values in weights.items():
+            self._learners[id].set_weights(values)
+
+    def summary(self) -> str:
+        """Networks and parameter counts."""
+        return "\n".join(f"{id}: {learner.summary()}" for id, learner in self._learners.items())
+
+    def get_state(self) -> State:
+        """Per policy."""
+        return {id: learner.get_state() for id, learner in self._learners.items()}
+
+    def set_state(self, state: State) -> None:
+        """Go on from :meth:`get_state`; all policies or none."""
+        if set(state) != set(self._learners):
+            raise CheckpointError(
+                f"the checkpoint holds policies {sorted(state)}, not {sorted(self._learners)}"
+            )
+        checked = {id: learner.checked(state[id]) for id, learner in self._learners.items()}
+        for id, learner in self._learners.items():
+            learner.set_state(state[id], checked[id])

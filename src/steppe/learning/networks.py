@@ -1,0 +1,88 @@
+"""The networks of one learned actor-critic policy, and the way from parameters to what runners get."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import jax
+import numpy as np
+
+from steppe.errors import CheckpointError
+from steppe.models.catalog import make_actor_critic
+from steppe.models.distributions import Distribution
+from steppe.models.encoders import norm_init, normalized_leaves
+from steppe.policies.actor_critic import ActorCriticPolicy, Layout
+from steppe.types import Array, FloatArray, SpacePair, Weights
+
+
+@final
+class ActorCriticNetworks:
+    """Draws the networks and knows their layouts; holds no state that learning changes.
+
+    Attributes:
+        policy: what runners act with.
+        layout: of all parameters, actor and critic, in one flat vector.
+        params: the initial parameters.
+        normalizer: observation statistics of no rows; empty when observations are left alone.
+
+    Args:
+        pair: observation and action spaces.
+        distribution: of the actions.
+        rng: source of the initial parameters.
+        normalize: keep observation statistics.
+        model: further arguments of :func:`~steppe.models.catalog.make_actor_critic`.
+    """
+
+    def __init__(
+        self,
+        pair: SpacePair,
+        distribution: Distribution,
+        rng: np.random.Generator,
+        *,
+        normalize: bool,
+        **model: Any,
+    ) -> None:
+        self._model = make_actor_critic(pair.observation, distribution, rng, **model)
+        covered = normalize and normalized_leaves(pair.observation)
+        self.normalizer: tuple[Array, ...] = norm_init(pair.observation) if covered else ()
+        self.layout, self._actor = Layout.of(self._model), Layout.of(self._model.actor)
+        self.params = self.layout.ravel(self._model)
+        acting = Layout.of((self._model.actor, self.normalizer))
+        self.policy = ActorCriticPolicy(pair.observation, distribution, acting)
+
+    def publish(self, version: int, params: Any, normalizer: Sequence[Any]) -> Weights:
+        """The actor's part of ``params``, and the statistics it acts with."""
+        model = self.layout.unravel(np.asarray(params))
+        return Weights(version, self._actor.ravel(model.actor), tuple(np.asarray(a) for a in normalizer))
+
+    def summary(self) -> str:
+        """Parameter counts and layers."""
+        return f"{self.layout.size} parameters, {self._actor.size} of them act\n{self._model}"
+
+
+def arrays_of(tree: Any) -> list[FloatArray]:
+    """The arrays of a learner's state, for a checkpoint."""
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def refilled(tree: Any, arrays: Sequence[Array], *, ragged: int = 0) -> Any:
+    """``tree`` with other arrays in its places.
+
+    Args:
+        tree: a state of the same architecture.
+        arrays: from :func:`arrays_of`.
+        ragged: how many of the last arrays may have any shape.
+
+    Raises:
+        CheckpointError: the shapes differ.
+    """
+    own, treedef = jax.tree.flatten(tree)
+    fixed = len(own) - ragged
+    here, there = ([np.shape(a) for a in leaves[:fixed]] for leaves in (own, arrays))
+    if len(own) != len(arrays) or here != there:
+        raise CheckpointError(
+            f"the checkpoint's arrays, of shapes {there}, do not fit this network's {here}; "
+            "build with the settings that it was trained with"
+        )
+    return jax.tree.unflatten(treedef, arrays)
