@@ -1,8 +1,8 @@
 """Learning curves of PPO as it comes: nothing is set but the env and the seed.
 
-``python -m benchmarks.curves train [TASK ...]`` trains and writes ``results/ppo-<task>.json``, three seeds each;
-``python -m benchmarks.curves draw`` makes ``docs/images/ppo_curves.svg`` of them (``pip install matplotlib``, or
-steppe's extra ``plot``); ``python -m benchmarks.curves table`` prints the table of ``docs/algorithms/ppo.md``.
+``python -m benchmarks.curves train [TASK ...]`` trains three seeds and writes ``results/ppo-<task>.json``,
+``draw`` makes ``docs/images/ppo_curves.svg`` of the files (needs matplotlib, steppe's extra ``plot``),
+``table`` prints the table of ``docs/algorithms/ppo.md``.
 """
 
 from __future__ import annotations
@@ -60,9 +60,7 @@ def train(task: Task, seed: int) -> dict[str, Any]:
 
     steps: list[int] = []
     rewards: list[float | None] = []
-    config = steppe.PPOConfig(
-        env=task.env, seed=seed, metrics_num_episodes_for_smoothing=50, write_run=False
-    )
+    config = steppe.PPOConfig(env=task.env, seed=seed, metrics_num_episodes_for_smoothing=50, write_run=False)
     with config.build() as algo:
         while not steps or steps[-1] < task.steps:
             result = algo.train()
@@ -76,8 +74,9 @@ def record(name: str) -> Path:
     """Train a task with every seed and write its file; returns the path."""
     runs = []
     for seed in SEEDS:
-        runs.append(train(TASKS[name], seed))
-        print(f"{name}, seed {seed}: {runs[-1]['rewards'][-1]} after {runs[-1]['steps'][-1]:,} steps", flush=True)
+        run = train(TASKS[name], seed)
+        print(f"{name}, seed {seed}: {run['rewards'][-1]} after {run['steps'][-1]:,} steps", flush=True)
+        runs.append(run)
     about = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": f"python -m benchmarks.curves train {name}",
@@ -87,7 +86,7 @@ def record(name: str) -> Path:
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"ppo-{name}.json"
     lines = ",\n  ".join(json.dumps(run) for run in runs)
-    path.write_text(f"{json.dumps(about, indent=1)[:-2]},\n \"runs\": [\n  {lines}\n ]\n}}\n")
+    path.write_text(f'{json.dumps(about, indent=1)[:-2]},\n "runs": [\n  {lines}\n ]\n}}\n')
     return path
 
 
@@ -106,7 +105,7 @@ def steps_to(run: dict[str, Any], bar: float) -> int | None:
 
 def table() -> str:
     """The recorded tasks as a Markdown table."""
-    lines = ["| env | trained | at the end: mean (lowest, highest seed) | bar | reached by the slowest seed |"]
+    lines = ["| env | trained | mean at the end (lowest, highest seed) | bar | reached by the slowest seed |"]
     lines.append("|---|---|---|---|---|")
     for name, task in TASKS.items():
         runs = runs_of(name)
@@ -130,10 +129,11 @@ def draw() -> None:
     figure, panels = pyplot.subplots(1, len(tasks), figsize=(9, 2.8), layout="constrained")
     for panel, (name, task) in zip(panels, tasks.items(), strict=True):
         runs = runs_of(name)
-        columns = [[r for r in rewards if r is not None] for rewards in zip(*(run["rewards"] for run in runs), strict=True)]
-        steps = runs[0]["steps"]
-        panel.fill_between(steps, [min(c) for c in columns], [max(c) for c in columns], alpha=0.25, linewidth=0)
-        panel.plot(steps, [statistics.mean(c) for c in columns])
+        columns = zip(runs[0]["steps"], *(run["rewards"] for run in runs), strict=True)
+        steps, *rewards = zip(*(column for column in columns if None not in column), strict=True)
+        low, mean, high = (list(map(f, zip(*rewards, strict=True))) for f in (min, statistics.mean, max))
+        panel.fill_between(steps, low, high, alpha=0.25, linewidth=0)
+        panel.plot(steps, mean)
         panel.axhline(task.bar, color="0.4", linewidth=0.8, linestyle="--")
         panel.set(title=task.title, xlabel="env steps", xlim=(0, task.steps))
         panel.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k")
@@ -145,7 +145,7 @@ def draw() -> None:
 
 def main() -> None:
     """Parse the command line and do it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("action", choices=["train", "draw", "table"])
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)}; default: all")
     given = parser.parse_args()

@@ -433,9 +433,13 @@ def prepare_jax() -> None:
     """Settings that small networks need, unless the user chose otherwise; before JAX's first use."""
     import jax
 
-    jax.config.update("jax_cpu_enable_async_dispatch", False)  # a small step costs less than its dispatch
-    if jax.config.jax_compilation_cache_dir is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "steppe" / "jax"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "steppe" / "jax"
+    settings = {
+        "jax_cpu_enable_async_dispatch": False,  # a small step costs less than its dispatch
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        settings["jax_compilation_cache_dir"] = str(cache)
+    for name, value in settings.items():
+        jax.config.update(name, value)  # type: ignore[no-untyped-call]

@@ -309,6 +309,15 @@ def test_rewards_of_every_number_type(value):
     assert step.reward.dtype == np.float64
 
 
+def test_rewards_that_cancel_or_overflow_are_judged_one_by_one():
+    large = np.finfo(np.float64).max
+    env = of(Corridor(9, {1: {"reward": large}}), Corridor(9, {1: {"reward": large}, 2: {"reward": INF}}))
+    env.poll()
+    assert act(env).reward.tolist() == [large, large]
+    with pytest.raises(EnvError, match="E201"):
+        act(env)
+
+
 def test_a_reward_too_large_for_int64_is_a_number_too():
     env = of(Corridor(9, {1: {"reward": 10**30}}))
     env.poll()

@@ -320,6 +320,14 @@ def test_a_modern_env_without_base_class_is_not_called_old(caplog):
     assert isinstance(modernize(duck), LegacyGym)
 
 
+def test_keywords_reach_a_reset_that_takes_any():
+    class Duck(Alone):
+        def reset(self, **keywords):
+            return self.first, keywords
+
+    assert modernize(Duck()).reset(seed=3, options={"a": 1})[1] == {"seed": 3, "options": {"a": 1}}
+
+
 def foreign():
     """Spaces as another package would define them, with the same class names and attributes."""
 

@@ -283,6 +283,28 @@ def test_states_are_taken_and_given_at_the_right_moment_only():
         of(Walk(), Walk()).set_state(state)
 
 
+def test_a_run_that_failed_goes_on_from_its_last_state():
+    class Stumbles(Walk):
+        stumble = False
+
+        def step(self, action):
+            if self.stumble:
+                raise OSError("gone")
+            return super().step(action)
+
+    inner = Stumbles()
+    env = walked(of(Walk(), inner), 2)
+    state = env.get_state()
+    inner.stumble = True
+    with pytest.raises(OSError, match="gone"):
+        act(env, np.zeros(2, np.int64))
+    with pytest.raises(RuntimeError, match="failed before"):
+        env.get_state()
+    inner.stumble = False
+    assert env.set_state(state) == []
+    assert act(env, np.zeros(2, np.int64)).obs.tolist() == [[3], [3]]
+
+
 def test_a_very_long_episode_is_not_replayed(monkeypatch):
     monkeypatch.setattr(replay, "LOG_LIMIT", 600)
     env = walked(of(Walk(end=1000), Walk(end=50)), 800)

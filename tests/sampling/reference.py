@@ -42,7 +42,7 @@ def mapping(info: SlotInfo) -> str:
     """Agent ``b`` plays for two policies by turns."""
     if info.agent == "b":
         return "right" if (info.env + info.episode) % 2 else "left"
-    return {"a": "left", "c": "other", "d": "still"}[info.agent]
+    return {"c": "other", "d": "still"}.get(info.agent, "left")
 
 
 # --- random scripts ---------------------------------------------------------------------------------------
@@ -175,24 +175,23 @@ class Transition(NamedTuple):
 
 def trajectories(script: Sequence[Sequence[Row]], answers: Sequence[dict[int, Any]]) -> list[Trajectory]:
     """Every trajectory of a script, also those of a single final row."""
-    found, live = [], {}
+    found: list[Trajectory] = []
+    live: dict[int, Trajectory] = {}
     for poll, (rows, sent) in enumerate(zip(script, answers, strict=False)):
         for row in rows:
             if row.slot not in live:
                 info = SlotInfo(row.slot, row.env, row.agent, row.episode, row.seed)
                 live[row.slot] = Trajectory(mapping(info), row.env, row.agent, row.episode)
                 found.append(live[row.slot])
-            action = None
-            if row.decision is not None:
-                action = _plain(row.decision.action[0])
-            elif row.slot in sent:
-                answer = sent[row.slot]
-                action = tuple(x / 2 for x in answer) if row.space else answer - 1
+            action = None if row.decision is None else _plain(row.decision.action[0])
             number = int(row_number(row.obs))
             seen = Seen(number, row.reward, row.terminated, row.truncated, row.t, poll, action, bool(row.decision))
             live[row.slot].rows.append(seen)
             if row.final:
                 del live[row.slot]
+        for slot, answer in sent.items():
+            own = tuple(x / 2 for x in answer) if isinstance(answer, list) else answer - 1
+            live[slot].rows[-1] = live[slot].rows[-1]._replace(action=own)
     return found
 
 

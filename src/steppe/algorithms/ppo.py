@@ -17,9 +17,9 @@ from steppe.learning.independent import PolicyLearner
 from steppe.learning.learner import Stats
 from steppe.learning.minibatches import FragmentQueue, shuffled
 from steppe.learning.networks import ActorCriticNetworks, arrays_of, refilled
-from steppe.learning.normalizer import moments, normalized, return_scale_init, scaled_rewards
+from steppe.learning.normalizer import moments, normalized, return_scale_init, return_scale_of, scaled_rewards
 from steppe.learning.optimizer import clipped_adam, clipped_adam_init
-from steppe.learning.schedules import value_at
+from steppe.learning.schedules import adapted_penalty, value_at
 from steppe.models.catalog import ActorCritic
 from steppe.models.distributions import Distribution
 from steppe.policies.actor_critic import ActorCriticPolicy, Layout
@@ -37,7 +37,6 @@ class PPOConfig(AlgorithmConfig):
         "rllib": {
             "num_envs_per_env_runner": 1,
             "lr": 5e-5,
-            "train_batch_size": 4000,
             "minibatch_size": 128,
             "num_epochs": 30,
             "lambda_": 1.0,
@@ -45,7 +44,6 @@ class PPOConfig(AlgorithmConfig):
             "vf_clip_param": 10.0,
             "vf_loss_coeff": 1.0,
             "kl_coeff": 0.2,
-            "kl_target": 0.01,
             "grad_clip": None,
             "fcnet_hiddens": [256, 256],
             "observation_filter": "NoFilter",
@@ -291,18 +289,14 @@ class PPOLearner(PolicyLearner):
         batch, acted, continues = self._queue.take()
         self._capacity = max(self._capacity, -(-int(acted.sum()) // size) * size, size)
         order, count = shuffled(self._rng, acted, config.num_epochs, self._capacity)
-        *moments, carry = self._state.return_scale
-        carry = np.resize(np.append(carry, np.zeros(len(continues), np.float32)), len(continues))
-        state = self._state._replace(return_scale=(*moments, carry))
+        scale = return_scale_of(self._state.return_scale, len(continues))
+        state = self._state._replace(return_scale=scale)
         hyper = self._hyper(env_steps)
         self._state, parts = _update(self._static, state, batch, order, np.int32(count), continues, hyper)
         stats = {name: float(value) for name, value in jax.device_get(parts).items()}
         self._version += 1
         self._skipped += int(stats.pop("skipped"))
-        if config.kl_coeff and stats["kl"] > 2.0 * config.kl_target:  # section 4 of the paper, as RLlib does
-            self._kl_coeff *= 1.5
-        elif config.kl_coeff and stats["kl"] < 0.5 * config.kl_target:
-            self._kl_coeff *= 0.5
+        self._kl_coeff = adapted_penalty(self._kl_coeff, stats["kl"], config.kl_target)
         own = {"cur_lr": hyper.lr, "entropy_coeff": hyper.entropy_coeff, "cur_kl_coeff": self._kl_coeff}
         own |= {"updates_skipped": self._skipped, "rows": count}
         return stats | {name: float(value) for name, value in own.items()}
@@ -328,7 +322,7 @@ class PPOLearner(PolicyLearner):
 
     def get_weights(self) -> FloatArray:
         """Parameters of actor and critic, flat."""
-        return np.array(self._state.params)
+        return np.array(self._state.params, np.float32)
 
     def set_weights(self, weights: Array) -> None:
         """Replace the parameters; the optimizer keeps its moments."""

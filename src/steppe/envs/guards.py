@@ -18,6 +18,8 @@ logger = logging.getLogger("steppe.envs")
 
 MOST_KEYS = 100
 MOST_KEYS = 100
+"""Kinds of oddities that are counted apart; the rest is counted as elsewhere."""
+
 OutOfSpace = Literal["warn", "raise", "clip"]
 
 
@@ -140,7 +142,7 @@ class Guard:
         except ValueError:  # arrays of different lengths among them
             column = np.empty(0, dtype=object)
         if column.dtype.kind in "fiub" and column.shape == (len(values),):
-            rewards: npt.NDArray[np.float64] = column.astype(np.float64)
+            rewards: npt.NDArray[np.float64] = column.astype(np.float64, copy=False)
             if np.isfinite(rewards).all():
                 return rewards
         return np.array([self._reward(value, where, row) for row, value in enumerate(values)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, final
 
@@ -87,9 +88,7 @@ class GymEnv:
             EnvError: an env returned something that is not in its contract.
             Exception: whatever an env raised, with a note that says where in the run.
         """
-        if self._closed or self._failure is not None:
-            what = "was closed" if self._closed else "failed before"
-            raise RuntimeError(f"this env {what}; build it anew") from self._failure
+        self._check_alive()
         try:
             if not self._started:
                 return [self._first()]
@@ -97,6 +96,11 @@ class GymEnv:
         except BaseException as error:  # a keyboard interrupt, too, leaves some envs stepped and some not
             self._failure = error
             raise
+
+    def _check_alive(self) -> None:
+        if self._closed or self._failure is not None:
+            what = "was closed" if self._closed else "failed before"
+            raise RuntimeError(f"this env {what}: build it anew, or restore a state") from self._failure
 
     def send_actions(self, slots: IntArray, actions: Tree) -> None:
         """Answer ``slots`` with a column of actions; the column is copied.
@@ -148,7 +152,10 @@ class GymEnv:
 
         Raises:
             EnvError: E402, an env's own ``get_state()`` returned what cannot be saved.
+            RuntimeError: an env failed, or all were closed.
+            ValueError: actions were sent that no poll has used.
         """
+        self._check_alive()
         if self._sent:
             raise ValueError("actions were sent: take the state between a poll and the send that answers it")
         if not self._started:
@@ -190,7 +197,7 @@ class GymEnv:
         self._total = np.array(state["total"])
         self._obs = from_leaves(self._obs_spec, [np.array(leaf) for leaf in state["obs"]])
         self._slot = self._all + self.num_envs * (np.array(self._episode) % 2)
-        self._started, self._sent = True, []
+        self._started, self._sent, self._failure = True, [], None
         return [text for i in range(self.num_envs) if (text := self._restore(i, state["envs"][i]))]
 
     def _restore(self, i: int, saved: State) -> str:
@@ -333,8 +340,9 @@ class GymEnv:
         place: Where,
     ) -> TimeStep:
         """Reset the envs of the rows ``ended``: final rows go to the end, first rows take their places."""
-        last = self._guard.observations(self._obs_spec, [obs[j] for j in ended], lambda j: place(ended[j]))
-        # An env may reuse its info, as it may its observation, for the episode that begins now.
+        n = len(obs)
+        # An env may reuse its observation and info for the episode that begins now.
+        last = [_own(obs[j]) for j in ended]
         info = {slot: dict(content) for slot, content in step.info.items()}
         opened, closed, fresh = [], [], {}
         for j in ended.tolist():
@@ -347,19 +355,19 @@ class GymEnv:
                 info[opened[-1].slot] = first
 
         def now(row: int) -> Place:
+            if row >= n:
+                return place(ended[row - n])._replace(episode=closed[row - n].episode)
             return fresh.get(row) or place(row)
 
-        column = self._guard.observations(self._obs_spec, obs, now)
-        n = len(obs)
+        rows = self._guard.observations(self._obs_spec, obs + last, now)
         both = np.concatenate((self._all[:n], ended))
         slot, t, reward = step.slot[both], step.t[both], step.reward[both]
         terminated, truncated = step.terminated[both], step.truncated[both]
         slot[ended] = [one.slot for one in opened]
         t[ended] = reward[ended] = 0
         terminated[:n] = truncated[:n] = False
-        self._keep(where, column, reward[:n], t[:n], slot[:n])
+        self._keep(where, spaces.take(rows, slice(n)), reward[:n], t[:n], slot[:n])
         self._total[envs[ended]] = 0.0
-        rows = spaces.map_leaves(lambda *pair: np.concatenate(pair), column, last)
         return TimeStep(slot, t, rows, reward, terminated, truncated, opened, closed, info)
 
     def _keep(
@@ -419,6 +427,11 @@ def _shared(envs: Sequence[gymnasium.Env[Any, Any]], name: str, given: Any, maxi
                 f"{spaces.summary(specs[0])}: the envs of one run must share their spaces"
             )
     return specs[0]
+
+
+def _own(obs: Any) -> Any:
+    """A copy that the env cannot write to."""
+    return obs.copy() if type(obs) is np.ndarray else copy.deepcopy(obs)
 
 
 def _equal(a: Tree, b: Tree) -> bool:

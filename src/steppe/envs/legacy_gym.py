@@ -99,11 +99,11 @@ class LegacyGym(gymnasium.Env[Any, Any]):
         """Seed the env if ``seed`` is given, reset it, and give back observation and info."""
         keywords: dict[str, Any] = {}
         if seed is not None:
-            if "seed" in self._reset_takes:
+            if self._reset_takes & {"seed", "**"}:
                 keywords["seed"] = seed
             else:
                 self._seed(seed)
-        if options is not None and "options" in self._reset_takes:
+        if options is not None and self._reset_takes & {"options", "**"}:
             keywords["options"] = options
         return self._pair(self.env.reset(**keywords))
 

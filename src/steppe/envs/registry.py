@@ -139,14 +139,10 @@ def build(
     seeds = [
         env_seed(run_seed, worker_index if seed_runner is None else seed_runner, i) for i in range(num_envs)
     ]
-    envs: list[GymnasiumEnv] = []
     with contextlib.ExitStack() as on_failure:
+        envs = []
         for i in range(num_envs):
-            try:
-                envs.append(creator(EnvContext(env_config, worker_index, i, num_workers)))
-            except Exception as error:
-                error.add_note(f"steppe: while building {env_name(env)}, runner {worker_index}, env {i}")
-                raise
+            envs.append(_one(creator, EnvContext(env_config, worker_index, i, num_workers), env_name(env)))
             on_failure.callback(envs[i].close)
         built = GymEnv(
             envs,
@@ -161,6 +157,14 @@ def build(
         )
         on_failure.pop_all()
     return built
+
+
+def _one(creator: Creator, ctx: EnvContext, name: str) -> GymnasiumEnv:
+    try:
+        return creator(ctx)
+    except Exception as error:
+        error.add_note(f"steppe: while building {name}, runner {ctx.worker_index}, env {ctx.vector_index}")
+        raise
 
 
 def _creator_of_name(name: str) -> Creator:

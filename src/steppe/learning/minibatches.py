@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from steppe.spaces import map_leaves, tupled
-from steppe.types import Array, BoolArray, Rollout, State, Tree
+from steppe.types import Array, BoolArray, IntArray, Rollout, State, Tree
 
 COLUMNS = ("obs", "action", "logp", "reward", "terminated", "truncated", "filled")
 """What an on-policy update reads."""
@@ -26,11 +26,12 @@ class FragmentQueue:
         self._goal = env_steps
         self._fragments: list[Rollout] = []
         self._rows = self._lanes = 0  # capacities, which only grow: each growth compiles anew
-        self._continues = np.zeros(0, np.bool_)
+        self._closing = np.zeros((0, 7), np.int64)
 
     def add(self, rollout: Rollout) -> None:
         """Take one fragment."""
-        self._fragments.append(rollout)
+        if rollout.action is not None:  # else nobody has acted yet, and the next fragment has these rows too
+            self._fragments.append(rollout)
 
     @property
     def full(self) -> bool:
@@ -59,26 +60,28 @@ class FragmentQueue:
         final = batch["terminated"] | batch["truncated"]
         acted = np.zeros_like(batch["filled"])
         acted[:-1] = batch["filled"][:-1] & batch["filled"][1:] & ~final[:-1]
+        goes_on = _goes_on(self._closing, np.concatenate([_opening(own[0]) for own in by_runner]))
+        self._closing = np.concatenate([_closing(own[-1]) for own in by_runner])
         continues = np.zeros(self._lanes, np.bool_)
-        continues[: len(self._continues)] = self._continues
-        self._continues = np.concatenate([own[-1].lane_continues for own in by_runner])
+        continues[: len(goes_on)] = goes_on
         return batch, acted, continues
 
     def get_state(self) -> State:
         """Fragments that wait, and the capacities."""
         kept = [{f.name: getattr(r, f.name) for f in fields(r)} for r in self._fragments]
-        return {"fragments": kept, "rows": self._rows, "lanes": self._lanes, "continues": self._continues}
+        return {"fragments": kept, "rows": self._rows, "lanes": self._lanes, "closing": self._closing}
 
     def set_state(self, state: State) -> None:
         """Go on from :meth:`get_state`."""
         self._rows, self._lanes = int(state["rows"]), int(state["lanes"])
-        self._continues = np.asarray(state["continues"], np.bool_)
+        self._closing = np.asarray(state["closing"], np.int64)
         self._fragments = [
             Rollout(
                 **{
                     **kept,
                     "obs": tupled(kept["obs"]),
                     "action": tupled(kept["action"]),
+                    "state0": tupled(kept["state0"]),
                     "agents": tuple(kept["agents"]),
                 }
             )
@@ -89,7 +92,8 @@ class FragmentQueue:
 def stitch(fragments: Sequence[Rollout]) -> dict[str, Any]:
     """Join consecutive fragments of one runner, lane by lane, without holes.
 
-    Where a lane continues, its closing row is left out: the next fragment repeats it, with its action.
+    Where a lane continues, its closing row is left out: the next fragment repeats it, with its action. Where
+    it should have continued and did not (its episode or its runner was lost), the closing row is truncated.
 
     Returns:
         Columns of ``(rows, lanes, ...)`` named in :data:`COLUMNS`.
@@ -98,13 +102,15 @@ def stitch(fragments: Sequence[Rollout]) -> dict[str, Any]:
         return {name: getattr(fragments[0], name) for name in COLUMNS}
     lanes = max(fragment.filled.shape[1] for fragment in fragments)
     used = np.zeros(lanes, np.int64)
-    places = []
+    places, lost = [], []
     for index, fragment in enumerate(fragments):
         keep = fragment.filled.copy()
         length = keep.sum(axis=0)
         if index < len(fragments) - 1:
-            going = np.flatnonzero(fragment.lane_continues)
-            keep[length[going] - 1, going] = False
+            goes_on = _goes_on(_closing(fragment), _opening(fragments[index + 1]))
+            keep[length[goes_on] - 1, goes_on] = False
+            cut = np.flatnonzero(fragment.lane_continues & ~goes_on)
+            lost.append((used[cut] + length[cut] - 1, cut))
         row, lane = np.nonzero(keep)
         places.append((row, lane, used[lane] + row))
         used[: keep.shape[1]] += keep.sum(axis=0)
@@ -112,7 +118,36 @@ def stitch(fragments: Sequence[Rollout]) -> dict[str, Any]:
     for name in COLUMNS:
         columns = [getattr(fragment, name) for fragment in fragments]
         joined[name] = map_leaves(lambda *leaves: _join(leaves, places, int(used.max()), lanes), *columns)
+    for row, lane in lost:
+        joined["truncated"][row, lane] = True
     return joined
+
+
+def _closing(fragment: Rollout) -> IntArray:
+    """Who is due at row 0 of each lane of the next fragment, ``(lanes, 7)``; -1 where nobody is."""
+    lane = np.flatnonzero(fragment.lane_continues)
+    return _who(fragment, fragment.filled.sum(axis=0)[lane] - 1, lane, fragment.sequence + 1)
+
+
+def _opening(fragment: Rollout) -> IntArray:
+    """Who is at row 0 of each lane, as :func:`_closing` of the fragment before says it."""
+    lane = np.flatnonzero(fragment.filled[:1].any(axis=0))
+    return _who(fragment, np.zeros_like(lane), lane, fragment.sequence)
+
+
+def _who(fragment: Rollout, row: IntArray, lane: IntArray, sequence: int) -> IntArray:
+    who = np.full((fragment.filled.shape[1], 7), -1, np.int64)
+    who[lane, :3] = fragment.runner, fragment.incarnation, sequence
+    for i, column in enumerate((fragment.env, fragment.agent, fragment.episode, fragment.t), start=3):
+        who[lane, i] = column[row, lane]
+    return who
+
+
+def _goes_on(closing: IntArray, opening: IntArray) -> BoolArray:
+    n = min(len(closing), len(opening))
+    same = np.zeros(len(closing), np.bool_)
+    same[:n] = (closing[:n] == opening[:n]).all(axis=1) & (closing[:n, 0] >= 0)
+    return same
 
 
 def _join(leaves: Sequence[Array], places: Sequence[Any], rows: int, lanes: int) -> Array:

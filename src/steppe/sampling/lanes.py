@@ -75,27 +75,30 @@ class Lanes:
         """The trajectory in ``lane`` is over; the next one continues there."""
         self._free.append(lane)
 
-    def write(self, lane: IntArray, identity: Array, step: TimeStep) -> None:
-        """Store the rows of ``step``, one per distinct lane; ``identity`` is ``(n, 4)`` and may be changed."""
+    def place(self, lane: IntArray) -> IntArray:
+        """The next row of each of some distinct lanes; it is taken from then on."""
         self._top += 1
         if self._top > self._rows:  # the bound says full: look at the truth, and grow only if it is
             self._top = int(self._used.max()) + 1
             if self._top > self._rows:
                 self._resize(self._rows + max(self._rows // 2, 16), self._lanes)
-        row = self._used[lane]
-        index = row * self._lanes + lane
+        row: IntArray = self._used[lane]
         self._used[lane] = row + 1
+        return row
+
+    def write(self, row: IntArray, lane: IntArray, identity: Array, step: TimeStep) -> None:
+        """Store the rows of ``step`` in their places; ``identity`` is ``(n, 4)`` and may be changed."""
+        index = row * self._lanes + lane
         put(self.obs, index, step.obs)
         self.reward[index] = step.reward
         identity[:, T] = step.t
         self.identity[index] = identity
 
-    def write_final(self, lane: IntArray, identity: Array, step: TimeStep) -> None:
-        """Store final rows; nothing follows them in their trajectories."""
-        self.write(lane, identity, step)
-        index = self._newest(lane)
-        self.terminated[index] = step.terminated
-        self.truncated[index] = step.truncated
+    def end(self, row: IntArray, lane: IntArray, terminated: BoolArray, truncated: BoolArray) -> None:
+        """Mark rows as final: nothing follows them in their trajectories."""
+        index = row * self._lanes + lane
+        self.terminated[index] = terminated
+        self.truncated[index] = truncated
 
     def write_decision(self, lane: IntArray, decision: Decision, version: int) -> None:
         """Store what was chosen for the newest row of each lane."""

@@ -231,10 +231,11 @@ class Sampler:
         self._live[slot] = info
         self._policy_of[slot], self._lane_of[slot], self._returns[slot] = policy, -1, 0.0
         agent = self._agents.setdefault(info.agent, len(self._agents))
-        self._identity[slot, [ENV, AGENT, EPISODE]] = info.env, agent, info.episode
-        self._episodes.setdefault(
-            (info.env, info.episode), EpisodeRecord(info.env, info.episode, self._runner)
-        )
+        identity = self._identity[slot]
+        identity[ENV], identity[AGENT], identity[EPISODE] = info.env, agent, info.episode
+        if (info.env, info.episode) not in self._episodes:
+            record = EpisodeRecord(info.env, info.episode, self._runner)
+            self._episodes[info.env, info.episode] = record
         state = self._policies[policy].initial_state(1)
         if state is not None:
             both = {"next": state, "last": state}
@@ -249,30 +250,52 @@ class Sampler:
             yield int(index), _select(step, np.flatnonzero(policy == index))
 
     def _store(self, policy: int, step: TimeStep) -> _Ready | None:
-        """Write final rows, then active ones, so that successors follow in the freed lanes."""
-        lanes, final = self._lanes[policy], step.terminated | step.truncated
+        """Write the rows, final ones above their successors; returns those that await an action."""
+        final = step.terminated | step.truncated
         if final.any():
-            ended = _select(step, np.flatnonzero(final))
-            if lanes is not None:
-                self._write_final(lanes, ended)
-            for slot in ended.slot.tolist():
+            ended, active = np.flatnonzero(final), np.flatnonzero(~final)
+            if self._lanes[policy] is not None:
+                self._write_with_final(policy, step, ended, active)
+            for slot in step.slot[ended].tolist():
                 self._end(slot)
-            step = _select(step, np.flatnonzero(~final))
-        if not len(step.slot):
-            return None
-        slots = step.slot
-        if lanes is not None:
-            lane = self._lane_of[slots]
-            if lane.min() < 0:
-                self._claim(policy, lanes, slots[lane < 0])
-                lane = self._lane_of[slots]
-            lanes.write(lane, self._identity[slots], step)
-        ready = _Ready(policy, slots, step.obs, step.t)
+            if not len(active):
+                return None
+            step = _select(step, active)
+        elif self._lanes[policy] is not None and len(final):
+            lane, row = self._places(policy, step.slot)
+            self._lanes[policy].write(row, lane, self._identity[step.slot], step)
+        ready = _Ready(policy, step.slot, step.obs, step.t)
         if step.decided is None or not step.decided.any():
-            return ready
+            return ready if len(final) else None
         if step.decision is not None:  # chosen elsewhere: it came along
-            self._take_over(policy, slots[step.decided], step.decision)
+            self._take_over(policy, step.slot[step.decided], step.decision)
         return None if step.decided.all() else ready.where(~step.decided)
+
+    def _write_with_final(self, policy: int, step: TimeStep, ended: IntArray, active: IntArray) -> None:
+        """Final rows take their places first, and free their lanes for the trajectories that follow."""
+        lanes = self._lanes[policy]
+        lane = self._lane_of[step.slot]
+        if lane[ended].min() < 0:  # one that never acted taught nothing: it is not stored
+            keep = ~((lane < 0) & (step.terminated | step.truncated))
+            step, index = _select(step, np.flatnonzero(keep)), np.cumsum(keep) - 1
+            ended, active, lane = index[ended[keep[ended]]], index[active], lane[keep]
+        row = np.empty_like(lane)
+        row[ended] = lanes.place(lane[ended])
+        for free in lane[ended].tolist():
+            lanes.release(free)
+        if len(active):
+            lane[active], row[active] = self._places(policy, step.slot[active])
+        lanes.write(row, lane, self._identity[step.slot], step)
+        lanes.end(row[ended], lane[ended], step.terminated[ended], step.truncated[ended])
+
+    def _places(self, policy: int, slots: IntArray) -> tuple[IntArray, IntArray]:
+        """Lane and next row of each slot; new ones are given a lane."""
+        lanes = self._lanes[policy]
+        lane = self._lane_of[slots]
+        if lane.min() < 0:
+            self._claim(policy, lanes, slots[lane < 0])
+            lane = self._lane_of[slots]
+        return lane, lanes.place(lane)
 
     def _claim(self, policy: int, lanes: Lanes, slots: IntArray) -> None:
         for slot in slots.tolist():
@@ -291,16 +314,6 @@ class Sampler:
         if lanes is not None:
             lanes.write_decision(self._lane_of[slots], decision, self._versions[policy])
         self._tally.agent_steps += len(slots)
-
-    def _write_final(self, lanes: Lanes, ended: TimeStep) -> None:
-        known = np.flatnonzero(self._lane_of[ended.slot] >= 0)  # one that never acted taught nothing
-        if len(known) < len(ended.slot):
-            ended = _select(ended, known)
-        if len(known):
-            lane = self._lane_of[ended.slot]
-            lanes.write_final(lane, self._identity[ended.slot], ended)
-            for free in lane.tolist():
-                lanes.release(free)
 
     def _end(self, slot: int) -> None:
         info = self._live.pop(slot)
@@ -361,9 +374,13 @@ class Sampler:
 
     def _slots_in_lanes(self, policy: int) -> IntArray:
         """Live slots of ``policy`` that have rows, sorted by lane."""
-        slots = np.array(sorted(self._live), np.int64)
-        slots = slots[(self._policy_of[slots] == policy) & (self._lane_of[slots] >= 0)]
+        slots = self._slots_of(policy)
+        slots = slots[self._lane_of[slots] >= 0]
         return slots[np.argsort(self._lane_of[slots])]
+
+    def _slots_of(self, policy: int) -> IntArray:
+        slots = np.array(sorted(self._live), np.int64)
+        return slots[self._policy_of[slots] == policy]
 
     def _write_state0(self, policy: int, lanes: Lanes, slots: IntArray) -> None:
         """Row 0 of the next fragment meets the next state if it waits, and met the last one otherwise."""
@@ -405,7 +422,10 @@ class Sampler:
             "policy_of": [self._ids[index] for index in self._policy_of[slots]],
             "lane_of": self._lane_of[slots],
             "returns": self._returns[slots],
-            "recurrent": [None if t is None else take(t, np.array(slots, np.int64)) for t in self._states],
+            "recurrent": [
+                None if table is None else take(table, self._slots_of(index))
+                for index, table in enumerate(self._states)
+            ],
             "lanes": [
                 None if lanes is None else lanes.get_state(self._lane_of[self._slots_in_lanes(index)])
                 for index, lanes in enumerate(self._lanes)
@@ -421,7 +441,7 @@ class Sampler:
         """Go on from :meth:`get_state`; returns what could not be restored exactly."""
         notes = self.env.set_state(state["env"])
         self._rng.bit_generator.state = state["rng"]
-        self._live, self._episodes = {}, {}
+        self._live = {}
         self._agents = {agent: index for index, agent in enumerate(state["agents"])}
         for index, values in enumerate(state["live"]):
             info = SlotInfo(*values)
@@ -429,15 +449,15 @@ class Sampler:
             self._open(info, policy)
             self._lane_of[info.slot] = state["lane_of"][index]
             self._returns[info.slot] = state["returns"][index]
-        slots = np.array(list(self._live), np.int64)
         for index, recurrent in enumerate(state["recurrent"]):
             if recurrent is not None:
-                put(self._state_table(index, tupled(recurrent)), slots, tupled(recurrent))
+                put(self._state_table(index, tupled(recurrent)), self._slots_of(index), tupled(recurrent))
         self._pending = []
         for index, (lanes, saved) in enumerate(zip(self._lanes, state["lanes"], strict=True)):
             if lanes is not None:
                 lanes.set_state(saved)
                 self._write_state0(index, lanes, self._slots_in_lanes(index))
+        self._episodes = {}
         for values in deepcopy(state["episodes"]):
             self._episodes[values["env"], values["episode"]] = EpisodeRecord(**values)
         self._started, self._sequence = state["started"], int(state["sequence"])

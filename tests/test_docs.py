@@ -1,0 +1,206 @@
+"""The docs are true: their programs and commands run, and what they name exists.
+
+The Python blocks of a page run one after the other in a fresh folder; a block that begins with ``# name.py``
+is saved under that name instead. ``TINY`` shows what is made smaller, so that a page takes seconds.
+"""
+
+import contextlib
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+import steppe
+import steppe.config
+from benchmarks import curves
+from steppe.cli import cli
+from steppe.config import field_specs
+from steppe.envs import registry
+from steppe.errors import CODES
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "examples").rglob("*.md")),
+    *sorted(DOCS.rglob("*.md")),
+]
+SMALL = "train_batch_size=64, minibatch_size=32, num_epochs=1"
+SMALL_FLAGS = "--train-batch-size 64 --minibatch-size 32 --num-epochs 1"
+TINY = {
+    "README.md": {
+        "seed=0)": f"seed=0, max_episode_steps=20, {SMALL})",
+        "range(10)": "range(2)",
+        "--total-steps 40k": f"--total-steps 128 --max-episode-steps 20 {SMALL_FLAGS}",
+    },
+    "docs/quickstart.md": {
+        "seed=0)": f"seed=0, {SMALL})",
+        "range(25)": "range(2)",
+        '"sgd_minibatch_size": 128,': '"sgd_minibatch_size": 32, "train_batch_size": 64, "num_sgd_iter": 1,',
+        "--episodes 1000": "--episodes 3",
+        "--total-steps 100k": f"--total-steps 128 {SMALL_FLAGS}",
+        "--total-steps 120k": "--total-steps 192",
+    },
+    "docs/env-contract.md": {"seed=0)": f"seed=0, {SMALL})"},
+}
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page):
+    """(language, first line, text) of each fenced block."""
+    text = page.read_text()
+    return [(m[1], text.count("\n", 0, m.start(2)), m[2]) for m in FENCE.finditer(text)]
+
+
+def command_lines(page):
+    """What a page says to type: whole lines that begin with ``steppe``."""
+    lines = [line for language, _, text in blocks(page) if not language for line in text.splitlines()]
+    return [line for line in lines if line.startswith("steppe ")]
+
+
+def smaller(name, text, used):
+    for old, new in TINY[name].items():
+        if old in text:
+            used.add(old)
+            text = text.replace(old, new)
+    return text
+
+
+def run_program(page, line, code, namespace):
+    first = code.partition("\n")[0]
+    if re.fullmatch(r"# \w+\.py", first):
+        Path(first[2:]).write_text(code)
+    else:
+        exec(compile("\n" * line + code, str(page), "exec"), namespace)
+
+
+def run_command(line, monkeypatch):
+    words = shlex.split(line)
+    monkeypatch.setattr(sys, "argv", words)
+    assert cli.main(words[1:], prog_name="steppe", standalone_mode=False) in (None, 0)
+
+
+@pytest.fixture
+def _as_in_a_new_process(monkeypatch, tmp_path):
+    """Modules of the pages are importable, and forgotten afterwards; so are names registered, words said."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "_registered", {})
+    monkeypatch.setattr(steppe.config, "_said", set())
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(tmp_path):
+            del sys.modules[name]
+
+
+@pytest.mark.usefixtures("_as_in_a_new_process")
+@pytest.mark.parametrize("name", TINY)
+def test_programs_and_commands_of_a_page_run_from_top_to_bottom(name, monkeypatch):
+    page, used, namespace, ran = ROOT / name, set(), {"__name__": "__main__"}, 0
+    for language, line, text in blocks(page):
+        text = smaller(name, text, used)
+        if language == "python":
+            run_program(page, line, text, namespace)
+            ran += 1
+        elif not language:
+            for command in text.splitlines():
+                if command.startswith("steppe "):
+                    run_command(command, monkeypatch)
+    assert ran >= 2
+    assert used == set(TINY[name]), "a substitution that changes nothing hides a full-size run"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_and_links_lead_somewhere(page):
+    text = page.read_text()
+    for line in command_lines(page):
+        name, *rest = shlex.split(line)[1:]
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None, line
+        with contextlib.suppress(click.exceptions.Exit):  # --help
+            command.make_context(name, rest)
+    for name in re.findall(r"`steppe ([a-z-]+)[^`|]*`", text):
+        assert name.startswith("-") or cli.get_command(click.Context(cli), name) is not None, name
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", text):
+        linked = (page.parent / target).resolve() if target else page
+        assert linked.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", linked.read_text(), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
+def test_a_wrong_command_line_is_noticed():
+    command = cli.get_command(click.Context(cli), "train")
+    with pytest.raises(click.NoSuchOption):
+        command.make_context("train", ["CartPole-v1", "--total-step", "5"])
+    assert cli.get_command(click.Context(cli), "trian") is None
+
+
+def test_every_code_is_explained():
+    rows = re.findall(r"^\| (E\d+) \| ([^|]+) \|", (DOCS / "errors.md").read_text(), re.MULTILINE)
+    assert dict(rows) == CODES
+    assert len(rows) == len(CODES)
+
+
+def keys_of_table(text, title):
+    """What the first column names, of the table under a title."""
+    section = text.partition(f"## {title}\n")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| ([^|]*`[^|]*) \|", section, re.MULTILINE)
+    return sorted(name for cell in cells for name in re.findall(r"`(\w+)`", cell))
+
+
+def test_ppo_explains_exactly_the_keys_of_a_result():
+    config = steppe.PPOConfig(env="CartPole-v1", seed=0, train_batch_size=64, num_epochs=1, write_run=False)
+    with config.build() as algo:
+        result = algo.train()
+    text = (DOCS / "algorithms" / "ppo.md").read_text()
+    assert keys_of_table(text, "What a result holds") == sorted(result)
+    assert keys_of_table(text, "What learning measures") == sorted(result["info"]["default_policy"])
+    assert all(f"`{part}`" in text for part in result["time"])
+
+
+def test_ppo_names_every_setting_of_its_own_with_its_default():
+    text = (DOCS / "algorithms" / "ppo.md").read_text()
+    shared = field_specs(steppe.config.AlgorithmConfig)
+    own = {name: spec.default() for name, spec in field_specs(steppe.PPOConfig).items() if name not in shared}
+    assert len(own) > 5
+    for name, default in own.items():
+        assert re.search(rf"`{name}(`|=)", text), name
+        stated = re.findall(rf"`{name}` \(([\d.,e-]+)", text)
+        assert all(float(value.replace(",", "")) == default for value in stated), name
+
+
+def test_code_that_ppo_points_to_is_there():
+    pointers = re.findall(r"`([\w/]+\.py)::(\w+)`", (DOCS / "algorithms" / "ppo.md").read_text())
+    assert len(pointers) > 20
+    for file, name in pointers:
+        source = (ROOT / "src" / "steppe" / file).read_text()
+        assert re.search(rf"^(?:def|class) {name}\b", source, re.MULTILINE), f"{file}::{name}"
+
+
+def test_figures_come_from_recorded_runs():
+    assert curves.table() in (DOCS / "algorithms" / "ppo.md").read_text()
+    for name, task in curves.TASKS.items():
+        record = json.loads((curves.RESULTS / f"ppo-{name}.json").read_text())
+        assert record["command"] == f"python -m benchmarks.curves train {name}"
+        assert [run["seed"] for run in record["runs"]] == list(curves.SEEDS)
+        assert all(run["steps"][-1] >= task.steps for run in record["runs"])
+
+
+def test_the_bars_of_the_table_hold():
+    for name, task in curves.TASKS.items():
+        reached = [curves.steps_to(run, task.bar) for run in curves.runs_of(name)]
+        assert len(reached) == 3
+        assert None not in reached, name
+
+
+def test_steps_to_takes_the_first_iteration_that_reaches_the_bar():
+    run = {"steps": [10, 20, 30, 40], "rewards": [None, 1.0, 5.0, 2.0]}
+    assert curves.steps_to(run, 2.0) == 30
+    assert curves.steps_to(run, 1.0) == 20
+    assert curves.steps_to(run, 6.0) is None
