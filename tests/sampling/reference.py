@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,8 +13,9 @@ import gymnasium
 import numpy as np
 
 from steppe import spaces
-from steppe.types import Decision, Rollout, SlotInfo, SpacePair
-from tests.fakes import CountingPolicy, Row, default_spaces, row_number
+from steppe.sampling.sampler import Sample, Sampler
+from steppe.types import AsyncEnv, Decision, Policy, Rollout, SlotInfo, SpacePair, Weights
+from tests.fakes import CountingPolicy, Row, ScriptedEnv, default_spaces, row_number
 
 _DICT = gymnasium.spaces.Dict(
     {
@@ -67,7 +69,9 @@ class _Track:
         obs: Any = {"n": float(number), "x": [number, -number]} if space else float(number)
         decision = None
         if not flags and rng.random() < self.decided:
-            own = np.full((1, 2), rng.randint(0, 4) / 4, np.float32) if space else np.array([rng.randint(0, 3)])
+            own = (
+                np.full((1, 2), rng.randint(0, 4) / 4, np.float32) if space else np.array([rng.randint(0, 3)])
+            )
             state = None if space else {"count": np.array([count + 2])}
             decision = Decision(own, np.array([-number], np.float32), state)
         reward = float(rng.randint(-5, 5))
@@ -88,7 +92,9 @@ class _Track:
             absent = [agent for agent in self.agents if agent not in self.live]
             for agent, (slot, count) in list(self.live.items()):
                 if ending or rng.random() < 0.15:
-                    rows.append(self.row(agent, slot, count, **{rng.choice(["terminated", "truncated"]): True}))
+                    rows.append(
+                        self.row(agent, slot, count, **{rng.choice(["terminated", "truncated"]): True})
+                    )
                     del self.live[agent]
                     freed.append(slot)
                 elif rng.random() < 0.75:
@@ -104,7 +110,9 @@ class _Track:
             rows[-1].ends_episode = True
             self.t, self.episode = 0, self.episode + 1
         if not self.t and (not ending or rng.random() < 0.7):
-            rows += [self.join(agent) for agent in self.agents if rng.random() < 0.7 or agent == self.agents[0]]
+            rows += [
+                self.join(agent) for agent in self.agents if rng.random() < 0.7 or agent == self.agents[0]
+            ]
         self.t += bool(self.live) or self.t > 0
         self.free += freed
         rng.shuffle(rows)
@@ -185,7 +193,9 @@ def trajectories(script: Sequence[Sequence[Row]], answers: Sequence[dict[int, An
                 found.append(live[row.slot])
             action = None if row.decision is None else _plain(row.decision.action[0])
             number = int(row_number(row.obs))
-            seen = Seen(number, row.reward, row.terminated, row.truncated, row.t, poll, action, bool(row.decision))
+            seen = Seen(
+                number, row.reward, row.terminated, row.truncated, row.t, poll, action, bool(row.decision)
+            )
             live[row.slot].rows.append(seen)
             if row.final:
                 del live[row.slot]
@@ -242,3 +252,54 @@ def transitions(rollout: Rollout) -> list[Transition]:
 def _plain(action: Any) -> Any:
     plain = np.asarray(action).tolist()
     return tuple(plain) if isinstance(plain, list) else plain
+
+
+# --- sampling a script ------------------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    """What came of sampling a random script."""
+
+    script: list[list[Row]]
+    closing: list[int]
+    samples: list[Sample]
+    found: list[Trajectory]
+    policies: dict[str, CountingPolicy]
+    asked: Counter[Any]
+
+
+def switch(sampler: Sampler, ids: Iterable[str], version: int) -> None:
+    """New weights for all."""
+    sampler.set_weights({id: Weights(version, np.zeros(0, np.float32)) for id in ids})
+
+
+def make_sampler(
+    env: AsyncEnv, players: Mapping[str, Policy] | None = None, **options: Any
+) -> tuple[Sampler, Counter[Any]]:
+    """A sampler, and how often it asked for the policy of an (env, agent, episode)."""
+    asked: Counter[Any] = Counter()
+    players = players or policies()
+
+    def ask(info: SlotInfo) -> str:
+        asked[info[1:4]] += 1
+        return mapping(info)
+
+    options = {"trained": TRAINED, "mapping": ask, "rng": np.random.default_rng(0), **options}
+    sampler = Sampler(env, players, **options)
+    switch(sampler, players, 0)
+    return sampler, asked
+
+
+def play(seed: int, envs: int, agents: str, polls: int, length: int, decided: float) -> Run:
+    """Sample every whole fragment of a random script."""
+    parts = tracks(seed, envs=envs, agents=agents, polls=polls, decided=decided)
+    script = interleaved(seed, parts)
+    env, players = ScriptedEnv(script, pairs=PAIRS, num_envs=envs), policies()
+    sampler, asked = make_sampler(env, players, fragment_length=length, runner=3)
+    samples, closing = [], closing_polls(script, length * envs)
+    for version in range(len(closing)):
+        switch(sampler, players, version)
+        samples.append(sampler.sample())
+    played = script[: closing[-1] + 1] if closing else []
+    found = trajectories(played, env.answers)
+    return Run(played, closing, samples, found, players, asked)

@@ -6,7 +6,6 @@ Random scripts of polls are sampled and compared with a naive model (``reference
 import itertools
 from collections import Counter
 from dataclasses import asdict, fields
-from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -16,54 +15,11 @@ from hypothesis import strategies as st
 
 from steppe import checkpoint
 from steppe.envs.gym import GymEnv
-from steppe.sampling.sampler import Sample, Sampler
 from steppe.spaces import leaves
-from steppe.types import Decision, Weights
+from steppe.types import Decision
 from tests.fakes import CountingPolicy, LockStepEnv, Row, ScriptedEnv, row_number
 from tests.sampling import reference
-from tests.sampling.reference import TRAINED, Trajectory, closing_polls, expected, mapping, transitions
-
-
-class Run(NamedTuple):
-    script: list[list[Row]]
-    closing: list[int]
-    samples: list[Sample]
-    found: list[Trajectory]
-    policies: dict[str, CountingPolicy]
-    sampler: Sampler
-    asked: Counter[Any]
-
-
-def switch(sampler, ids, version):
-    sampler.set_weights({id: Weights(version, np.zeros(0, np.float32)) for id in ids})
-
-
-def make_sampler(env, policies=None, **options):
-    asked = Counter()
-
-    def ask(info):
-        asked[info[1:4]] += 1
-        return mapping(info)
-
-    options = {"trained": TRAINED, "mapping": ask, "rng": np.random.default_rng(0), **options}
-    sampler = Sampler(env, policies or reference.policies(), **options)
-    switch(sampler, policies or reference.policies(), 0)
-    return sampler, asked
-
-
-def play(seed, envs, agents, polls, length, decided, **options):
-    """Sample every whole fragment of a random script."""
-    parts = reference.tracks(seed, envs=envs, agents=agents, polls=polls, decided=decided)
-    script = reference.interleaved(seed, parts)
-    env, policies = ScriptedEnv(script, pairs=reference.PAIRS, num_envs=envs), reference.policies()
-    sampler, asked = make_sampler(env, policies, fragment_length=length, runner=3, **options)
-    samples, closing = [], closing_polls(script, length * envs)
-    for version in range(len(closing)):
-        switch(sampler, policies, version)
-        samples.append(sampler.sample())
-    played = script[: closing[-1] + 1] if closing else []
-    found = reference.trajectories(played, env.answers)
-    return Run(played, closing, samples, found, policies, sampler, asked)
+from tests.sampling.reference import TRAINED, closing_polls, expected, make_sampler, play, switch, transitions
 
 
 scripts = st.fixed_dictionaries(
@@ -176,12 +132,17 @@ def test_steps_rewards_and_episodes_are_counted(drawn):
         polls = run.script[start : end + 1]
         assert sample.env_steps == sum(len({row.env for row in rows if row.t > 0}) for rows in polls)
         assert sample.reward == sum(row.reward for rows in polls for row in rows)
-        chosen = [row.poll + (not row.decided) for one in run.found for row in one.rows if row.action is not None]
+        chosen = [
+            row.poll + (not row.decided) for one in run.found for row in one.rows if row.action is not None
+        ]
         assert sample.agent_steps == sum(start <= poll <= end for poll in chosen)
         for rollout in sample.rollouts:
             assert (rollout.env_steps, rollout.sequence, rollout.runner) == (sample.env_steps, index, 3)
         assert [(e.env, e.episode) for e in sample.episodes] == [
-            (row.env, row.episode) for rows in polls for row in in_spaces(rows) if row.ends_episode and row.final
+            (row.env, row.episode)
+            for rows in polls
+            for row in in_spaces(rows)
+            if row.ends_episode and row.final
         ]
         for record in sample.episodes:
             check_record(record, run)
@@ -287,7 +248,9 @@ def test_open_episodes_are_finished_before_the_quota_counts():
         [step(1, 1, truncated=True), step(0, 2)],
     ]
     env = LockStepEnv([track])
-    sampler, _ = make_sampler(env, {"left": CountingPolicy(env.spaces[0])}, fragment_length=1, trained=["left"])
+    sampler, _ = make_sampler(
+        env, {"left": CountingPolicy(env.spaces[0])}, fragment_length=1, trained=["left"]
+    )
     assert sampler.sample().episodes == []
     sample = sampler.sample_episodes([1])
     assert [(e.episode, e.length, e.reward) for e in sample.episodes] == [(0, 2, 3.0), (1, 1, 2.0)]
