@@ -315,5 +315,5 @@ def test_a_very_long_episode_is_not_replayed(monkeypatch):
 
 def test_the_log_of_actions_does_not_grow_with_the_run():
     env = walked(of(Walk(end=50), Walk(end=70)), 3000)
-    assert len(env._memory._log) <= 768
+    assert len(env._memory.log) <= 768
     assert of(Walk(end=50), Walk(end=70)).set_state(env.get_state()) == []

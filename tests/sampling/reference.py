@@ -119,9 +119,11 @@ class _Track:
         return rows or self.step()
 
 
-def tracks(seed: int, *, envs: int, agents: str, polls: int, decided: float = 0.0) -> list[list[list[Row]]]:
-    """What each env yields, for as many polls."""
-    rng, numbers = random.Random(seed), itertools.count(1)
+def tracks(
+    seed: int, *, envs: int, agents: str, polls: int, decided: float = 0.0, first: int = 1
+) -> list[list[list[Row]]]:
+    """What each env yields, for as many polls; rows are numbered from ``first``."""
+    rng, numbers = random.Random(seed), itertools.count(first)
     made = []
     for env in range(envs):
         free = list(range(env * SLOTS_PER_ENV, (env + 1) * SLOTS_PER_ENV))
@@ -267,6 +269,10 @@ class Run(NamedTuple):
     policies: dict[str, CountingPolicy]
     asked: Counter[Any]
 
+    def rollouts(self, policy: str) -> list[Rollout]:
+        """The fragments of one policy."""
+        return [next(r for r in sample.rollouts if r.policy == policy) for sample in self.samples]
+
 
 def switch(sampler: Sampler, ids: Iterable[str], version: int) -> None:
     """New weights for all."""
@@ -290,12 +296,15 @@ def make_sampler(
     return sampler, asked
 
 
-def play(seed: int, envs: int, agents: str, polls: int, length: int, decided: float) -> Run:
+def play(
+    seed: int, envs: int, agents: str, polls: int, length: int, decided: float = 0.0, runner: int = 3
+) -> Run:
     """Sample every whole fragment of a random script."""
-    parts = tracks(seed, envs=envs, agents=agents, polls=polls, decided=decided)
+    first = 1 + 10**5 * runner
+    parts = tracks(seed, envs=envs, agents=agents, polls=polls, decided=decided, first=first)
     script = interleaved(seed, parts)
     env, players = ScriptedEnv(script, pairs=PAIRS, num_envs=envs), policies()
-    sampler, asked = make_sampler(env, players, fragment_length=length, runner=3)
+    sampler, asked = make_sampler(env, players, fragment_length=length, runner=runner)
     samples, closing = [], closing_polls(script, length * envs)
     for version in range(len(closing)):
         switch(sampler, players, version)

@@ -21,7 +21,6 @@ from tests.fakes import CountingPolicy, LockStepEnv, Row, ScriptedEnv, row_numbe
 from tests.sampling import reference
 from tests.sampling.reference import TRAINED, closing_polls, expected, make_sampler, play, switch, transitions
 
-
 scripts = st.fixed_dictionaries(
     {
         "seed": st.integers(0, 10**6),
@@ -34,16 +33,12 @@ scripts = st.fixed_dictionaries(
 )
 
 
-def rollouts_of(run, policy):
-    return [next(r for r in sample.rollouts if r.policy == policy) for sample in run.samples]
-
-
 @given(scripts)
 def test_every_transition_is_there_once_and_none_is_invented(drawn):
     run = play(**drawn)
     for policy in TRAINED:
         wanted = expected(run.found, run.closing, policy)
-        for rollout, fragment in zip(rollouts_of(run, policy), wanted, strict=True):
+        for rollout, fragment in zip(run.rollouts(policy), wanted, strict=True):
             assert sorted(transitions(rollout)) == sorted(fragment)
 
 
@@ -53,7 +48,7 @@ def test_lanes_hold_trajectories_in_order_and_without_holes(drawn):
     place = {row.number: (one, i) for one in run.found for i, row in enumerate(one.rows)}
     for policy in TRAINED:
         before = None
-        for rollout in rollouts_of(run, policy):
+        for rollout in run.rollouts(policy):
             check_lanes(rollout, before, place)
             before = rollout
 
@@ -301,7 +296,7 @@ def test_own_samples_are_kept_and_env_actions_are_sent():
 
 
 def test_untrained_policies_act_but_leave_no_rollout():
-    env, policy, sampler = one_agent(trained=[])
+    _, policy, sampler = one_agent(trained=[])
     sample = sampler.sample()
     assert sample.rollouts == []
     assert (sample.agent_steps, sample.env_steps, sample.reward) == (3, 3, 4.0)
@@ -474,3 +469,37 @@ def test_rows_of_an_episode_that_cannot_be_replayed_are_unfilled(lost):
         assert column == ([*range(8)] if luck else [7, 8, 9, 10, 0, 1, 2, 3, 4])
         assert rollout.episode[:8, lane[env]].tolist() == ([1] * 8 if luck else [0, 0, 0, 0, 1, 1, 1, 1])
         assert rollout.state0[0][lane[env]] == 0.5 or not luck
+
+
+def test_a_lost_episode_takes_its_silent_agents_along():
+    def row(slot, t, number, env=0, agent="a", **more):
+        return Row(slot, t, obs=float(number), reward=1.0, env=env, agent=agent, **more)
+
+    begun = [
+        [row(0, 0, 1), row(1, 0, 2, agent="b"), row(2, 0, 3, env=1)],
+        [row(0, 1, 4), row(2, 1, 5, env=1)],  # the agent in slot 1 is silent, its action under way
+    ]
+    anew = [
+        [row(2, 0, 3, env=1)],
+        [row(0, 0, 6, episode=1), row(2, 1, 5, env=1)],
+        [row(0, 1, 7, episode=1), row(1, 1, 8, agent="b", episode=1), row(2, 2, 9, env=1)],
+    ]
+    first, _ = make_sampler(ScriptedEnv(begun, num_envs=2), fragment_length=1, explore=False, **ONE)
+    before = first.sample()
+    again, _ = make_sampler(ScriptedEnv(anew, num_envs=2), fragment_length=1, explore=False, **ONE)
+    again.set_state(first.get_state())
+    sample = again.sample()
+    (rollout,) = sample.rollouts
+    assert {(t.number, t.outcome) for t in transitions(before.rollouts[0])} == {(1, 4), (3, 5)}
+    assert {(t.number, t.outcome, t.episode) for t in transitions(rollout)} == {(6, 7, 1), (5, 9, 0)}
+    assert sorted(row_number(rollout.obs)[rollout.filled]) == [5, 6, 7, 8, 9]
+    assert not rollout.obs[~rollout.filled].any()
+    # The fresh row at t = 0 counts like any other; what the lost episode earned stays counted.
+    assert (before.reward, sample.reward) == (5.0, 4.0)
+
+
+ONE = {
+    "players": {"left": CountingPolicy(reference.PAIRS[0], recurrent=True)},
+    "trained": ["left"],
+    "mapping": lambda info: "left",
+}

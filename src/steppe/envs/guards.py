@@ -78,13 +78,14 @@ class Guard:
             episode=place.episode,
             step=place.step,
             seed=self._seeds[place.env],
-            action=place.action,
+            action=place.action.item() if isinstance(place.action, np.generic) else place.action,
             leaf=leaf,
         )
 
     def annotate(self, error: BaseException, place: Place) -> None:
         """Add to a user's own exception where in the run it happened."""
-        after = "" if place.action is None else f", after action {place.action!r}"
+        action = place.action.item() if isinstance(place.action, np.generic) else place.action
+        after = "" if action is None else f", after action {action!r}"
         error.add_note(
             f"steppe: {self.class_of(place.env)}, runner {self._runner}, env {place.env}, episode "
             f"{place.episode}, step {place.step}, seed {self._seeds[place.env]}{after}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, final
 
 import gymnasium
@@ -14,10 +14,14 @@ from steppe import spaces
 from steppe.envs.guards import Guard, OutOfSpace, Place, Where, show
 from steppe.envs.replay import EpisodeMemory, NotExact, NotPlain, first_obs, from_leaves, seed_spaces
 from steppe.errors import CheckpointError, ConfigError, SpaceError
-from steppe.spaces import Spec
+from steppe.spaces import DiscreteSpec, Spec
 from steppe.types import SINGLE_AGENT, Array, EpisodeEnd, IntArray, SlotInfo, SpacePair, State, TimeStep, Tree
 
 ModernStep = Callable[[Any], Any]
+
+_EVERY: Any = slice(None)
+_NOTHING: list[Any] = []
+_LONG_LOG = 512  # steps; then the action log is pruned whenever an episode ends
 
 
 @final
@@ -64,6 +68,7 @@ class GymEnv:
         self._obs_spec = _shared(envs, "observation", observation_space, max_sequence_length)
         self._action_spec = _shared(envs, "action", action_space, max_sequence_length)
         self.spaces: tuple[SpacePair, ...] = (SpacePair(self._obs_spec, self._action_spec),)
+        self._discrete = isinstance(self._action_spec, DiscreteSpec)
         self._envs, self._seeds = list(envs), [int(seed) for seed in seeds]
         self._steps = [env.step for env in envs]
         names = [type(env.unwrapped).__name__ for env in envs]
@@ -88,12 +93,59 @@ class GymEnv:
             EnvError: an env returned something that is not in its contract.
             Exception: whatever an env raised, with a note that says where in the run.
         """
-        self._check_alive()
+        if not self._sent:
+            return self._poll_idle()
+        envs, where, steps, actions = self._all, _EVERY, self._steps, _NOTHING
+        sent, self._sent = self._sent, []
+        stepped, results = self._t + 1, list[Any]()
+
+        def place(row: int) -> Place:
+            i = int(envs[row])
+            return Place(i, self._episode[i], int(stepped[row]), actions[row])
+
         try:
-            if not self._started:
-                return [self._first()]
-            return [self._step()] if self._sent else []
+            self._memory.log += sent
+            if sent[0][0] is None:
+                column = sent[0][1]
+                # Numpy's integers are what Discrete.sample() gives, and what its contains() is fastest with.
+                actions = list(column) if self._discrete else spaces.rows(self._action_spec, column)
+            else:
+                envs, where, steps, actions = self._answers(sent)
+                stepped = stepped[where]
+            append = results.append
+            for step, action in zip(steps, actions, strict=True):
+                append(step(action))
+            self.env_steps += len(results)
+            columns = _transposed(results) or self._judged(results, place)
+            obs, reward, terminated, truncated, infos = columns
+            if self._max_steps is not None:
+                truncated = truncated | ((stepped >= self._max_steps) & ~terminated)
+            now = TimeStep(self._slot[where], stepped, None, reward, terminated, truncated)
+            told = zip(now.slot.tolist(), infos, strict=True) if any(infos) else ()
+            now.info = {slot: info for slot, info in told if info}
+            self._total[where] += reward
+            if terminated.any() or truncated.any():
+                return [self._turn_over(now, where, envs, list(obs), place)]
+            found = spaces.stack(self._obs_spec, obs)
+            now.obs = self._guard.observations(self._obs_spec, obs, place) if found is None else found
+            if where is _EVERY:
+                self._obs, self._reward, self._t = now.obs, reward, stepped
+            else:
+                self._keep(where, now.obs, reward, stepped, now.slot)
+            return [now]
         except BaseException as error:  # a keyboard interrupt, too, leaves some envs stepped and some not
+            self._failure = error
+            if isinstance(error, Exception) and len(results) < len(actions):
+                self._guard.annotate(error, place(len(results)))
+            raise
+
+    def _poll_idle(self) -> Sequence[TimeStep]:
+        self._check_alive()
+        if self._started:
+            return []
+        try:
+            return [self._first()]
+        except BaseException as error:
             self._failure = error
             raise
 
@@ -108,13 +160,15 @@ class GymEnv:
         Raises:
             ValueError: a slot awaits no action, or the column has another length.
         """
+        if self._failure is not None or self._closed or not self._started:
+            self._check_alive()
+            raise ValueError("no slot awaits an action yet: poll() first")
         slots = np.asarray(slots)
-        column = spaces.map_leaves(np.array, actions)
-        for leaf in spaces.leaves(column):
+        array = isinstance(actions, np.ndarray)
+        column = np.array(actions) if array else spaces.map_leaves(np.array, actions)
+        for leaf in (column,) if array else spaces.leaves(column):
             if leaf.shape[:1] != slots.shape:
                 raise ValueError(f"{slots.shape[0]} slots, but an action column of shape {leaf.shape}")
-        if not self._started:
-            raise ValueError("no slot awaits an action yet: poll() first")
         if not self._sent and slots.shape == self._slot.shape and (slots == self._slot).all():
             self._sent.append((None, column))
         elif len(slots):
@@ -234,7 +288,12 @@ class GymEnv:
     def _reset(self, i: int, episode: int) -> tuple[Any, dict[str, Any]]:
         self._episode[i] = episode
         env, place = self._envs[i], Place(i, episode, 0)
-        self._memory.before_reset(i)
+        memory, sole = self._memory, self._memory.sole[i]
+        if sole is not None and isinstance(sole.owner[sole.key], np.random.Generator):
+            memory.captured[i] = [(sole.path, sole.owner[sole.key].bit_generator.state)]
+            memory.start[i] = memory.base + len(memory.log)
+        else:
+            memory.before_reset(i)
         try:
             if episode:
                 result: Any = env.reset()
@@ -252,69 +311,26 @@ class GymEnv:
         self._guard.odd("E401", "reset", i, "reset returned an observation without info")
         return first_obs(result), {}
 
-    def _step(self) -> TimeStep:
-        envs, where, actions = self._answers()
-        stepped = self._t[where] + 1
+    def _answers(
+        self, sent: Sequence[tuple[IntArray | None, Tree]]
+    ) -> tuple[IntArray, IntArray, list[Any], list[Any]]:
+        """The envs that were answered, in env order (twice: also as an index), their steps and actions."""
+        rows = list if self._discrete else partial(spaces.rows, self._action_spec)
+        actions = [action for _, column in sent for action in rows(column)]
+        answered = np.concatenate([envs for envs, _ in sent if envs is not None])
+        order = np.argsort(answered)
+        envs = answered[order]
+        return envs, envs, [self._steps[i] for i in envs], [actions[row] for row in order]
 
-        def place(row: int) -> Place:
-            i = int(envs[row])
-            return Place(i, self._episode[i], int(stepped[row]), actions[row])
-
-        results = self._call(envs, actions, place)
-        self.env_steps += len(results)
-        obs, rewards, terminations, truncations, infos = self._columns(results, place)
+    def _judged(self, results: list[Any], place: Where) -> tuple[Any, ...]:
+        """Five columns out of step results that are not plain, or the error that says why not."""
+        modern = [self._modern(result, row, place) for row, result in enumerate(results)]
+        obs, rewards, terminations, truncations, infos = zip(*modern, strict=True)
         reward = self._guard.rewards(rewards, place)
         terminated = self._guard.flags("terminated", terminations, place)
         truncated = self._guard.flags("truncated", truncations, place)
         self._guard.infos(infos, place)
-        if self._max_steps is not None:
-            truncated = truncated | ((stepped >= self._max_steps) & ~terminated)
-        step = TimeStep(self._slot[where], stepped, None, reward, terminated, truncated)
-        if any(infos):
-            step.info = {int(slot): info for slot, info in zip(step.slot, infos, strict=True) if info}
-        self._total[where] += reward
-        ended = np.flatnonzero(terminated | truncated)
-        if len(ended):
-            return self._turn_over(step, where, envs, list(obs), ended, place)
-        step.obs = self._guard.observations(self._obs_spec, obs, place)
-        self._keep(where, step.obs, reward, stepped)
-        return step
-
-    def _answers(self) -> tuple[IntArray, slice | IntArray, list[Any]]:
-        """The envs that were answered, in env order; what indexes their columns; their actions."""
-        sent, self._sent = self._sent, []
-        for envs, column in sent:
-            self._memory.stepped(envs, column)
-        first, column = sent[0]
-        if first is None:
-            return self._all, slice(None), spaces.rows(self._action_spec, column)
-        parts = [envs for envs, _ in sent if envs is not None]
-        actions = [action for _, column in sent for action in spaces.rows(self._action_spec, column)]
-        answered = np.concatenate(parts)
-        order = np.argsort(answered)
-        answered = answered[order]
-        return answered, answered, [actions[row] for row in order]
-
-    def _call(self, envs: IntArray, actions: list[Any], place: Where) -> list[Any]:
-        steps = self._steps if envs is self._all else [self._steps[i] for i in envs]
-        results: list[Any] = []
-        append = results.append
-        try:
-            for step, action in zip(steps, actions, strict=True):
-                append(step(action))
-        except Exception as error:
-            self._guard.annotate(error, place(len(results)))
-            raise
-        return results
-
-    def _columns(self, results: list[Any], place: Where) -> Iterable[Any]:
-        """Five sequences out of ``n`` step results."""
-        if set(map(type, results)) == {tuple}:
-            with contextlib.suppress(ValueError):  # results of unequal length: the slow way names the first
-                columns = tuple(zip(*results, strict=True))
-                if len(columns) == 5:
-                    return columns
-        return zip(*[self._modern(result, row, place) for row, result in enumerate(results)], strict=True)
+        return obs, reward, terminated, truncated, infos
 
     def _modern(self, result: Any, row: int, place: Where) -> Sequence[Any]:
         if isinstance(result, (tuple, list)):
@@ -331,60 +347,55 @@ class GymEnv:
         raise self._guard.error("E301", message, place(row), "step")
 
     def _turn_over(
-        self,
-        step: TimeStep,
-        where: slice | IntArray,
-        envs: IntArray,
-        obs: list[Any],
-        ended: IntArray,
-        place: Where,
+        self, step: TimeStep, where: slice | IntArray, envs: IntArray, obs: list[Any], place: Where
     ) -> TimeStep:
-        """Reset the envs of the rows ``ended``: final rows go to the end, first rows take their places."""
+        """Reset the envs whose episodes ended: final rows go to the end, first rows take their places."""
         n = len(obs)
+        ended: IntArray = np.flatnonzero(step.terminated | step.truncated)
         # An env may reuse its observation and info for the episode that begins now.
-        last = [_own(obs[j]) for j in ended]
+        last = [obs[j].copy() if type(obs[j]) is np.ndarray else copy.deepcopy(obs[j]) for j in ended]
         info = {slot: dict(content) for slot, content in step.info.items()}
-        opened, closed, fresh = [], [], {}
+        opened, closed = list[SlotInfo](), list[EpisodeEnd]()
         for j in ended.tolist():
             i = int(envs[j])
-            closed.append(EpisodeEnd(i, self._episode[i], int(step.t[j])))
-            obs[j], first = self._reset(i, self._episode[i] + 1)
-            fresh[j] = Place(i, self._episode[i], 0)
-            opened.append(self._info(i))
+            episode = self._episode[i] + 1
+            closed.append(EpisodeEnd(i, episode - 1, int(step.t[j])))
+            obs[j], first = self._reset(i, episode)
+            slot = i + self.num_envs * (episode % 2)
+            opened.append(SlotInfo(slot, i, SINGLE_AGENT, episode, self._seeds[i]))
             if first:
-                info[opened[-1].slot] = first
+                info[slot] = first
 
         def now(row: int) -> Place:
             if row >= n:
                 return place(ended[row - n])._replace(episode=closed[row - n].episode)
-            return fresh.get(row) or place(row)
+            begun = row in ended
+            return Place(int(envs[row]), self._episode[int(envs[row])], 0) if begun else place(row)
 
-        rows = self._guard.observations(self._obs_spec, obs + last, now)
+        values = obs + last
+        found = spaces.stack(self._obs_spec, values)
+        rows = self._guard.observations(self._obs_spec, values, now) if found is None else found
         both = np.concatenate((self._all[:n], ended))
-        slot, t, reward = step.slot[both], step.t[both], step.reward[both]
+        slots, t, reward = step.slot[both], step.t[both], step.reward[both]
         terminated, truncated = step.terminated[both], step.truncated[both]
-        slot[ended] = [one.slot for one in opened]
+        slots[ended] = [one.slot for one in opened]
         t[ended] = reward[ended] = 0
         terminated[:n] = truncated[:n] = False
-        self._keep(where, spaces.take(rows, slice(n)), reward[:n], t[:n], slot[:n])
+        self._keep(where, spaces.take(rows, slice(n)), reward[:n], t[:n], slots[:n])
         self._total[envs[ended]] = 0.0
-        return TimeStep(slot, t, rows, reward, terminated, truncated, opened, closed, info)
+        if len(self._memory.log) >= _LONG_LOG:
+            self._memory.prune()
+        return TimeStep(slots, t, rows, reward, terminated, truncated, opened, closed, info)
 
-    def _keep(
-        self, where: slice | IntArray, obs: Tree, reward: Array, t: IntArray, slot: IntArray | None = None
-    ) -> None:
-        """Remember the newest rows; whole columns when all envs stepped. ``slot`` None: nothing changed."""
+    def _keep(self, where: slice | IntArray, obs: Tree, reward: Array, t: IntArray, slot: IntArray) -> None:
+        """Remember the newest rows; whole columns when all envs stepped."""
         if isinstance(where, slice):
-            self._obs, self._reward, self._t = obs, reward, t
-            self._slot = self._slot if slot is None else slot
+            self._obs, self._reward, self._t, self._slot = obs, reward, t, slot
             return
         self._obs = spaces.map_leaves(np.copy, self._obs)
         spaces.put(self._obs, where, obs)
-        self._reward, self._t = self._reward.copy(), self._t.copy()
-        self._reward[where], self._t[where] = reward, t
-        if slot is not None:
-            self._slot = self._slot.copy()
-            self._slot[where] = slot
+        self._reward, self._t, self._slot = self._reward.copy(), self._t.copy(), self._slot.copy()
+        self._reward[where], self._t[where], self._slot[where] = reward, t, slot
 
     def _info(self, i: int) -> SlotInfo:
         slot = i + self.num_envs * (self._episode[i] % 2)
@@ -429,9 +440,24 @@ def _shared(envs: Sequence[gymnasium.Env[Any, Any]], name: str, given: Any, maxi
     return specs[0]
 
 
-def _own(obs: Any) -> Any:
-    """A copy that the env cannot write to."""
-    return obs.copy() if type(obs) is np.ndarray else copy.deepcopy(obs)
+def _transposed(results: list[Any]) -> tuple[Any, ...] | None:
+    """Five columns when all step results are plain: tuples of finite rewards, bools and dicts; else None."""
+    if set(map(type, results)) != {tuple}:
+        return None
+    try:
+        obs, rewards, terminations, truncations, infos = zip(*results, strict=True)
+        reward, terminated, truncated = np.array(rewards), np.array(terminations), np.array(truncations)
+    except ValueError:  # of unequal length, or not of five items, or arrays among the numbers
+        return None
+    n = (len(results),)
+    plain = (
+        reward.dtype.kind in "fiu"
+        and terminated.dtype.kind == truncated.dtype.kind == "b"
+        and reward.shape == terminated.shape == truncated.shape == n
+        and set(map(type, infos)) == {dict}
+        and np.isfinite(reward).all()
+    )
+    return (obs, reward.astype(np.float64, copy=False), terminated, truncated, infos) if plain else None
 
 
 def _equal(a: Tree, b: Tree) -> bool:

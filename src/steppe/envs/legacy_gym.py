@@ -108,8 +108,8 @@ class LegacyGym(gymnasium.Env[Any, Any]):
         return self._pair(self.env.reset(**keywords))
 
     def step(self, action: Any) -> Any:
-        """Five items, if the env gave four or five."""
-        return modern_step(self.env.step(action))
+        """Five items, if the env gave four or five. Old programs count on Python's integers."""
+        return modern_step(self.env.step(int(action) if isinstance(action, np.integer) else action))
 
     def render(self) -> Any:
         """Render in the mode that the env was made with, ``"human"`` where it takes one and none is set."""

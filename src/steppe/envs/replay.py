@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from steppe import spaces
-from steppe.spaces import Spec
+from steppe.spaces import DiscreteSpec, Spec
 from steppe.types import Array, IntArray, State, Tree
 
 LOG_LIMIT = 100_000
@@ -60,6 +60,14 @@ class EpisodeMemory:
 
     An env that has both ``get_state()`` and ``set_state(state)`` (and no wrapper with a state of its own) is
     asked instead; its state must consist of JSON values and numpy arrays.
+
+    Attributes:
+        log: ``(envs, actions)`` of each step, appended by the adapter; ``envs`` None means all, in order.
+        base: index of the log's first entry, counted from the beginning of time.
+        start: ``(n,)`` that index for the first step of each env's episode.
+        captured: for each env, the states of its generators right before its last reset, by path.
+        sole: the one generator that an env was seen to draw from, if it is one of numpy's: what most envs
+            have, and the adapter captures it without a call.
     """
 
     def __init__(self, envs: Sequence[gymnasium.Env[Any, Any]], action: Spec) -> None:
@@ -69,14 +77,15 @@ class EpisodeMemory:
         self._holders: list[list[_Holder]] = [[] for _ in envs]
         self._resets = [0] * n
         self._idle: list[list[tuple[_Holder, Any]]] = [[] for _ in envs]
-        self._captured: list[list[tuple[str, Any]]] = [[] for _ in envs]
-        self._log: list[tuple[IntArray | None, Tree]] = []
-        self._base = 0  # index of the first entry of the log, counted from the beginning of time
-        self._start = np.zeros(n, dtype=np.int64)
+        self.captured: list[list[tuple[str, Any]]] = [[] for _ in envs]
+        self.sole: list[_Holder | None] = [None] * n
+        self.log: list[tuple[IntArray | None, Tree]] = []
+        self.base = 0
+        self.start = np.zeros(n, dtype=np.int64)
 
     def before_reset(self, i: int) -> None:
         """Keep the state of env ``i``'s generators; call it right before each reset."""
-        self._start[i] = self._base + len(self._log)
+        self.start[i] = self.base + len(self.log)
         if self._native[i]:
             return
         if self._resets[i] < 3:  # generators come into being in the constructor, at reset, in the first steps
@@ -84,13 +93,13 @@ class EpisodeMemory:
             self._resets[i] += 1
             if self._resets[i] == 3:
                 self._set_idle_aside(i)
-        self._captured[i] = [
+        self.captured[i] = [
             (path, _capture(owner[key])) for path, owner, key in self._holders[i] if key in owner
         ]
 
     def _set_idle_aside(self, i: int) -> None:
         """What drew nothing in a whole episode (mostly the spaces) is not copied at every reset."""
-        before, busy = dict(self._captured[i]), []
+        before, busy = dict(self.captured[i]), []
         for holder in self._holders[i]:
             now = _capture(holder.owner[holder.key])
             if _same(now, before.get(holder.path)):
@@ -98,26 +107,27 @@ class EpisodeMemory:
             else:
                 busy.append(holder)
         self._holders[i] = busy
+        if len(busy) == 1 and isinstance(busy[0].owner[busy[0].key], np.random.Generator):
+            self.sole[i] = busy[0]
 
     def _captures(self, i: int) -> State:
         """The generators' states at the last reset, by path; None where that is not known."""
-        found = dict(self._captured[i])
+        found = dict(self.captured[i])
         for holder, state in list(self._idle[i]):
             found[holder.path] = state
             if not _same(_capture(holder.owner[holder.key]), state):
                 found[holder.path] = None
                 self._idle[i].remove((holder, state))
                 self._holders[i].append(holder)
+                self.sole[i] = None
         return found
 
-    def stepped(self, envs: IntArray | None, actions: Tree) -> None:
-        """Keep the actions that ``envs`` (None: all, in order) take now; the column must stay as it is."""
-        self._log.append((envs, actions))
-        if len(self._log) >= 512 and len(self._log) % 256 == 0:
-            keep = max(int(self._start.min()) - self._base, len(self._log) - LOG_LIMIT)
-            if keep > 0:
-                del self._log[:keep]
-                self._base += keep
+    def prune(self) -> None:
+        """Forget actions that no running episode needs; and those of episodes too long to replay."""
+        keep = max(int(self.start.min()) - self.base, len(self.log) - LOG_LIMIT)
+        if keep > 0:
+            del self.log[:keep]
+            self.base += keep
 
     def save(self, ts: IntArray) -> list[State]:
         """For each env, ``ts[i]`` steps into its episode, what :meth:`restore` needs: JSON values and arrays.
@@ -134,7 +144,7 @@ class EpisodeMemory:
             now = {path: _capture(owner[key]) for path, owner, key in _holders(self._envs[i])}
             return {"native": native, "rng": _plain(now, "rng", i), "t": t}
         rng = _plain(self._captures(i), "rng", i)
-        if self._start[i] < self._base:
+        if self.start[i] < self.base:
             return {"rng": rng, "actions": None}
         mine = np.flatnonzero(envs == i)
         column = spaces.take(actions, mine[len(mine) - t :])
@@ -143,8 +153,8 @@ class EpisodeMemory:
     def _taken(self) -> tuple[IntArray, Tree]:
         """All remembered actions as one column, with the env of each."""
         everyone = np.arange(len(self._envs))
-        ids = [everyone if envs is None else envs for envs, _ in self._log]
-        columns = [spaces.zeros(self._action, 0), *(column for _, column in self._log)]
+        ids = [everyone if envs is None else envs for envs, _ in self.log]
+        columns = [spaces.zeros(self._action, 0), *(column for _, column in self.log)]
         joined = spaces.map_leaves(lambda *leaves: np.concatenate(leaves), *columns)
         return np.concatenate([np.zeros(0, dtype=np.int64), *ids]), joined
 
@@ -178,20 +188,22 @@ class EpisodeMemory:
             raise NotExact(f"it raised {type(error).__name__}: {error}") from error
 
     def _begin(self, i: int, rng: State) -> None:
-        self._start[i] = self._base + len(self._log)
+        self.start[i] = self.base + len(self.log)
         self._holders[i], self._idle[i], self._resets[i] = list(_holders(self._envs[i])), [], 0
-        self._captured[i] = list(rng.items())
+        self.sole[i] = None
+        self.captured[i] = list(rng.items())
 
     def _replay(self, i: int, actions: Sequence[Array] | None, obs: Any) -> Restored:
         if actions is None:
             raise NotExact(f"its episode is longer than the {LOG_LIMIT} actions that are remembered")
         column, count, total = from_leaves(self._action, actions), len(actions[0]), 0.0
-        for row, action in enumerate(spaces.rows(self._action, column)):
+        single = isinstance(self._action, DiscreteSpec)
+        for row, action in enumerate(column if single else spaces.rows(self._action, column)):
             obs, reward, *flags, _ = self._envs[i].step(action)
             total += float(reward)
             if row < count - 1 and any(flags):
                 raise NotExact(f"its episode ended after {row + 1} steps, not {count}")
-        self._log.append((np.full(count, i), column))
+        self.log.append((np.full(count, i), column))
         return Restored(obs, total)
 
     def _install(self, i: int, rng: State) -> None:

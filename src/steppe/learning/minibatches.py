@@ -173,11 +173,13 @@ def _capacity(rows: int, fragments: Sequence[Rollout]) -> int:
     """Rows to allocate: room for episodes that get shorter as a policy learns.
 
     Each episode adds a final row. In quarters of the number of polls, two ahead of the need, and at most
-    twice the polls, which one-step episodes take.
+    twice the polls, which one-step episodes take. Agents that share an env make that number look smaller
+    than it is: then in eighths of the rows.
     """
     polls = sum(f.env_steps // max(1, f.filled.shape[1]) for f in fragments) + len(fragments)
-    quarter = max(polls // 4, 1)
-    return max(rows, min((rows // quarter + 2) * quarter, 2 * polls + 1))
+    quarter, most = max(polls // 4, rows // 8, 1), 2 * polls + 1
+    room = (rows // quarter + 2) * quarter
+    return room if rows > most else min(room, most)
 
 
 def shuffled(rng: np.random.Generator, acted: BoolArray, epochs: int, capacity: int) -> tuple[Array, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -149,6 +149,41 @@ def first_outside(limits: tuple[Array, Array], column: Array, leaf: str) -> Outs
     bound = np.broadcast_to(low if below[at] else high, column.shape[1:])[at[1:]]
     count = int(wrong.reshape(len(wrong), -1).any(axis=1).sum())
     return Outside(element(leaf, at[1:]), at[0], column[at].item(), bound.item(), count)
+
+
+_ARRAYS = {np.ndarray}
+_INTEGERS = {int, np.int64, np.int32}
+
+
+def stack(spec: Spec, values: Sequence[Any]) -> Array | None:
+    """The column when nothing at all is to be said about the values of a Box or Discrete; else None.
+
+    That is: each is what the space itself would hand out, finite, and inside its bounds. The column shares
+    no memory with the values. Whatever else comes is for :func:`~steppe.spaces.collect`.
+    """
+    if isinstance(spec, BoxSpec) and spec.shape:
+        # Equal first axes here and equal other axes by concatenate: so all have the shape of the first.
+        if set(map(type, values)) != _ARRAYS or values[0].shape != spec.shape:
+            return None
+        if set(map(len, values)) != {spec.shape[0]}:
+            return None
+        try:
+            column = np.concatenate(values, dtype=spec.dtype, casting="no").reshape(len(values), *spec.shape)
+        except (TypeError, ValueError):
+            return None
+        if spec.dtype.kind == "f" and not np.isfinite(column).all():
+            return None
+    elif isinstance(spec, DiscreteSpec) and set(map(type, values)) <= _INTEGERS:
+        try:
+            column = np.array(values, np.int64)
+        except OverflowError:
+            return None
+    else:
+        return None
+    if spec.limits is None:
+        return column
+    low, high = spec.limits
+    return column if (column >= low).all() and (column <= high).all() else None
 
 
 def outside(spec: Spec, column: Tree, root: str = "obs") -> list[Outside]:

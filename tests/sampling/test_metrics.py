@@ -1,0 +1,79 @@
+"""Episode records add up, and windows give the means that a result promises."""
+
+import math
+
+import pytest
+
+from steppe import checkpoint
+from steppe.sampling.metrics import EpisodeRecord, EpisodeWindow, summarize
+
+
+def record(reward, length=1):
+    made = EpisodeRecord(env=0, episode=0, runner=0, length=length)
+    made.add("a", "p", reward)
+    return made
+
+
+def test_a_record_sums_over_agents_and_lists_the_returns_of_each_policy():
+    made = EpisodeRecord(env=1, episode=2, runner=3)
+    made.add("red", "p", 1.0)
+    made.add("blue", "q", 2.5)
+    made.add("green", "p", 4.0)
+    made.add("red", "p", -0.5)  # it had left, and came back
+    assert made.reward == 7.0
+    assert made.agent_rewards == {"red": 0.5, "blue": 2.5, "green": 4.0}
+    assert made.policy_rewards == {"p": [1.0, 4.0, -0.5], "q": [2.5]}
+
+
+def test_a_summary_of_two_episodes():
+    first, second = EpisodeRecord(0, 0, 0, length=10), EpisodeRecord(0, 1, 0, length=20)
+    first.add("red", "p", 1.0)
+    first.add("blue", "q", 2.0)
+    second.add("red", "p", 5.0)
+    second.add("green", "p", -4.0)
+    assert summarize(iter([first, second])) == {
+        "episode_reward_mean": 2.0,
+        "episode_reward_min": 1.0,
+        "episode_reward_max": 3.0,
+        "episode_len_mean": 15.0,
+        "policy_reward_mean": {"p": pytest.approx(2 / 3), "q": 2.0},
+        "policy_reward_min": {"p": -4.0, "q": 2.0},
+        "policy_reward_max": {"p": 5.0, "q": 2.0},
+        "agent_reward_mean": {"red": 3.0, "blue": 2.0, "green": -4.0},
+    }
+
+
+def test_before_the_first_episode_there_are_no_numbers():
+    result = EpisodeWindow(100).summarize([])
+    assert (result["episodes_this_iter"], result["episodes_total"]) == (0, 0)
+    for key in ("episode_reward_mean", "episode_reward_min", "episode_reward_max", "episode_len_mean"):
+        assert math.isnan(result[key])
+    assert math.isnan(EpisodeWindow(100).mean_reward)
+    assert result["policy_reward_mean"] == result["agent_reward_mean"] == {}
+
+
+def test_a_window_holds_the_last_episodes_and_counts_all():
+    window = EpisodeWindow(3)
+    assert window.summarize([record(1.0), record(2.0)])["episode_reward_mean"] == 1.5
+    result = window.summarize([record(6.0), record(10.0)])
+    assert result["episode_reward_mean"] == window.mean_reward == 6.0  # 2, 6, 10
+    assert (result["episodes_this_iter"], result["episodes_total"]) == (2, 4)
+    assert window.summarize([])["episode_reward_mean"] == 6.0
+
+
+def test_an_iteration_with_more_episodes_than_the_window_is_taken_whole():
+    window = EpisodeWindow(2)
+    assert window.summarize([record(float(i)) for i in range(5)])["episode_reward_mean"] == 2.0
+    assert window.summarize([])["episode_reward_mean"] == 3.5  # 3, 4
+
+
+def test_a_window_goes_on_from_its_state(tmp_path):
+    window = EpisodeWindow(3)
+    window.summarize([record(1.0, 4), record(2.0), record(3.0), record(4.0)])
+    checkpoint.save(tmp_path / "state", {"window": window.get_state()}, {"run_id": "test"})
+    again = EpisodeWindow(3)
+    again.summarize([record(100.0)])
+    again.set_state(checkpoint.load(tmp_path / "state")[0]["window"])
+    assert again.get_state() == window.get_state()
+    assert again.summarize([record(8.0)]) == window.summarize([record(8.0)])
+    assert again.total == 5
