@@ -17,17 +17,22 @@ class Lanes:
 
     A lane holds one live trajectory at a time, so one poll adds at most two rows to it (a final row and
     the first row of the next trajectory); rows grow when that happens more often than foreseen.
+
+    Attributes:
+        policy: id of the policy.
+        lane_of: ``(slots,)`` lane of the trajectory in each slot, -1 where there is none.
     """
 
     def __init__(self, policy: str, obs_spec: Spec, rows: int, lanes: int) -> None:
         self.policy = policy
+        self.lane_of = np.zeros(0, np.int64)
         self._spec = obs_spec
         self._first_rows, self._rows, self._lanes = rows, rows, lanes
         self._top = 0  # no lane holds more rows than this
         self.action: Tree = None
         self._state0: Tree = None
         self._used = np.zeros(lanes, np.int64)
-        self._free = list(range(lanes))
+        self._free = np.arange(lanes)
         self._allocate()
 
     def _allocate(self) -> None:
@@ -60,62 +65,98 @@ class Lanes:
                 lambda a: np.concatenate([a, np.zeros((more, *a.shape[1:]), a.dtype)]), self._state0
             )
         self._used = np.concatenate([self._used, np.zeros(more, np.int64)])
-        self._free.extend(range(old_lanes, lanes))
+        self._free = np.append(self._free, np.arange(old_lanes, lanes))
 
-    def claim(self) -> int:
-        """A free lane for a new trajectory, the emptiest so that lanes stay even."""
-        if not self._free:
+    def grow_slots(self, more: int) -> None:
+        """Make room for further slots."""
+        self.lane_of = np.concatenate([self.lane_of, np.full(more, -1, np.int64)])
+
+    def _claim(self, slots: IntArray) -> None:
+        """Give each slot a free lane, the emptiest so that lanes stay even."""
+        while len(self._free) < len(slots):
             self._resize(self._rows, 2 * self._lanes)
-        used = self._used
-        lane = min(self._free, key=lambda free: (int(used[free]), free))
-        self._free.remove(lane)
-        return lane
+        free = self._free[np.lexsort((self._free, self._used[self._free]))]
+        self.lane_of[slots], self._free = free[: len(slots)], free[len(slots) :]
 
-    def release(self, lane: int) -> None:
-        """The trajectory in ``lane`` is over; the next one continues there."""
-        self._free.append(lane)
+    def write(self, step: TimeStep, identity: Array, final: BoolArray | None) -> None:
+        """Store the rows of one poll, final ones above their successors.
 
-    def place(self, lane: IntArray) -> IntArray:
-        """The next row of each of some distinct lanes; it is taken from then on."""
-        self._top += 1
-        if self._top > self._rows:  # the bound says full: look at the truth, and grow only if it is
-            self._top = int(self._used.max()) + 1
-            if self._top > self._rows:
-                self._resize(self._rows + max(self._rows // 2, 16), self._lanes)
-        row: IntArray = self._used[lane]
-        self._used[lane] = row + 1
-        return row
-
-    def write(self, row: IntArray, lane: IntArray, identity: Array, step: TimeStep) -> None:
-        """Store the rows of ``step`` in their places; ``identity`` is ``(n, 4)`` and may be changed."""
+        Args:
+            step: at most one row a slot.
+            identity: ``(n, 4)`` env, agent and episode of each row; may be changed.
+            final: which rows end their trajectories; None when none does.
+        """
+        self._top += 1 if final is None else 2
+        if self._top > self._rows:
+            self._make_room()
+        if final is not None:
+            step, identity, row, lane = self._place_with_final(step, identity, final)
+        else:
+            lane = self.lane_of[step.slot]
+            if lane.min(initial=0) < 0:
+                self._claim(step.slot[lane < 0])
+                lane = self.lane_of[step.slot]
+            row = self._used[lane]
+            self._used[lane] = row + 1
         index = row * self._lanes + lane
-        put(self.obs, index, step.obs)
+        if isinstance(self.obs, np.ndarray):
+            self.obs[index] = step.obs
+        else:
+            put(self.obs, index, step.obs)
         self.reward[index] = step.reward
         identity[:, T] = step.t
         self.identity[index] = identity
+        if final is not None:
+            self.terminated[index] = step.terminated
+            self.truncated[index] = step.truncated
 
-    def end(self, row: IntArray, lane: IntArray, terminated: BoolArray, truncated: BoolArray) -> None:
-        """Mark rows as final: nothing follows them in their trajectories."""
-        index = row * self._lanes + lane
-        self.terminated[index] = terminated
-        self.truncated[index] = truncated
+    def _place_with_final(
+        self, step: TimeStep, identity: Array, final: BoolArray
+    ) -> tuple[TimeStep, Array, IntArray, IntArray]:
+        """Final rows take their places first, and free their lanes for the trajectories that follow."""
+        lane = self.lane_of[step.slot]
+        unknown = final & (lane < 0)
+        if unknown.any():  # one that never acted taught nothing: it is not stored
+            keep = np.flatnonzero(~unknown)
+            step, identity, final, lane = select(step, keep), identity[keep], final[keep], lane[keep]
+        ended, active = np.flatnonzero(final), np.flatnonzero(~final)
+        row = self._used[lane]
+        self._used[lane[ended]] += 1
+        self._free = np.append(self._free, lane[ended])
+        self.lane_of[step.slot[ended]] = -1
+        new = active[lane[active] < 0]
+        if len(new):
+            self._claim(step.slot[new])
+            lane[new] = self.lane_of[step.slot[new]]
+        row[active] = self._used[lane[active]]
+        self._used[lane[active]] += 1
+        return step, identity, row, lane
 
-    def write_decision(self, lane: IntArray, decision: Decision, version: int) -> None:
-        """Store what was chosen for the newest row of each lane."""
-        index = self._newest(lane)
+    def _make_room(self) -> None:
+        """The bound says full: look at the truth, and grow only if it is."""
+        self._top = int(self._used.max()) + 2
+        if self._top > self._rows:
+            self._resize(self._rows + max(self._rows // 2, 16), self._lanes)
+
+    def write_decision(self, slots: IntArray, decision: Decision, version: int) -> None:
+        """Store what was chosen for the newest row of each slot."""
+        lane = self.lane_of[slots]
+        index = (self._used[lane] - 1) * self._lanes + lane
         if self.action is None:
             n = self._rows * self._lanes
             self.action = map_leaves(lambda a: np.zeros((n, *a.shape[1:]), a.dtype), decision.action)
-        put(self.action, index, decision.action)
+        if isinstance(self.action, np.ndarray):
+            self.action[index] = decision.action
+        else:
+            put(self.action, index, decision.action)
         self.logp[index] = decision.logp
         self.version[index] = version
 
-    def _newest(self, lane: IntArray) -> IntArray:
-        index: IntArray = (self._used[lane] - 1) * self._lanes + lane
-        return index
-
-    def discard(self, lane: int) -> None:
-        """Unfill the newest trajectory of ``lane``, back to its first row in this fragment, and free it."""
+    def discard(self, slot: int) -> None:
+        """Unfill the trajectory of ``slot``, back to its first row in this fragment, and free its lane."""
+        lane = int(self.lane_of[slot])
+        if lane < 0:
+            return
         final = (self.terminated | self.truncated)[lane :: self._lanes]
         identity = self.identity[lane :: self._lanes]
         row = int(self._used[lane])
@@ -126,20 +167,26 @@ class Lanes:
                 leaf[row * self._lanes + lane] = 0
             identity[row] = -1
         self._used[lane] = row
-        self.release(lane)
+        self._free = np.append(self._free, lane)
+        self.lane_of[slot] = -1
 
-    def is_empty(self, lane: IntArray) -> BoolArray:
-        """Which lanes have no row yet: the recurrent state of the next one is to be kept."""
-        empty: BoolArray = self._used[lane] == 0
-        return empty
+    def at_row0(self, slots: IntArray) -> IntArray:
+        """Those of ``slots`` whose newest row is row 0 of its lane."""
+        first: IntArray = slots[self._used[self.lane_of[slots]] == 1]
+        return first
 
-    def write_state0(self, lane: IntArray, state: Tree) -> None:
-        """Keep the recurrent state that row 0 of each lane is met with."""
+    def write_state0(self, slots: IntArray, state: Tree) -> None:
+        """Keep the recurrent state that row 0 of each slot's lane is met with."""
         if self._state0 is None:
             self._state0 = map_leaves(lambda a: np.zeros((self._lanes, *a.shape[1:]), a.dtype), state)
-        put(self._state0, lane, state)
+        put(self._state0, self.lane_of[slots], state)
 
-    def close(self, live: IntArray, **about: Any) -> Rollout:
+    def live_slots(self) -> IntArray:
+        """Slots that have a lane, in the order of the lanes."""
+        slots = np.flatnonzero(self.lane_of >= 0)
+        return slots[np.argsort(self.lane_of[slots])]
+
+    def close(self, **about: Any) -> Rollout:
         """Turn what was written into a Rollout and open the next fragment.
 
         The newest row of every live lane closes this fragment and is row 0 of the next one: rows that wait
@@ -147,11 +194,11 @@ class Lanes:
         to come, take their action along.
 
         Args:
-            live: ``(k,)`` lanes whose trajectories go on.
             about: the remaining fields of the Rollout.
         """
         used, lanes = int(self._used.max(initial=0)), self._lanes
-        columns, last = self._columns(), self._newest(live)
+        columns, live = self._columns(), np.sort(self.lane_of[self.lane_of >= 0])
+        last = (self._used[live] - 1) * lanes + live
         shaped = {
             name: map_leaves(lambda a: a.reshape(-1, lanes, *a.shape[1:])[:used], c)
             for name, c in columns.items()
@@ -184,15 +231,18 @@ class Lanes:
         self._top = 1
         return rollout
 
-    def get_state(self, live: IntArray) -> State:
+    def get_state(self) -> State:
         """The open rows, between two fragments: only row 0 of the live lanes is written then."""
+        slots = self.live_slots()
+        live = self.lane_of[slots]
         rows = {name: take(column, live) for name, column in self._columns().items()}
         return {
             "lanes": self._lanes,
             "rows": self._rows,
+            "slots": slots,
             "live": live,
             "columns": rows,
-            "free": list(self._free),
+            "free": self._free,
         }
 
     def set_state(self, state: State) -> None:
@@ -206,5 +256,32 @@ class Lanes:
         for name, column in columns.items():
             put(getattr(self, name), live, column)
         self._used[live] = 1
+        self.lane_of[:] = -1
+        self.lane_of[np.asarray(state["slots"], np.int64)] = live
         self._state0 = None
-        self._top, self._free = 1, [int(lane) for lane in state["free"]]
+        self._top, self._free = 1, np.asarray(state["free"], np.int64)
+
+
+def select(step: TimeStep, index: IntArray) -> TimeStep:
+    """Some rows of a poll; ``index`` rises."""
+    decision, decided = step.decision, step.decided
+    if decided is not None and decision is not None:
+        row = (np.cumsum(decided) - 1)[index[decided[index]]]
+        state = None if decision.state is None else take(decision.state, row)
+        decision = Decision(take(decision.action, row), decision.logp[row], state)
+    if len(index) and index[-1] == len(index) - 1:
+        index = slice(0, len(index))  # type: ignore[assignment]  # the first rows: views will do
+    return TimeStep(
+        step.slot[index],
+        step.t[index],
+        step.obs[index] if isinstance(step.obs, np.ndarray) else take(step.obs, index),
+        step.reward[index],
+        step.terminated[index],
+        step.truncated[index],
+        step.opened,
+        step.closed,
+        step.info,
+        step.space,
+        None if decided is None else decided[index],
+        decision,
+    )

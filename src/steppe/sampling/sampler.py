@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from steppe.sampling.lanes import AGENT, ENV, EPISODE, Lanes
+from steppe.sampling.lanes import AGENT, ENV, EPISODE, Lanes, select
 from steppe.sampling.metrics import EpisodeRecord
 from steppe.spaces import map_leaves, put, take, tupled
 from steppe.types import (
@@ -107,13 +107,13 @@ class Sampler:
         self._versions = [0] * len(self._ids)
         # Recurrent, by slot: "next" meets the next row, "last" met the newest row that was acted on.
         self._states: list[Tree] = [None] * len(self._ids)
+        self._initial = [policy.initial_state(1) for policy in self._policies]
         self._agents: dict[str, int] = {}
         self._live: dict[int, SlotInfo] = {}
         self._episodes: dict[tuple[int, int], EpisodeRecord] = {}
         self._pending: list[_Ready] = []
         self._started, self._sequence, self._tally = False, 0, _Tally()
         self._policy_of = np.zeros(0, np.int64)
-        self._lane_of = np.zeros(0, np.int64)
         self._identity = np.zeros((0, 4), np.int32)
         self._returns = np.zeros(0)
         self._grow(2 * env.num_envs)
@@ -151,10 +151,21 @@ class Sampler:
         return self._pending
 
     def _round(self, ready: Sequence[_Ready]) -> list[_Ready]:
-        """Answer the rows that wait, and take in what comes of it."""
+        """Choose, write, send: in this order, or lanes would hold the next observation. Then poll."""
         began = perf_counter()
-        for rows in ready:
-            self._act(rows)
+        for policy, slots, obs, _ in ready:
+            actor, lanes, table, noise = self._policies[policy], self._lanes[policy], self._states[policy], None
+            if self.explore:
+                noise = self._rng.random((len(slots), actor.noise_size), np.float32)
+                np.maximum(noise, _TINY, out=noise)
+            state = None if table is None else take(table["next"], slots)
+            decision = actor.act(self._weights[policy], obs, state, noise)
+            if table is not None:
+                put(table, slots, {"last": state, "next": decision.state})
+            if lanes is not None:
+                lanes.write_decision(slots, decision, self._versions[policy])
+            self._tally.agent_steps += len(slots)
+            self.env.send_actions(slots, actor.to_env(decision.action))
         acted = perf_counter()
         steps = self.env.poll()
         self._tally.env_time += perf_counter() - acted
@@ -207,15 +218,25 @@ class Sampler:
 
     def _receive(self, steps: Sequence[TimeStep]) -> list[_Ready]:
         """Write the rows of one poll into their lanes; returns those that await an action."""
-        ready = []
+        ready: list[_Ready] = []
         for step in steps:
             for info in step.opened:
                 self._open(info)
             self._returns[step.slot] += step.reward
-            for policy, part in self._by_policy(step):
-                active = self._store(policy, part)
-                if active is not None:
-                    ready.append(active)
+            for policy, part in ((0, step),) if len(self._ids) == 1 else self._by_policy(step):
+                final = part.terminated | part.truncated
+                ends = bool(final.any())
+                lanes = self._lanes[policy]
+                if lanes is not None:
+                    lanes.write(part, self._identity[part.slot], final if ends else None)
+                if ends:
+                    for slot in part.slot[final].tolist():
+                        self._end(slot)
+                    part = select(part, np.flatnonzero(~final))
+                if self._states[policy] is not None or part.decided is not None:
+                    part = self._settle(policy, part)
+                if len(part.slot):
+                    ready.append(_Ready(policy, part.slot, part.obs, part.t))
         for step in steps:  # an episode's last rows may be of several space pairs
             for end in step.closed:
                 record = self._episodes.pop((end.env, end.episode))
@@ -229,127 +250,61 @@ class Sampler:
         if slot >= len(self._policy_of):
             self._grow(2 * slot)
         self._live[slot] = info
-        self._policy_of[slot], self._lane_of[slot], self._returns[slot] = policy, -1, 0.0
+        self._policy_of[slot], self._returns[slot] = policy, 0.0
         agent = self._agents.setdefault(info.agent, len(self._agents))
         identity = self._identity[slot]
         identity[ENV], identity[AGENT], identity[EPISODE] = info.env, agent, info.episode
         if (info.env, info.episode) not in self._episodes:
             record = EpisodeRecord(info.env, info.episode, self._runner)
             self._episodes[info.env, info.episode] = record
-        state = self._policies[policy].initial_state(1)
-        if state is not None:
+        if self._initial[policy] is not None:
+            state = self._initial[policy]
             both = {"next": state, "last": state}
             put(self._state_table(policy, both), np.array([slot]), both)
 
     def _by_policy(self, step: TimeStep) -> Iterator[tuple[int, TimeStep]]:
-        if len(self._ids) == 1:
-            yield 0, step
-            return
         policy = self._policy_of[step.slot]
         for index in np.unique(policy):
-            yield int(index), _select(step, np.flatnonzero(policy == index))
+            yield int(index), select(step, np.flatnonzero(policy == index))
 
-    def _store(self, policy: int, step: TimeStep) -> _Ready | None:
-        """Write the rows, final ones above their successors; returns those that await an action."""
-        final = step.terminated | step.truncated
-        if final.any():
-            ended, active = np.flatnonzero(final), np.flatnonzero(~final)
-            if self._lanes[policy] is not None:
-                self._write_with_final(policy, step, ended, active)
-            for slot in step.slot[ended].tolist():
-                self._end(slot)
-            if not len(active):
-                return None
-            step = _select(step, active)
-        elif self._lanes[policy] is not None and len(final):
-            lane, row = self._places(policy, step.slot)
-            self._lanes[policy].write(row, lane, self._identity[step.slot], step)
-        ready = _Ready(policy, step.slot, step.obs, step.t)
-        if step.decided is None or not step.decided.any():
-            return ready if len(final) else None
-        if step.decision is not None:  # chosen elsewhere: it came along
-            self._take_over(policy, step.slot[step.decided], step.decision)
-        return None if step.decided.all() else ready.where(~step.decided)
+    def _settle(self, policy: int, step: TimeStep) -> TimeStep:
+        """Keep the memory that new lanes begin with, and take over what was decided elsewhere.
 
-    def _write_with_final(self, policy: int, step: TimeStep, ended: IntArray, active: IntArray) -> None:
-        """Final rows take their places first, and free their lanes for the trajectories that follow."""
-        lanes = self._lanes[policy]
-        lane = self._lane_of[step.slot]
-        if lane[ended].min() < 0:  # one that never acted taught nothing: it is not stored
-            keep = ~((lane < 0) & (step.terminated | step.truncated))
-            step, index = _select(step, np.flatnonzero(keep)), np.cumsum(keep) - 1
-            ended, active, lane = index[ended[keep[ended]]], index[active], lane[keep]
-        row = np.empty_like(lane)
-        row[ended] = lanes.place(lane[ended])
-        for free in lane[ended].tolist():
-            lanes.release(free)
-        if len(active):
-            lane[active], row[active] = self._places(policy, step.slot[active])
-        lanes.write(row, lane, self._identity[step.slot], step)
-        lanes.end(row[ended], lane[ended], step.terminated[ended], step.truncated[ended])
-
-    def _places(self, policy: int, slots: IntArray) -> tuple[IntArray, IntArray]:
-        """Lane and next row of each slot; new ones are given a lane."""
-        lanes = self._lanes[policy]
-        lane = self._lane_of[slots]
-        if lane.min() < 0:
-            self._claim(policy, lanes, slots[lane < 0])
-            lane = self._lane_of[slots]
-        return lane, lanes.place(lane)
-
-    def _claim(self, policy: int, lanes: Lanes, slots: IntArray) -> None:
-        for slot in slots.tolist():
-            self._lane_of[slot] = lanes.claim()
-        table = self._states[policy]
-        if table is not None:
-            first = slots[lanes.is_empty(self._lane_of[slots])]
-            lanes.write_state0(self._lane_of[first], take(table["next"], first))
-
-    def _take_over(self, policy: int, slots: IntArray, decision: Decision) -> None:
+        Returns:
+            The rows that still await an action.
+        """
         table, lanes = self._states[policy], self._lanes[policy]
+        if table is not None and lanes is not None:
+            first = lanes.at_row0(step.slot)
+            lanes.write_state0(first, take(table["next"], first))
+        if step.decided is None or step.decision is None or not step.decided.any():
+            return step
+        slots, decision = step.slot[step.decided], step.decision
         if table is not None:
             put(table["last"], slots, take(table["next"], slots))
             if decision.state is not None:
                 put(table["next"], slots, decision.state)
         if lanes is not None:
-            lanes.write_decision(self._lane_of[slots], decision, self._versions[policy])
+            lanes.write_decision(slots, decision, self._versions[policy])
         self._tally.agent_steps += len(slots)
+        return select(step, np.flatnonzero(~step.decided))
 
     def _end(self, slot: int) -> None:
-        info = self._live.pop(slot)
-        record = self._episodes[info.env, info.episode]
-        record.add(info.agent, self._ids[self._policy_of[slot]], float(self._returns[slot]))
-        self._tally.reward += float(self._returns[slot])
-
-    def _act(self, rows: _Ready) -> None:
-        """Choose, write, send: in this order, or lanes would hold the next observation."""
-        index, slots = rows.policy, rows.slots
-        policy, lanes, state = self._policies[index], self._lanes[index], None
-        noise = None
-        if self.explore:
-            noise = self._rng.random((len(slots), policy.noise_size), np.float32)
-            np.maximum(noise, _TINY, out=noise)
-        table = self._states[index]
-        if table is not None:
-            state = take(table["next"], slots)
-        decision = policy.act(self._weights[index], rows.obs, state, noise)
-        if table is not None:
-            put(table["last"], slots, state)
-            put(table["next"], slots, decision.state)
-        if lanes is not None:
-            lanes.write_decision(self._lane_of[slots], decision, self._versions[index])
-        self._tally.agent_steps += len(slots)
-        self.env.send_actions(slots, policy.to_env(decision.action))
+        """A trajectory is over: count what it earned."""
+        info, earned = self._live.pop(slot), float(self._returns[slot])
+        record, policy = self._episodes[info.env, info.episode], self._ids[self._policy_of[slot]]
+        record.reward += earned
+        record.agent_rewards[info.agent] = record.agent_rewards.get(info.agent, 0.0) + earned
+        record.policy_rewards.setdefault(policy, []).append(earned)
+        self._tally.reward += earned
 
     def _close(self, env_steps: int) -> Sample:
         """Cut the fragment for all lanes and policies at once."""
         rollouts = []
         for index, lanes in enumerate(self._lanes):
             if lanes is not None:
-                slots = self._slots_in_lanes(index)
                 rollouts.append(
                     lanes.close(
-                        self._lane_of[slots],
                         runner=self._runner,
                         incarnation=0,
                         sequence=self._sequence,
@@ -357,7 +312,8 @@ class Sampler:
                         env_steps=env_steps,
                     )
                 )
-                self._write_state0(index, lanes, slots)
+                if self._states[index] is not None:
+                    self._write_state0(index, lanes)
         self._sequence += 1
         tally, self._tally = self._tally, _Tally()
         open_return = float(self._returns[list(self._live)].sum())
@@ -372,30 +328,24 @@ class Sampler:
             tally.inference_time,
         )
 
-    def _slots_in_lanes(self, policy: int) -> IntArray:
-        """Live slots of ``policy`` that have rows, sorted by lane."""
-        slots = self._slots_of(policy)
-        slots = slots[self._lane_of[slots] >= 0]
-        return slots[np.argsort(self._lane_of[slots])]
-
     def _slots_of(self, policy: int) -> IntArray:
         slots = np.array(sorted(self._live), np.int64)
         return slots[self._policy_of[slots] == policy]
 
-    def _write_state0(self, policy: int, lanes: Lanes, slots: IntArray) -> None:
+    def _write_state0(self, policy: int, lanes: Lanes) -> None:
         """Row 0 of the next fragment meets the next state if it waits, and met the last one otherwise."""
-        table = self._states[policy]
-        if table is None:
-            return
+        table, slots = self._states[policy], lanes.live_slots()
         for rows in self._pending:
             if rows.policy == policy:
                 put(table["last"], rows.slots, take(table["next"], rows.slots))
-        lanes.write_state0(self._lane_of[slots], take(table["last"], slots))
+        lanes.write_state0(slots, take(table["last"], slots))
 
     def _grow(self, slots: int) -> None:
         more = slots - len(self._policy_of)
         self._policy_of = np.concatenate([self._policy_of, np.full(more, -1, np.int64)])
-        self._lane_of = np.concatenate([self._lane_of, np.full(more, -1, np.int64)])
+        for lanes in self._lanes:
+            if lanes is not None:
+                lanes.grow_slots(more)
         self._identity = np.concatenate([self._identity, np.zeros((more, 4), np.int32)])
         self._returns = np.concatenate([self._returns, np.zeros(more)])
         self._states = [
@@ -420,15 +370,13 @@ class Sampler:
             "rng": self._rng.bit_generator.state,
             "live": live,
             "policy_of": [self._ids[index] for index in self._policy_of[slots]],
-            "lane_of": self._lane_of[slots],
             "returns": self._returns[slots],
             "recurrent": [
                 None if table is None else take(table, self._slots_of(index))
                 for index, table in enumerate(self._states)
             ],
             "lanes": [
-                None if lanes is None else lanes.get_state(self._lane_of[self._slots_in_lanes(index)])
-                for index, lanes in enumerate(self._lanes)
+                None if lanes is None else lanes.get_state() for lanes in self._lanes
             ],
             "episodes": [asdict(record) for record in self._episodes.values()],
             "agents": list(self._agents),
@@ -447,7 +395,6 @@ class Sampler:
             info = SlotInfo(*values)
             policy = state["policy_of"][index]
             self._open(info, policy)
-            self._lane_of[info.slot] = state["lane_of"][index]
             self._returns[info.slot] = state["returns"][index]
         for index, recurrent in enumerate(state["recurrent"]):
             if recurrent is not None:
@@ -456,7 +403,8 @@ class Sampler:
         for index, (lanes, saved) in enumerate(zip(self._lanes, state["lanes"], strict=True)):
             if lanes is not None:
                 lanes.set_state(saved)
-                self._write_state0(index, lanes, self._slots_in_lanes(index))
+                if self._states[index] is not None:
+                    self._write_state0(index, lanes)
         self._episodes = {}
         for values in deepcopy(state["episodes"]):
             self._episodes[values["env"], values["episode"]] = EpisodeRecord(**values)
@@ -472,11 +420,11 @@ class Sampler:
         for step in steps:
             known = {info.slot for info in step.opened if self._live.get(info.slot) == info}
             mask = np.array([slot in known for slot in step.slot.tolist()], np.bool_)
-            for policy, part in self._by_policy(_select(step, np.flatnonzero(mask), opened=())):
+            for policy, part in self._by_policy(select(step, np.flatnonzero(mask))):
                 ready.append(_Ready(policy, part.slot, part.obs, part.t))
             if not mask.all():
                 fresh = tuple(info for info in step.opened if info.slot not in known)
-                renewed.append(_select(step, np.flatnonzero(~mask), opened=fresh))
+                renewed.append(replace(select(step, np.flatnonzero(~mask)), opened=fresh))
         lost = {info.env for step in renewed for info in step.opened}
         for info in [info for info in self._live.values() if info.env in lost]:
             self._discard(info)
@@ -484,35 +432,9 @@ class Sampler:
 
     def _discard(self, info: SlotInfo) -> None:
         """An episode was lost: its rows in this fragment are unfilled, its record dropped."""
-        lanes, lane = self._lanes[self._policy_of[info.slot]], int(self._lane_of[info.slot])
-        if lanes is not None and lane >= 0:
-            lanes.discard(lane)
+        lanes = self._lanes[self._policy_of[info.slot]]
+        if lanes is not None:
+            lanes.discard(info.slot)
         self._tally.reward += float(self._returns[info.slot])
         self._episodes.pop((info.env, info.episode), None)
         del self._live[info.slot]
-
-
-def _select(step: TimeStep, index: IntArray, opened: Sequence[SlotInfo] | None = None) -> TimeStep:
-    """Some rows of a poll."""
-    decision = step.decision
-    if step.decided is not None and decision is not None:
-        row = np.cumsum(step.decided) - 1
-        row = row[index[step.decided[index]]]
-        state = None if decision.state is None else take(decision.state, row)
-        decision = Decision(take(decision.action, row), decision.logp[row], state)
-    if len(index) and index[-1] == len(index) - 1:
-        index = slice(0, len(index))  # type: ignore[assignment]  # the first rows: views will do
-    return TimeStep(
-        step.slot[index],
-        step.t[index],
-        take(step.obs, index),
-        step.reward[index],
-        step.terminated[index],
-        step.truncated[index],
-        step.opened if opened is None else opened,
-        step.closed,
-        step.info,
-        step.space,
-        None if step.decided is None else step.decided[index],
-        decision,
-    )
