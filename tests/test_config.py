@@ -1,5 +1,4 @@
 """Three spellings of a config give one object, and every mistake is named with its fix."""
-# ruff: noqa: RUF009  (fields are declared as in the package)
 
 import json
 import logging

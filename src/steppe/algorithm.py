@@ -412,7 +412,8 @@ def load(path: str | os.PathLike[str], env: Any = None, **code: Any) -> Algorith
     ]
     if missing:
         raise CheckpointError(
-            f"{path} names no code to import; pass what the run was made with: load(path, {', '.join(missing)})"
+            f"{path} names no code to import; pass what the run was made with: "
+            f"load(path, {', '.join(missing)})"
         )
     config = config_class(meta["algo"]).from_dict(settings)
     algorithm: Algorithm = config.build()
@@ -434,7 +435,7 @@ def prepare_jax() -> None:
     import jax
 
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "steppe" / "jax"
-    settings = {
+    settings: dict[str, Any] = {
         "jax_cpu_enable_async_dispatch": False,  # a small step costs less than its dispatch
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,

@@ -7,7 +7,7 @@ of experience. Learners turn rollouts into :class:`Weights`. All columns are num
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -227,6 +227,8 @@ class Policy(Protocol):
     """The env's action space."""
     noise_size: int
     """Uniforms that one row needs."""
+    to_env: Callable[[Tree], Tree]
+    """The policy's own samples as a column inside the env's action space."""
 
     def act(self, weights: Any, obs: Tree, state: Tree, noise: FloatArray | None) -> Decision:
         """Choose an action per row of ``obs``.
@@ -237,9 +239,6 @@ class Policy(Protocol):
 
     def load(self, weights: Weights) -> Any:
         """Prepare published weights for ``act`` (once per version)."""
-
-    def to_env(self, action: Tree) -> Tree:
-        """The policy's own samples as actions inside the env's action space."""
 
     def initial_state(self, n: int) -> Tree:
         """Recurrent state of ``n`` fresh trajectories, or None."""

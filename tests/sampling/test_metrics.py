@@ -1,4 +1,4 @@
-"""Episode records add up, and windows give the means that a result promises."""
+"""Summaries of episodes, and windows over them, give the means that a result promises."""
 
 import math
 
@@ -9,28 +9,12 @@ from steppe.sampling.metrics import EpisodeRecord, EpisodeWindow, summarize
 
 
 def record(reward, length=1):
-    made = EpisodeRecord(env=0, episode=0, runner=0, length=length)
-    made.add("a", "p", reward)
-    return made
-
-
-def test_a_record_sums_over_agents_and_lists_the_returns_of_each_policy():
-    made = EpisodeRecord(env=1, episode=2, runner=3)
-    made.add("red", "p", 1.0)
-    made.add("blue", "q", 2.5)
-    made.add("green", "p", 4.0)
-    made.add("red", "p", -0.5)  # it had left, and came back
-    assert made.reward == 7.0
-    assert made.agent_rewards == {"red": 0.5, "blue": 2.5, "green": 4.0}
-    assert made.policy_rewards == {"p": [1.0, 4.0, -0.5], "q": [2.5]}
+    return EpisodeRecord(0, 0, 0, length, reward, {"a": reward}, {"p": [reward]})
 
 
 def test_a_summary_of_two_episodes():
-    first, second = EpisodeRecord(0, 0, 0, length=10), EpisodeRecord(0, 1, 0, length=20)
-    first.add("red", "p", 1.0)
-    first.add("blue", "q", 2.0)
-    second.add("red", "p", 5.0)
-    second.add("green", "p", -4.0)
+    first = EpisodeRecord(0, 0, 0, 10, 3.0, {"red": 1.0, "blue": 2.0}, {"p": [1.0], "q": [2.0]})
+    second = EpisodeRecord(0, 1, 0, 20, 1.0, {"red": 5.0, "green": -4.0}, {"p": [5.0, -4.0]})
     assert summarize(iter([first, second])) == {
         "episode_reward_mean": 2.0,
         "episode_reward_min": 1.0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, ClassVar, Literal, NamedTuple, final
 
 import jax
@@ -17,12 +17,12 @@ from steppe.learning.independent import PolicyLearner
 from steppe.learning.learner import Stats
 from steppe.learning.minibatches import FragmentQueue, shuffled
 from steppe.learning.networks import ActorCriticNetworks, arrays_of, refilled
-from steppe.learning.normalizer import moments, normalized, return_scale_init, return_scale_of, scaled_rewards
+from steppe.learning.normalizer import moments, normalized, return_scale_init, scaled_rewards
 from steppe.learning.optimizer import clipped_adam, clipped_adam_init
-from steppe.learning.schedules import adapted_penalty, value_at
+from steppe.learning.schedules import adapted_penalty, points
 from steppe.models.catalog import ActorCritic
 from steppe.models.distributions import Distribution
-from steppe.policies.actor_critic import ActorCriticPolicy, Layout
+from steppe.policies.actor_critic import Layout
 from steppe.seeding import stream
 from steppe.spaces import Spec
 from steppe.types import Array, FloatArray, Rollout, SpacePair, State, Weights
@@ -156,7 +156,6 @@ def ppo_loss(
     return loss, {**parts, "total_loss": loss}
 
 
-@partial(jax.jit, static_argnums=0)
 def _update(
     static: Static, state: LearnerState, batch: Any, order: Any, count: Any, continues: Any, hyper: Hyper
 ) -> tuple[LearnerState, dict[str, jax.Array]]:
@@ -169,11 +168,15 @@ def _update(
     params, opt, sums, epochs, steps = _epochs(static, state, rows, order, count, hyper)
     fine = jnp.isfinite(params).all() & jnp.isfinite(sums["total_loss"])
     new = LearnerState(params, opt, normalizer, return_scale)
-    old = state._replace(return_scale=(*state.return_scale[:3], jnp.zeros_like(return_scale[3])))
-    new = jax.tree.map(partial(jnp.where, fine), new, old)
+    new = jax.tree.map(partial(jnp.where, fine), new, state)
     stats = {name: total / steps for name, total in sums.items()}
-    skipped = 1 - fine.astype(jnp.int32)
-    return new, {**stats, "vf_explained_var": explained, "epochs": epochs, "skipped": skipped}
+    return new, {**stats, "vf_explained_var": explained, "epochs": epochs, "skipped": ~fine}
+
+
+@lru_cache(maxsize=64)
+def _compiled(static: Static) -> Any:
+    """The update of a structure, shared by all policies that have it."""
+    return jax.jit(partial(_update, static))
 
 
 def _rows(
@@ -258,24 +261,16 @@ class PPOLearner(PolicyLearner):
         self._networks = nets = ActorCriticNetworks(
             pair, distribution, stream(seed, "parameters"), normalize=filtered, **config.model_settings
         )
-        self._static = Static(
-            pair.observation,
-            distribution,
-            nets.layout,
-            min(config.minibatch_size, config.train_batch_size),
-            config.grad_clip,
-            config.reward_scale == "running",
-        )
+        self._size = min(config.minibatch_size, config.train_batch_size)
+        sizes = (nets.layout, self._size, config.grad_clip, config.reward_scale == "running")
+        self._update = _compiled(Static(pair.observation, distribution, *sizes))
+        self._lr, self._entropy_coeff = points(config.lr), points(config.entropy_coeff)
+        self.policy = nets.policy
         opt = clipped_adam_init(nets.params)
         self._state = LearnerState(nets.params, opt, nets.normalizer, return_scale_init())
         self._queue = FragmentQueue(config.train_batch_size)
         self._capacity = self._version = self._skipped = 0
         self._kl_coeff = config.kl_coeff
-
-    @property
-    def policy(self) -> ActorCriticPolicy:
-        """What runners act with."""
-        return self._networks.policy
 
     def add(self, rollout: Rollout) -> None:
         """Queue a fragment."""
@@ -285,44 +280,48 @@ class PPOLearner(PolicyLearner):
         """Learn from a batch once it is full."""
         if not self._queue.full:
             return None
-        config, size = self._config, self._static.minibatch
+        config, size = self._config, self._size
         batch, acted, continues = self._queue.take()
         self._capacity = max(self._capacity, -(-int(acted.sum()) // size) * size, size)
         order, count = shuffled(self._rng, acted, config.num_epochs, self._capacity)
-        scale = return_scale_of(self._state.return_scale, len(continues))
-        state = self._state._replace(return_scale=scale)
+        *moments, old = self._state.return_scale
+        carry = np.zeros(len(continues), np.float32)  # lanes that are new begin with nothing
+        carry[: len(old)] = old
+        state = self._state._replace(return_scale=(*moments, carry))
         hyper = self._hyper(env_steps)
-        self._state, parts = _update(self._static, state, batch, order, np.int32(count), continues, hyper)
+        self._state, parts = self._update(state, batch, order, np.int32(count), continues, hyper)
         stats = {name: float(value) for name, value in jax.device_get(parts).items()}
         self._version += 1
         self._skipped += int(stats.pop("skipped"))
-        self._kl_coeff = adapted_penalty(self._kl_coeff, stats["kl"], config.kl_target)
+        if config.kl_coeff:
+            self._kl_coeff = adapted_penalty(self._kl_coeff, stats["kl"], config.kl_target)
         own = {"cur_lr": hyper.lr, "entropy_coeff": hyper.entropy_coeff, "cur_kl_coeff": self._kl_coeff}
         own |= {"updates_skipped": self._skipped, "rows": count}
         return stats | {name: float(value) for name, value in own.items()}
 
     def _hyper(self, env_steps: int) -> Hyper:
         config, inf = self._config, float("inf")
-        values = Hyper(
-            lr=value_at(config.lr, env_steps),
+        numbers = Hyper(
+            lr=np.interp(env_steps, *self._lr),
             clip=config.clip_param,
             vf_coeff=config.vf_loss_coeff,
-            vf_clip=inf if config.vf_clip_param is None else config.vf_clip_param,
-            entropy_coeff=value_at(config.entropy_coeff, env_steps),
+            vf_clip=config.vf_clip_param or inf,
+            entropy_coeff=np.interp(env_steps, *self._entropy_coeff),
             kl_coeff=self._kl_coeff,
-            kl_stop=inf if config.kl_stop is None else config.kl_stop,
+            kl_stop=config.kl_stop or inf,
             gamma=config.gamma,
             lam=config.lambda_,
         )
-        return Hyper(*(np.float32(value) for value in values))
+        return Hyper(*map(np.float32, numbers))
 
     def publish(self) -> Weights:
         """The actor and the observation statistics."""
-        return self._networks.publish(self._version, self._state.params, self._state.normalizer)
+        actor = np.asarray(self._state.params)[: self._networks.actor_size]
+        return Weights(self._version, actor, tuple(np.asarray(a) for a in self._state.normalizer))
 
     def get_weights(self) -> FloatArray:
         """Parameters of actor and critic, flat."""
-        return np.array(self._state.params, np.float32)
+        return np.asarray(self._state.params).copy()
 
     def set_weights(self, weights: Array) -> None:
         """Replace the parameters; the optimizer keeps its moments."""
@@ -345,8 +344,7 @@ class PPOLearner(PolicyLearner):
 
     def checked(self, state: State) -> LearnerState:
         """The arrays in their places; the open returns, one a lane, are of any number."""
-        filled: LearnerState = refilled(self._state, state["arrays"], ragged=1)
-        return filled
+        return refilled(self._state, state["arrays"], ragged=1)
 
     def set_state(self, state: State, checked: LearnerState) -> None:
         """Go on from ``state``."""

@@ -6,7 +6,6 @@
 
 give equal objects. A field is checked when it is set; what several fields say together, in ``validate``.
 """
-# ruff: noqa: RUF009  (run_field and policy_field only describe a field, they make no shared default)
 
 from __future__ import annotations
 

@@ -16,10 +16,8 @@ from steppe.types import Array, FloatArray, Policy, Rollout, State, Weights
 class PolicyLearner(ABC):
     """Learns one policy from its own rows: what an algorithm's file implements."""
 
-    @property
-    @abstractmethod
-    def policy(self) -> Policy:
-        """What runners act with."""
+    policy: Policy
+    """What runners act with."""
 
     @abstractmethod
     def add(self, rollout: Rollout) -> None:

@@ -176,9 +176,9 @@ def _capacity(rows: int, fragments: Sequence[Rollout]) -> int:
     twice the polls, which one-step episodes take. Agents that share an env make that number look smaller
     than it is: then in eighths of the rows.
     """
-    polls = sum(f.env_steps // max(1, f.filled.shape[1]) for f in fragments) + len(fragments)
+    polls = int(sum(f.env_steps // max(1, f.filled.shape[1]) for f in fragments)) + len(fragments)
     quarter, most = max(polls // 4, rows // 8, 1), 2 * polls + 1
-    room = (rows // quarter + 2) * quarter
+    room: int = (rows // quarter + 2) * quarter
     return room if rows > most else min(room, most)
 
 

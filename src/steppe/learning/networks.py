@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from steppe.models.catalog import make_actor_critic
 from steppe.models.distributions import Distribution
 from steppe.models.encoders import norm_init, normalized_leaves
 from steppe.policies.actor_critic import ActorCriticPolicy, Layout
-from steppe.types import Array, FloatArray, SpacePair, Weights
+from steppe.types import Array, FloatArray, SpacePair
 
 
 @final
@@ -22,7 +22,8 @@ class ActorCriticNetworks:
 
     Attributes:
         policy: what runners act with.
-        layout: of all parameters, actor and critic, in one flat vector.
+        layout: of all parameters in one flat vector, first the actor's, then the critic's.
+        actor_size: how many of them are the actor's.
         params: the initial parameters.
         normalizer: observation statistics of no rows; empty when observations are left alone.
 
@@ -50,11 +51,8 @@ class ActorCriticNetworks:
         self.params = self.layout.ravel(self._model)
         acting = Layout.of((self._model.actor, self.normalizer))
         self.policy = ActorCriticPolicy(pair.observation, distribution, acting)
-
-    def publish(self, version: int, params: Any, normalizer: Sequence[Any]) -> Weights:
-        """The actor's part of ``params``, and the statistics it acts with."""
-        model = self.layout.unravel(np.asarray(params))
-        return Weights(version, self._actor.ravel(model.actor), tuple(np.asarray(a) for a in normalizer))
+        self.actor_size = self._actor.size
+        assert np.array_equal(self.params[: self.actor_size], self._actor.ravel(self._model.actor))
 
     def summary(self) -> str:
         """Parameter counts and layers."""
@@ -66,7 +64,10 @@ def arrays_of(tree: Any) -> list[FloatArray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-def refilled(tree: Any, arrays: Sequence[Array], *, ragged: int = 0) -> Any:
+T = TypeVar("T")
+
+
+def refilled(tree: T, arrays: Sequence[Array], *, ragged: int = 0) -> T:
     """``tree`` with other arrays in its places.
 
     Args:
@@ -85,4 +86,5 @@ def refilled(tree: Any, arrays: Sequence[Array], *, ragged: int = 0) -> Any:
             f"the checkpoint's arrays, of shapes {there}, do not fit this network's {here}; "
             "build with the settings that it was trained with"
         )
-    return jax.tree.unflatten(treedef, arrays)
+    filled: T = jax.tree.unflatten(treedef, arrays)
+    return filled

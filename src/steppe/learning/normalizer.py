@@ -50,14 +50,6 @@ def return_scale_init() -> tuple[Any, ...]:
     return (*(np.zeros((), np.float32) for _ in range(3)), np.zeros(0, np.float32))
 
 
-def return_scale_of(stats: Any, lanes: int) -> tuple[Any, ...]:
-    """``stats`` for a batch of so many lanes: new ones begin with nothing."""
-    *numbers, carry = stats
-    padded = np.zeros(lanes, np.float32)
-    padded[: len(carry)] = carry
-    return (*numbers, padded)
-
-
 def scaled_rewards(
     stats: Any, batch: Mapping[str, Any], acted: jax.Array, continues: jax.Array, gamma: Any
 ) -> tuple[jax.Array, Any]:

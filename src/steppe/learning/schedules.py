@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 Schedule = float | Sequence[Sequence[float]]
 """A constant, or ``[[env_steps, value], ...]``: linear between the points, constant outside of them."""
 
 
-def value_at(schedule: Schedule, env_steps: int) -> float:
-    """The value of ``schedule`` at a global env step."""
+def points(schedule: Schedule) -> tuple[list[float], list[float]]:
+    """Env steps and values, for ``np.interp``."""
     if isinstance(schedule, int | float):
-        return float(schedule)
+        return [0.0], [float(schedule)]
     steps, values = zip(*schedule, strict=True)
-    return float(np.interp(env_steps, steps, values))
+    return list(steps), list(values)
 
 
 def adapted_penalty(coefficient: float, divergence: float, target: float) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from math import prod
 from typing import Any, final
 
@@ -138,6 +138,11 @@ class Distribution:
     def to_env(self, action: Tree) -> Tree:
         """A numpy column in policy units as a fresh column inside the env's action space."""
         return self._tree([leaf.to_env(a) for leaf, a in zip(self._leaves, self._flat(action), strict=True)])
+
+    @property
+    def to_env_direct(self) -> Callable[[Tree], Tree]:
+        """:meth:`to_env`, without the walk over the space where there is only one leaf."""
+        return self.to_env if isinstance(self.spec, DictSpec | TupleSpec) else self._leaves[0].to_env
 
     def from_env(self, action: Tree) -> Tree:
         """A numpy column of env actions in policy units; what clipping and rounding lost stays lost."""

@@ -11,8 +11,8 @@ import numpy as np
 
 from steppe.models.distributions import Distribution
 from steppe.models.encoders import normalize
-from steppe.spaces import Spec, map_leaves
-from steppe.types import Array, Decision, FloatArray, Tree, Weights
+from steppe.spaces import Spec, leaves, map_leaves, take
+from steppe.types import Decision, FloatArray, Tree, Weights
 
 
 class Layout(NamedTuple):
@@ -58,8 +58,8 @@ class ActorCriticPolicy:
     """
 
     def __init__(self, observation: Spec, distribution: Distribution, layout: Layout) -> None:
-        self.observation, self.distribution = observation, distribution
-        self.action, self.noise_size = distribution.spec, distribution.noise_size
+        self.observation, self.action = observation, distribution.spec
+        self.noise_size, self.to_env = distribution.noise_size, distribution.to_env_direct
         self._sample, self._mode = _compiled(observation, distribution, layout)
 
     def load(self, weights: Weights) -> Any:
@@ -69,37 +69,19 @@ class ActorCriticPolicy:
 
     def act(self, weights: Any, obs: Tree, state: Tree, noise: FloatArray | None) -> Decision:
         """Choose actions; see :meth:`steppe.types.Policy.act`."""
-        n = _rows(obs)
+        n = len(obs) if isinstance(obs, np.ndarray) else len(leaves(obs)[0])
         padded = 1 << (n - 1).bit_length()  # ragged batches, padded: else every size compiles anew
         if padded != n:
-            obs = map_leaves(lambda a: _pad(a, padded), obs)
-            noise = None if noise is None else _pad(noise, padded)
+            index = np.minimum(np.arange(padded), n - 1)
+            obs, noise = take(obs, index), noise if noise is None else noise[index]
         action, logp = self._mode(weights, obs) if noise is None else self._sample(weights, obs, noise)
-        if padded != n:
-            return Decision(map_leaves(lambda a: np.asarray(a)[:n], action), np.asarray(logp)[:n])
-        return Decision(map_leaves(np.asarray, action), np.asarray(logp))
-
-    def to_env(self, action: Tree) -> Tree:
-        """Own samples as a column inside the env's action space."""
-        return self.distribution.to_env(action)
+        if isinstance(action, jax.Array):
+            return Decision(np.asarray(action)[:n], np.asarray(logp)[:n])
+        return Decision(map_leaves(lambda a: np.asarray(a)[:n], action), np.asarray(logp)[:n])
 
     def initial_state(self, n: int) -> Tree:
         """None: no memory."""
         return None
-
-
-def _rows(tree: Tree) -> int:
-    while not isinstance(tree, np.ndarray):
-        tree = next(iter(tree.values())) if isinstance(tree, dict) else tree[0]
-    return len(tree)
-
-
-def _pad(array: Array, rows: int) -> Array:
-    padded = np.zeros((rows, *array.shape[1:]), array.dtype)
-    padded[: len(array)] = array
-    if padded.dtype == np.float32 and len(array):
-        padded[len(array) :] = array[-1]  # noise of 0 would give an infinite sample
-    return padded
 
 
 @lru_cache(maxsize=64)

@@ -199,7 +199,7 @@ class Lanes:
         used, lanes = int(self._used.max(initial=0)), self._lanes
         columns, live = self._columns(), np.sort(self.lane_of[self.lane_of >= 0])
         last = (self._used[live] - 1) * lanes + live
-        shaped = {
+        shaped: dict[str, Any] = {
             name: map_leaves(lambda a: a.reshape(-1, lanes, *a.shape[1:])[:used], c)
             for name, c in columns.items()
         }
@@ -208,19 +208,13 @@ class Lanes:
         identity[~filled] = 0
         continues = np.zeros(lanes, np.bool_)
         continues[live] = True
-        rollout = Rollout(
-            **shaped,
-            **({} if "action" in shaped else {"action": None}),
-            filled=filled,
-            **{
-                n: np.ascontiguousarray(identity[..., i])
-                for i, n in enumerate(("env", "agent", "episode", "t"))
-            },
-            policy=self.policy,
-            lane_continues=continues,
-            state0=self._state0,
-            **about,
-        )
+        who: dict[str, Any] = {
+            name: np.ascontiguousarray(identity[..., i])
+            for i, name in enumerate(("env", "agent", "episode", "t"))
+        }
+        shaped.setdefault("action", None)
+        about |= {"policy": self.policy, "filled": filled, "lane_continues": continues}
+        rollout = Rollout(**shaped, **who, **about, state0=self._state0)
         self._rows = max(self._first_rows, self._rows)
         self._allocate()
         self._state0 = None

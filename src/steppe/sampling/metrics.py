@@ -34,12 +34,6 @@ class EpisodeRecord:
     agent_rewards: dict[str, float] = field(default_factory=dict)
     policy_rewards: dict[str, list[float]] = field(default_factory=dict)
 
-    def add(self, agent: str, policy: str, earned: float) -> None:
-        """Count what one trajectory of an agent earned."""
-        self.reward += earned
-        self.agent_rewards[agent] = self.agent_rewards.get(agent, 0.0) + earned
-        self.policy_rewards.setdefault(policy, []).append(earned)
-
 
 class EpisodeWindow:
     """Means over the last ``size`` episodes, or over all of an iteration where it brought more."""

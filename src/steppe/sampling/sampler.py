@@ -16,7 +16,7 @@ from steppe.spaces import map_leaves, put, take, tupled
 from steppe.types import (
     AsyncEnv,
     BoolArray,
-    Decision,
+    EpisodeEnd,
     IntArray,
     Policy,
     Rollout,
@@ -154,7 +154,12 @@ class Sampler:
         """Choose, write, send: in this order, or lanes would hold the next observation. Then poll."""
         began = perf_counter()
         for policy, slots, obs, _ in ready:
-            actor, lanes, table, noise = self._policies[policy], self._lanes[policy], self._states[policy], None
+            actor, lanes, table, noise = (
+                self._policies[policy],
+                self._lanes[policy],
+                self._states[policy],
+                None,
+            )
             if self.explore:
                 noise = self._rng.random((len(slots), actor.noise_size), np.float32)
                 np.maximum(noise, _TINY, out=noise)
@@ -209,11 +214,10 @@ class Sampler:
         for policy in sorted({rows.policy for rows in ready}):
             parts = [rows for rows in ready if rows.policy == policy]
             slots = np.concatenate([rows.slots for rows in parts])
+            obs = map_leaves(lambda *leaves: np.concatenate(leaves), *[rows.obs for rows in parts])
             order = np.lexsort((slots, self._identity[slots, ENV]))
-            obs = map_leaves(lambda *leaves: np.concatenate(leaves)[order], *[rows.obs for rows in parts])
-            merged.append(
-                _Ready(policy, slots[order], obs, np.concatenate([rows.t for rows in parts])[order])
-            )
+            t = np.concatenate([rows.t for rows in parts])[order]
+            merged.append(_Ready(policy, slots[order], take(obs, order), t))
         return merged
 
     def _receive(self, steps: Sequence[TimeStep]) -> list[_Ready]:
@@ -237,11 +241,8 @@ class Sampler:
                     part = self._settle(policy, part)
                 if len(part.slot):
                     ready.append(_Ready(policy, part.slot, part.obs, part.t))
-        for step in steps:  # an episode's last rows may be of several space pairs
-            for end in step.closed:
-                record = self._episodes.pop((end.env, end.episode))
-                record.length = end.length
-                self._tally.episodes.append(record)
+        if closed := [end for step in steps for end in step.closed]:
+            self._end_episodes(closed)  # only now: their last rows may be of several space pairs
         return ready
 
     def _open(self, info: SlotInfo, policy_id: str | None = None) -> None:
@@ -298,6 +299,12 @@ class Sampler:
         record.policy_rewards.setdefault(policy, []).append(earned)
         self._tally.reward += earned
 
+    def _end_episodes(self, closed: Sequence[EpisodeEnd]) -> None:
+        for end in closed:
+            record = self._episodes.pop((end.env, end.episode))
+            record.length = end.length
+            self._tally.episodes.append(record)
+
     def _close(self, env_steps: int) -> Sample:
         """Cut the fragment for all lanes and policies at once."""
         rollouts = []
@@ -330,7 +337,8 @@ class Sampler:
 
     def _slots_of(self, policy: int) -> IntArray:
         slots = np.array(sorted(self._live), np.int64)
-        return slots[self._policy_of[slots] == policy]
+        mine: IntArray = slots[self._policy_of[slots] == policy]
+        return mine
 
     def _write_state0(self, policy: int, lanes: Lanes) -> None:
         """Row 0 of the next fragment meets the next state if it waits, and met the last one otherwise."""
@@ -375,9 +383,7 @@ class Sampler:
                 None if table is None else take(table, self._slots_of(index))
                 for index, table in enumerate(self._states)
             ],
-            "lanes": [
-                None if lanes is None else lanes.get_state() for lanes in self._lanes
-            ],
+            "lanes": [None if lanes is None else lanes.get_state() for lanes in self._lanes],
             "episodes": [asdict(record) for record in self._episodes.values()],
             "agents": list(self._agents),
             "started": self._started,
