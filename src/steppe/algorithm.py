@@ -149,14 +149,14 @@ class Algorithm:
             learning += perf_counter() - sampled
         self._iteration += 1
         result = self._report(samples, stats, perf_counter() - began, learning)
-        self._record(result, samples)
+        if self._run is not None or config.write_run:
+            self._record(result, samples)
         return result
 
     def _record(self, result: Result, samples: list[Sample]) -> None:
         """Write the run folder, and a checkpoint when one is due."""
         run = self.run
-        if run is None:
-            return
+        assert run is not None
         episodes = [episode for sample in samples for episode in sample.episodes]
         run.log_result(result)
         run.log_episodes(

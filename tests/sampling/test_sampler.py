@@ -334,7 +334,7 @@ def fingerprint(sample):
 
 
 def assert_goes_on(make, before, after, folder=None):
-    """A fresh sampler does what the first one does: twice from one state, and out of a checkpoint."""
+    """Fresh and used samplers do what the first one does: from one state, and out of a checkpoint."""
     first = make()
     for _ in range(before):
         first.sample()
@@ -345,8 +345,7 @@ def assert_goes_on(make, before, after, folder=None):
         assert checkpoint.state_hash(loaded) == checkpoint.state_hash(saved)
     wanted = [fingerprint(first.sample()) for _ in range(after)]
     end = checkpoint.state_hash(first.get_state())
-    for state in (saved, loaded):
-        again = make()
+    for again, state in ((make(), saved), (make(), loaded), (first, saved)):
         assert again.set_state(state) == []
         assert checkpoint.state_hash(again.get_state()) == checkpoint.state_hash(saved)
         assert [fingerprint(again.sample()) for _ in range(after)] == wanted

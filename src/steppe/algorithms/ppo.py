@@ -235,7 +235,7 @@ def _epochs(
         return epoch + 1, params, opt, sums, (sums["kl"] - before) / minibatches
 
     def goes_on(carry: Any) -> jax.Array:
-        return (carry[0] < order.shape[0]) & (carry[4] <= hyper.kl_stop)
+        return jnp.logical_and(carry[0] < order.shape[0], carry[4] <= hyper.kl_stop)
 
     names = ("policy_loss", "vf_loss", "entropy", "kl", "clip_fraction", "total_loss", "grad_norm")
     zero = {name: jnp.float32(0.0) for name in names}
@@ -321,7 +321,8 @@ class PPOLearner(PolicyLearner):
 
     def get_weights(self) -> FloatArray:
         """Parameters of actor and critic, flat."""
-        return np.asarray(self._state.params).copy()
+        flat: FloatArray = np.asarray(self._state.params).copy()
+        return flat
 
     def set_weights(self, weights: Array) -> None:
         """Replace the parameters; the optimizer keeps its moments."""

@@ -12,7 +12,15 @@ import numpy as np
 
 from steppe import spaces
 from steppe.envs.guards import Guard, OutOfSpace, Place, Where, show
-from steppe.envs.replay import EpisodeMemory, NotExact, NotPlain, first_obs, from_leaves, seed_spaces
+from steppe.envs.replay import (
+    LOG_LIMIT,
+    EpisodeMemory,
+    NotExact,
+    NotPlain,
+    first_obs,
+    from_leaves,
+    seed_spaces,
+)
 from steppe.errors import CheckpointError, ConfigError, SpaceError
 from steppe.spaces import DiscreteSpec, Spec
 from steppe.types import SINGLE_AGENT, Array, EpisodeEnd, IntArray, SlotInfo, SpacePair, State, TimeStep, Tree
@@ -381,17 +389,21 @@ class GymEnv:
         slots[ended] = [one.slot for one in opened]
         t[ended] = reward[ended] = 0
         terminated[:n] = truncated[:n] = False
-        self._keep(where, spaces.take(rows, slice(n)), reward[:n], t[:n], slots[:n])
+        active = rows[:n] if isinstance(rows, np.ndarray) else spaces.take(rows, slice(n))
+        if where is _EVERY:
+            self._obs, self._reward, self._t, self._slot = active, reward[:n], t[:n], slots[:n]
+        else:
+            self._keep(where, active, reward[:n], t[:n], slots[:n])
         self._total[envs[ended]] = 0.0
-        if len(self._memory.log) >= _LONG_LOG:
-            self._memory.prune()
+        memory = self._memory
+        if len(memory.log) >= _LONG_LOG:  # forget actions that no running episode needs
+            past = max(int(memory.start.min()) - memory.base, len(memory.log) - LOG_LIMIT)
+            del memory.log[:past]
+            memory.base += past
         return TimeStep(slots, t, rows, reward, terminated, truncated, opened, closed, info)
 
-    def _keep(self, where: slice | IntArray, obs: Tree, reward: Array, t: IntArray, slot: IntArray) -> None:
-        """Remember the newest rows; whole columns when all envs stepped."""
-        if isinstance(where, slice):
-            self._obs, self._reward, self._t, self._slot = obs, reward, t, slot
-            return
+    def _keep(self, where: Any, obs: Tree, reward: Array, t: IntArray, slot: IntArray) -> None:
+        """Remember the newest rows of some envs."""
         self._obs = spaces.map_leaves(np.copy, self._obs)
         spaces.put(self._obs, where, obs)
         self._reward, self._t, self._slot = self._reward.copy(), self._t.copy(), self._slot.copy()

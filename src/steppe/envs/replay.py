@@ -122,13 +122,6 @@ class EpisodeMemory:
                 self.sole[i] = None
         return found
 
-    def prune(self) -> None:
-        """Forget actions that no running episode needs; and those of episodes too long to replay."""
-        keep = max(int(self.start.min()) - self.base, len(self.log) - LOG_LIMIT)
-        if keep > 0:
-            del self.log[:keep]
-            self.base += keep
-
     def save(self, ts: IntArray) -> list[State]:
         """For each env, ``ts[i]`` steps into its episode, what :meth:`restore` needs: JSON values and arrays.
 

@@ -60,8 +60,8 @@ class FragmentQueue:
         final = batch["terminated"] | batch["truncated"]
         acted = np.zeros_like(batch["filled"])
         acted[:-1] = batch["filled"][:-1] & batch["filled"][1:] & ~final[:-1]
-        goes_on = _goes_on(self._closing, np.concatenate([_opening(own[0]) for own in by_runner]))
-        self._closing = np.concatenate([_closing(own[-1]) for own in by_runner])
+        goes_on = _goes_on(self._closing, np.concatenate([_who(own[0], opening=True) for own in by_runner]))
+        self._closing = np.concatenate([_who(own[-1], opening=False) for own in by_runner])
         continues = np.zeros(self._lanes, np.bool_)
         continues[: len(goes_on)] = goes_on
         return batch, acted, continues
@@ -107,7 +107,7 @@ def stitch(fragments: Sequence[Rollout]) -> dict[str, Any]:
         keep = fragment.filled.copy()
         length = keep.sum(axis=0)
         if index < len(fragments) - 1:
-            goes_on = _goes_on(_closing(fragment), _opening(fragments[index + 1]))
+            goes_on = _goes_on(_who(fragment, opening=False), _who(fragments[index + 1], opening=True))
             keep[length[goes_on] - 1, goes_on] = False
             cut = np.flatnonzero(fragment.lane_continues & ~goes_on)
             lost.append((used[cut] + length[cut] - 1, cut))
@@ -123,21 +123,16 @@ def stitch(fragments: Sequence[Rollout]) -> dict[str, Any]:
     return joined
 
 
-def _closing(fragment: Rollout) -> IntArray:
-    """Who is due at row 0 of each lane of the next fragment, ``(lanes, 7)``; -1 where nobody is."""
-    lane = np.flatnonzero(fragment.lane_continues)
-    return _who(fragment, fragment.filled.sum(axis=0)[lane] - 1, lane, fragment.sequence + 1)
-
-
-def _opening(fragment: Rollout) -> IntArray:
-    """Who is at row 0 of each lane, as :func:`_closing` of the fragment before says it."""
-    lane = np.flatnonzero(fragment.filled[:1].any(axis=0))
-    return _who(fragment, np.zeros_like(lane), lane, fragment.sequence)
-
-
-def _who(fragment: Rollout, row: IntArray, lane: IntArray, sequence: int) -> IntArray:
+def _who(fragment: Rollout, *, opening: bool) -> IntArray:
+    """Who is at row 0 of each lane, or due there in the next fragment; ``(lanes, 7)``, -1 where nobody is."""
+    if opening:
+        lane = np.flatnonzero(fragment.filled[:1].any(axis=0))
+        row = np.zeros_like(lane)
+    else:
+        lane = np.flatnonzero(fragment.lane_continues)
+        row = fragment.filled.sum(axis=0)[lane] - 1
     who = np.full((fragment.filled.shape[1], 7), -1, np.int64)
-    who[lane, :3] = fragment.runner, fragment.incarnation, sequence
+    who[lane, :3] = fragment.runner, fragment.incarnation, fragment.sequence + (not opening)
     for i, column in enumerate((fragment.env, fragment.agent, fragment.episode, fragment.t), start=3):
         who[lane, i] = column[row, lane]
     return who

@@ -47,7 +47,7 @@ class LocalRunner:
             observation_space=config.observation_space,
             action_space=config.action_space,
         )
-        self._sampler: Sampler | None = None
+        self.sampler: Sampler
 
     @property
     def spaces(self) -> Mapping[str, SpacePair]:
@@ -64,7 +64,7 @@ class LocalRunner:
         complete: bool,
     ) -> None:
         """Make the sampler; the envs are reset by the first :meth:`sample`."""
-        self._sampler = Sampler(
+        self.sampler = Sampler(
             self.env,
             policies,
             trained=trained,
@@ -75,12 +75,6 @@ class LocalRunner:
             rng=stream(int(self._config.seed or 0), "noise", self._place),
             runner=self._index,
         )
-
-    @property
-    def sampler(self) -> Sampler:
-        """The sampler, once started."""
-        assert self._sampler is not None, "start() comes first"
-        return self._sampler
 
     def set_weights(self, weights: Mapping[str, Weights]) -> None:
         """Act with these from now on."""

@@ -44,7 +44,11 @@ class Lanes:
         self.logp = np.zeros(n, np.float32)
         self.version = np.zeros(n, np.int32)
         if self.action is not None:
-            self.action = map_leaves(lambda a: np.zeros((n, *a.shape[1:]), a.dtype), self.action)
+            self.action = map_leaves(np.zeros_like, self.action)
+
+    def _allocate_action(self, example: Tree) -> None:
+        n = self._rows * self._lanes
+        self.action = map_leaves(lambda a: np.zeros((n, *a.shape[1:]), a.dtype), example)
 
     def _columns(self) -> dict[str, Tree]:
         names = ("obs", "reward", "terminated", "truncated", "identity", "logp", "version", "action")
@@ -56,6 +60,8 @@ class Lanes:
         index = np.arange(old_rows * old_lanes).reshape(old_rows, old_lanes)
         self._rows, self._lanes = rows, lanes
         self._allocate()
+        if self.action is not None:
+            self._allocate_action(self.action)
         target = (index // old_lanes * lanes + index % old_lanes).reshape(-1)
         for name, column in old.items():
             put(getattr(self, name), target, column)
@@ -71,13 +77,6 @@ class Lanes:
         """Make room for further slots."""
         self.lane_of = np.concatenate([self.lane_of, np.full(more, -1, np.int64)])
 
-    def _claim(self, slots: IntArray) -> None:
-        """Give each slot a free lane, the emptiest so that lanes stay even."""
-        while len(self._free) < len(slots):
-            self._resize(self._rows, 2 * self._lanes)
-        free = self._free[np.lexsort((self._free, self._used[self._free]))]
-        self.lane_of[slots], self._free = free[: len(slots)], free[len(slots) :]
-
     def write(self, step: TimeStep, identity: Array, final: BoolArray | None) -> None:
         """Store the rows of one poll, final ones above their successors.
 
@@ -89,15 +88,12 @@ class Lanes:
         self._top += 1 if final is None else 2
         if self._top > self._rows:
             self._make_room()
-        if final is not None:
-            step, identity, row, lane = self._place_with_final(step, identity, final)
-        else:
-            lane = self.lane_of[step.slot]
-            if lane.min(initial=0) < 0:
-                self._claim(step.slot[lane < 0])
-                lane = self.lane_of[step.slot]
+        lane = self.lane_of[step.slot]
+        if final is None and lane.min(initial=0) >= 0:
             row = self._used[lane]
             self._used[lane] = row + 1
+        else:
+            step, identity, row, lane = self._place(step, identity, lane, final)
         index = row * self._lanes + lane
         if isinstance(self.obs, np.ndarray):
             self.obs[index] = step.obs
@@ -110,24 +106,27 @@ class Lanes:
             self.terminated[index] = step.terminated
             self.truncated[index] = step.truncated
 
-    def _place_with_final(
-        self, step: TimeStep, identity: Array, final: BoolArray
+    def _place(
+        self, step: TimeStep, identity: Array, lane: IntArray, final: BoolArray | None
     ) -> tuple[TimeStep, Array, IntArray, IntArray]:
-        """Final rows take their places first, and free their lanes for the trajectories that follow."""
-        lane = self.lane_of[step.slot]
+        """Where rows go when some are final or new: final ones first, which frees their lanes for others."""
+        final = np.zeros(len(lane), np.bool_) if final is None else final
         unknown = final & (lane < 0)
         if unknown.any():  # one that never acted taught nothing: it is not stored
             keep = np.flatnonzero(~unknown)
             step, identity, final, lane = select(step, keep), identity[keep], final[keep], lane[keep]
-        ended, active = np.flatnonzero(final), np.flatnonzero(~final)
+        active, ending = np.flatnonzero(~final), lane[final]
         row = self._used[lane]
-        self._used[lane[ended]] += 1
-        self._free = np.append(self._free, lane[ended])
-        self.lane_of[step.slot[ended]] = -1
+        self._used[ending] += 1
+        self.lane_of[step.slot[final]] = -1
+        free = np.append(self._free, ending)
         new = active[lane[active] < 0]
-        if len(new):
-            self._claim(step.slot[new])
-            lane[new] = self.lane_of[step.slot[new]]
+        while len(free) < len(new):
+            self._resize(self._rows, 2 * self._lanes)
+            free = np.append(free, self._free[-self._lanes // 2 :])
+        free = free[np.lexsort((free, self._used[free]))]  # the emptiest first, so that lanes stay even
+        lane[new], self._free = free[: len(new)], free[len(new) :]
+        self.lane_of[step.slot[new]] = lane[new]
         row[active] = self._used[lane[active]]
         self._used[lane[active]] += 1
         return step, identity, row, lane
@@ -143,8 +142,7 @@ class Lanes:
         lane = self.lane_of[slots]
         index = (self._used[lane] - 1) * self._lanes + lane
         if self.action is None:
-            n = self._rows * self._lanes
-            self.action = map_leaves(lambda a: np.zeros((n, *a.shape[1:]), a.dtype), decision.action)
+            self._allocate_action(decision.action)
         if isinstance(self.action, np.ndarray):
             self.action[index] = decision.action
         else:
@@ -244,8 +242,10 @@ class Lanes:
         self._rows, self._lanes = int(state["rows"]), int(state["lanes"])
         self._used = np.zeros(self._lanes, np.int64)
         columns = {name: tupled(column) for name, column in state["columns"].items()}
-        self.action = columns.get("action")
+        self.action = None
         self._allocate()
+        if "action" in columns:
+            self._allocate_action(columns["action"])
         live = np.asarray(state["live"], np.int64)
         for name, column in columns.items():
             put(getattr(self, name), live, column)

@@ -16,7 +16,6 @@ from steppe.spaces import map_leaves, put, take, tupled
 from steppe.types import (
     AsyncEnv,
     BoolArray,
-    EpisodeEnd,
     IntArray,
     Policy,
     Rollout,
@@ -98,7 +97,7 @@ class Sampler:
         self.env, self._ids, self._policies = env, list(policies), list(policies.values())
         self._mapping, self._runner, self._rng, self.explore = mapping, runner, rng, explore
         self._fragment_steps, self._complete = fragment_length * env.num_envs, complete_episodes
-        rows = fragment_length * 5 // 4 + 16
+        rows = fragment_length * 3 // 2 + 16
         self._lanes = [
             Lanes(id, policy.observation, rows, env.num_envs) if id in trained else None
             for id, policy in policies.items()
@@ -130,25 +129,27 @@ class Sampler:
 
     def sample(self) -> Sample:
         """Run until the envs have taken a fragment's steps; the first call resets them."""
-        before = self.env.env_steps
-        ready, goal = self._begin(), before + self._fragment_steps
-        while self.env.env_steps < goal:
+        if not self._started:
+            self._begin()
+        before, ready = self.env.env_steps, self._pending
+        while self.env.env_steps < before + self._fragment_steps:
             ready = self._round(ready)
-        self._pending = (
-            self._finish(ready, [0] * self.env.num_envs) if self._complete else self._in_order(ready)
-        )
+        if self._complete:
+            ready = self._finish(ready, [0] * self.env.num_envs)
+        self._pending = self._in_order(ready)
         return self._close(self.env.env_steps - before)
 
     def sample_episodes(self, quota: Sequence[int]) -> Sample:
         """Run ``quota[i]`` whole episodes in env ``i``; the first rows of further ones wait."""
+        if not self._started:
+            self._begin()
         before = self.env.env_steps
-        self._pending = self._finish(self._begin(), list(quota))
+        self._pending = self._in_order(self._finish(self._pending, list(quota)))
         return self._close(self.env.env_steps - before)
 
-    def _begin(self) -> list[_Ready]:
-        if not self._started:
-            self._pending, self._started = self._receive(self.env.poll()), True
-        return self._pending
+    def _begin(self) -> None:
+        """The first poll, which resets the envs."""
+        self._pending, self._started = self._receive(self.env.poll()), True
 
     def _round(self, ready: Sequence[_Ready]) -> list[_Ready]:
         """Choose, write, send: in this order, or lanes would hold the next observation. Then poll."""
@@ -199,7 +200,7 @@ class Sampler:
                 running += [rows.where(mask)] if mask.any() else []
                 waiting += [rows.where(~mask)] if not mask.all() else []
             if not running and not self._owed(waiting, quota):
-                return self._in_order(waiting)
+                return waiting
             ready = self._round(running)
 
     def _owed(self, waiting: Sequence[_Ready], quota: Sequence[int]) -> bool:
@@ -214,7 +215,9 @@ class Sampler:
         for policy in sorted({rows.policy for rows in ready}):
             parts = [rows for rows in ready if rows.policy == policy]
             slots = np.concatenate([rows.slots for rows in parts])
-            obs = map_leaves(lambda *leaves: np.concatenate(leaves), *[rows.obs for rows in parts])
+            obs = parts[0].obs
+            if len(parts) > 1:
+                obs = map_leaves(lambda *leaves: np.concatenate(leaves), *[rows.obs for rows in parts])
             order = np.lexsort((slots, self._identity[slots, ENV]))
             t = np.concatenate([rows.t for rows in parts])[order]
             merged.append(_Ready(policy, slots[order], take(obs, order), t))
@@ -224,8 +227,8 @@ class Sampler:
         """Write the rows of one poll into their lanes; returns those that await an action."""
         ready: list[_Ready] = []
         for step in steps:
-            for info in step.opened:
-                self._open(info)
+            if step.opened:
+                self._open(step.opened)
             self._returns[step.slot] += step.reward
             for policy, part in ((0, step),) if len(self._ids) == 1 else self._by_policy(step):
                 final = part.terminated | part.truncated
@@ -234,34 +237,37 @@ class Sampler:
                 if lanes is not None:
                     lanes.write(part, self._identity[part.slot], final if ends else None)
                 if ends:
-                    for slot in part.slot[final].tolist():
-                        self._end(slot)
+                    self._end(part.slot[final])
                     part = select(part, np.flatnonzero(~final))
                 if self._states[policy] is not None or part.decided is not None:
                     part = self._settle(policy, part)
                 if len(part.slot):
                     ready.append(_Ready(policy, part.slot, part.obs, part.t))
-        if closed := [end for step in steps for end in step.closed]:
-            self._end_episodes(closed)  # only now: their last rows may be of several space pairs
+        for end in [end for step in steps for end in step.closed]:  # the last rows may be of several pairs
+            record = self._episodes.pop((end.env, end.episode))
+            record.length = end.length
+            self._tally.episodes.append(record)
         return ready
 
-    def _open(self, info: SlotInfo, policy_id: str | None = None) -> None:
-        """Someone new lives in a slot: choose a policy, once."""
-        slot, policy = info.slot, self._ids.index(policy_id or self._mapping(info))
-        if slot >= len(self._policy_of):
-            self._grow(2 * slot)
-        self._live[slot] = info
-        self._policy_of[slot], self._returns[slot] = policy, 0.0
-        agent = self._agents.setdefault(info.agent, len(self._agents))
-        identity = self._identity[slot]
-        identity[ENV], identity[AGENT], identity[EPISODE] = info.env, agent, info.episode
-        if (info.env, info.episode) not in self._episodes:
-            record = EpisodeRecord(info.env, info.episode, self._runner)
-            self._episodes[info.env, info.episode] = record
-        if self._initial[policy] is not None:
-            state = self._initial[policy]
-            both = {"next": state, "last": state}
-            put(self._state_table(policy, both), np.array([slot]), both)
+    def _open(self, opened: Sequence[SlotInfo], chosen: Sequence[str] | None = None) -> None:
+        """Someone new lives in some slots: choose their policies, once."""
+        for place, info in enumerate(opened):
+            slot, policy = info.slot, 0
+            if len(self._ids) > 1:
+                policy = self._ids.index(chosen[place] if chosen else self._mapping(info))
+            if slot >= len(self._policy_of):
+                self._grow(2 * slot)
+            self._live[slot] = info
+            self._policy_of[slot], self._returns[slot] = policy, 0.0
+            agent = self._agents.setdefault(info.agent, len(self._agents))
+            identity = self._identity[slot]
+            identity[ENV], identity[AGENT], identity[EPISODE] = info.env, agent, info.episode
+            if (info.env, info.episode) not in self._episodes:
+                record = EpisodeRecord(info.env, info.episode, self._runner)
+                self._episodes[info.env, info.episode] = record
+            if self._initial[policy] is not None:
+                both = {"next": self._initial[policy], "last": self._initial[policy]}
+                put(self._state_table(policy, both), np.array([slot]), both)
 
     def _by_policy(self, step: TimeStep) -> Iterator[tuple[int, TimeStep]]:
         policy = self._policy_of[step.slot]
@@ -290,20 +296,15 @@ class Sampler:
         self._tally.agent_steps += len(slots)
         return select(step, np.flatnonzero(~step.decided))
 
-    def _end(self, slot: int) -> None:
-        """A trajectory is over: count what it earned."""
-        info, earned = self._live.pop(slot), float(self._returns[slot])
-        record, policy = self._episodes[info.env, info.episode], self._ids[self._policy_of[slot]]
-        record.reward += earned
-        record.agent_rewards[info.agent] = record.agent_rewards.get(info.agent, 0.0) + earned
-        record.policy_rewards.setdefault(policy, []).append(earned)
-        self._tally.reward += earned
-
-    def _end_episodes(self, closed: Sequence[EpisodeEnd]) -> None:
-        for end in closed:
-            record = self._episodes.pop((end.env, end.episode))
-            record.length = end.length
-            self._tally.episodes.append(record)
+    def _end(self, slots: IntArray) -> None:
+        """Trajectories are over: count what they earned."""
+        for slot in slots.tolist():
+            info, earned = self._live.pop(slot), float(self._returns[slot])
+            record, policy = self._episodes[info.env, info.episode], self._ids[self._policy_of[slot]]
+            record.reward += earned
+            record.agent_rewards[info.agent] = record.agent_rewards.get(info.agent, 0.0) + earned
+            record.policy_rewards.setdefault(policy, []).append(earned)
+            self._tally.reward += earned
 
     def _close(self, env_steps: int) -> Sample:
         """Cut the fragment for all lanes and policies at once."""
@@ -397,11 +398,9 @@ class Sampler:
         self._rng.bit_generator.state = state["rng"]
         self._live = {}
         self._agents = {agent: index for index, agent in enumerate(state["agents"])}
-        for index, values in enumerate(state["live"]):
-            info = SlotInfo(*values)
-            policy = state["policy_of"][index]
-            self._open(info, policy)
-            self._returns[info.slot] = state["returns"][index]
+        infos = [SlotInfo(*values) for values in state["live"]]
+        self._open(infos, state["policy_of"])
+        self._returns[[info.slot for info in infos]] = state["returns"]
         for index, recurrent in enumerate(state["recurrent"]):
             if recurrent is not None:
                 put(self._state_table(index, tupled(recurrent)), self._slots_of(index), tupled(recurrent))
