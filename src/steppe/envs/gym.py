@@ -128,11 +128,12 @@ class GymEnv:
             obs, reward, terminated, truncated, infos = columns
             if self._max_steps is not None:
                 truncated = truncated | ((stepped >= self._max_steps) & ~terminated)
-            now = TimeStep(self._slot[where], stepped, None, reward, terminated, truncated)
-            told = zip(now.slot.tolist(), infos, strict=True) if any(infos) else ()
-            now.info = {slot: info for slot, info in told if info}
+            slots = self._slot if where is _EVERY else self._slot[where]
+            now = TimeStep(slots, stepped, None, reward, terminated, truncated)
+            if any(infos):
+                now.info = {slot: info for slot, info in zip(slots.tolist(), infos, strict=True) if info}
             self._total[where] += reward
-            if terminated.any() or truncated.any():
+            if np.count_nonzero(terminated) or np.count_nonzero(truncated):
                 return [self._turn_over(now, where, envs, list(obs), place)]
             found = spaces.stack(self._obs_spec, obs)
             now.obs = self._guard.observations(self._obs_spec, obs, place) if found is None else found
@@ -171,13 +172,12 @@ class GymEnv:
         if self._failure is not None or self._closed or not self._started:
             self._check_alive()
             raise ValueError("no slot awaits an action yet: poll() first")
-        slots = np.asarray(slots)
         array = isinstance(actions, np.ndarray)
         column = np.array(actions) if array else spaces.map_leaves(np.array, actions)
         for leaf in (column,) if array else spaces.leaves(column):
             if leaf.shape[:1] != slots.shape:
                 raise ValueError(f"{slots.shape[0]} slots, but an action column of shape {leaf.shape}")
-        if not self._sent and slots.shape == self._slot.shape and (slots == self._slot).all():
+        if not self._sent and slots.dtype == np.int64 and slots.tobytes() == self._slot.tobytes():
             self._sent.append((None, column))
         elif len(slots):
             self._sent.append((self._envs_of(slots), column))
@@ -467,7 +467,7 @@ def _transposed(results: list[Any]) -> tuple[Any, ...] | None:
         and terminated.dtype.kind == truncated.dtype.kind == "b"
         and reward.shape == terminated.shape == truncated.shape == n
         and set(map(type, infos)) == {dict}
-        and np.isfinite(reward).all()
+        and np.count_nonzero(np.isfinite(reward)) == len(results)
     )
     return (obs, reward.astype(np.float64, copy=False), terminated, truncated, infos) if plain else None
 

@@ -89,7 +89,7 @@ class Lanes:
         if self._top > self._rows:
             self._make_room()
         lane = self.lane_of[step.slot]
-        if final is None and lane.min(initial=0) >= 0:
+        if final is None and not np.count_nonzero(lane < 0):
             row = self._used[lane]
             self._used[lane] = row + 1
         else:
@@ -112,7 +112,7 @@ class Lanes:
         """Where rows go when some are final or new: final ones first, which frees their lanes for others."""
         final = np.zeros(len(lane), np.bool_) if final is None else final
         unknown = final & (lane < 0)
-        if unknown.any():  # one that never acted taught nothing: it is not stored
+        if np.count_nonzero(unknown):  # one that never acted taught nothing: it is not stored
             keep = np.flatnonzero(~unknown)
             step, identity, final, lane = select(step, keep), identity[keep], final[keep], lane[keep]
         active, ending = np.flatnonzero(~final), lane[final]

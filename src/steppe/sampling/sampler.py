@@ -232,7 +232,7 @@ class Sampler:
             self._returns[step.slot] += step.reward
             for policy, part in ((0, step),) if len(self._ids) == 1 else self._by_policy(step):
                 final = part.terminated | part.truncated
-                ends = bool(final.any())
+                ends = np.count_nonzero(final) > 0
                 lanes = self._lanes[policy]
                 if lanes is not None:
                     lanes.write(part, self._identity[part.slot], final if ends else None)
@@ -396,7 +396,7 @@ class Sampler:
         """Go on from :meth:`get_state`; returns what could not be restored exactly."""
         notes = self.env.set_state(state["env"])
         self._rng.bit_generator.state = state["rng"]
-        self._live = {}
+        self._live, self._states = {}, [None] * len(self._ids)
         self._agents = {agent: index for index, agent in enumerate(state["agents"])}
         infos = [SlotInfo(*values) for values in state["live"]]
         self._open(infos, state["policy_of"])
