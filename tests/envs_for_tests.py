@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import gymnasium
 import numpy as np
 from gymnasium import spaces
@@ -29,7 +31,7 @@ class SimpleCorridor(gymnasium.Env):
 class MultiEnv(gymnasium.Env):
     """Another inner env for each index, as an ensemble; remembers which indices were built."""
 
-    built: list[tuple[int, int]] = []
+    built: ClassVar[list[tuple[int, int]]] = []
 
     def __init__(self, env_config):
         MultiEnv.built.append((env_config.worker_index, env_config.vector_index))

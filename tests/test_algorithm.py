@@ -379,8 +379,9 @@ def test_a_failed_run_says_so(tmp_path):
         def step(self, action):
             raise OSError("cable pulled")
 
-    with pytest.raises(OSError, match="cable pulled"), tiny(Late, write_run=True).build() as algo:
-        folder = algo.run.path
+    algo = tiny(Late, write_run=True).build()
+    folder = algo.run.path
+    with pytest.raises(OSError, match="cable pulled"), algo:
         algo.train()
     assert json.loads((folder / "run.json").read_text())["status"] == "failed"
     assert "cable pulled" in json.loads((folder / "run.json").read_text())["error"]

@@ -14,13 +14,18 @@ import steppe
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "steppe"
 FILES = sorted(SOURCE.rglob("*.py"))
+COMPREHENSIONS = ("<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>")
 ABOVE_CORE = ("cli", "tracking", "algorithm.py", "compat", "tune", "serving", "offline", "doctor")
 
 
 def docstring_lines(tree):
     lines = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
             lines |= set(range(node.lineno, node.end_lineno + 1))
     return lines
 
@@ -63,7 +68,9 @@ def test_the_whole_and_its_core_stay_small():
     assert sum(map(sloc, FILES)) <= 14_000
 
 
-@pytest.mark.parametrize("file", sorted((SOURCE / "algorithms").glob("[a-z]*.py")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", sorted((SOURCE / "algorithms").glob("[a-z]*.py")), ids=lambda file: file.stem
+)
 def test_an_algorithm_is_at_most_250_lines(file):
     assert sloc(file) <= 250
 
@@ -91,7 +98,7 @@ def test_one_iteration_touches_few_files_and_functions():
         nonlocal depth, deepest
         code = frame.f_code
         # A comprehension is a part of the function around it.
-        if not code.co_filename.startswith(ours) or code.co_name in ("<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>"):
+        if not code.co_filename.startswith(ours) or code.co_name in COMPREHENSIONS:
             return
         if event == "call":
             seen[code.co_filename, code.co_qualname] += 1
@@ -109,7 +116,8 @@ def test_one_iteration_touches_few_files_and_functions():
             sys.setprofile(None)
     files = {Path(file).relative_to(SOURCE).as_posix() for file, _ in seen}
     calls = sum(seen.values()) / result["timesteps_this_iter"]
-    report = f"{len(files)} files {sorted(files)}, {len(seen)} functions, depth {deepest}, {calls:.2f} calls a step"
+    counts = f"{len(files)} files, {len(seen)} functions, depth {deepest}, {calls:.2f} calls a step"
+    report = f"{counts}: {sorted(files)}"
     most = "\n".join(f"{n:6} {Path(file).name} {name}" for (file, name), n in seen.most_common())
     print(report, most, sep="\n")
     assert len(files) <= 12, report

@@ -98,7 +98,7 @@ class Algorithm:
                 registry.env_name(config.env),
                 config.algo_name.lower(),
                 directory=config.run_dir,
-                info={"seed": config.seed},
+                info={"seed": config.seed, "run_id": self._run_id},
                 config=config.to_toml_dict(),
                 keep=config.keep_checkpoints_num,
             )
@@ -149,6 +149,8 @@ class Algorithm:
             learning += perf_counter() - sampled
         self._iteration += 1
         result = self._report(samples, stats, perf_counter() - began, learning)
+        if config.evaluation_interval and self._iteration % config.evaluation_interval == 0:
+            result = Result({**result, "evaluation": self.evaluate()})
         if self._run is not None or config.write_run:
             self._record(result, samples)
         return result
@@ -343,7 +345,7 @@ class Algorithm:
         Raises:
             CheckpointError: the checkpoint is damaged or belongs to another architecture; nothing changed.
         """
-        self._adopt(*checkpoint.load(path))
+        self._adopt(*_read(path))
 
     def _adopt(self, owners: Mapping[str, State], meta: Mapping[str, Any]) -> None:
         if meta.get("algo") != self.config.algo_name:
@@ -402,7 +404,7 @@ def load(path: str | os.PathLike[str], env: Any = None, **code: Any) -> Algorith
     Raises:
         CheckpointError: it is damaged, or code is missing; the message lists what to pass.
     """
-    owners, meta = checkpoint.load(path)
+    owners, meta = _read(path)
     given = {**code, **({} if env is None else {"env": env})}
     settings = {**meta["config"], **given}
     missing = [
@@ -423,6 +425,17 @@ def load(path: str | os.PathLike[str], env: Any = None, **code: Any) -> Algorith
         algorithm.close()
         raise
     return algorithm
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, State], dict[str, Any]]:
+    """A checkpoint; if it is damaged, the error offers the newest one beside it that is not."""
+    try:
+        return checkpoint.load(path)
+    except CheckpointError as error:
+        other = checkpoint.newest_intact(Path(path).resolve().parent)
+        if other is not None:
+            raise CheckpointError(f"{error}; the newest intact checkpoint beside it is {other}") from None
+        raise
 
 
 def _is_code(value: Any) -> bool:

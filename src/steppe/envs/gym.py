@@ -11,9 +11,9 @@ import gymnasium
 import numpy as np
 
 from steppe import spaces
+from steppe.envs import replay
 from steppe.envs.guards import Guard, OutOfSpace, Place, Where, show
 from steppe.envs.replay import (
-    LOG_LIMIT,
     EpisodeMemory,
     NotExact,
     NotPlain,
@@ -130,8 +130,8 @@ class GymEnv:
                 truncated = truncated | ((stepped >= self._max_steps) & ~terminated)
             slots = self._slot if where is _EVERY else self._slot[where]
             now = TimeStep(slots, stepped, None, reward, terminated, truncated)
-            if any(infos):
-                now.info = {slot: info for slot, info in zip(slots.tolist(), infos, strict=True) if info}
+            told = zip(slots.tolist(), infos, strict=True) if any(infos) else ()
+            now.info = {slot: info for slot, info in told if info}
             self._total[where] += reward
             if np.count_nonzero(terminated) or np.count_nonzero(truncated):
                 return [self._turn_over(now, where, envs, list(obs), place)]
@@ -177,6 +177,8 @@ class GymEnv:
         for leaf in (column,) if array else spaces.leaves(column):
             if leaf.shape[:1] != slots.shape:
                 raise ValueError(f"{slots.shape[0]} slots, but an action column of shape {leaf.shape}")
+        if len(self._memory.log) >= replay.LOG_LIMIT:
+            self._memory.forget()
         if not self._sent and slots.dtype == np.int64 and slots.tobytes() == self._slot.tobytes():
             self._sent.append((None, column))
         elif len(slots):
@@ -397,9 +399,10 @@ class GymEnv:
         self._total[envs[ended]] = 0.0
         memory = self._memory
         if len(memory.log) >= _LONG_LOG:  # forget actions that no running episode needs
-            past = max(int(memory.start.min()) - memory.base, len(memory.log) - LOG_LIMIT)
-            del memory.log[:past]
-            memory.base += past
+            past = int(memory.start.min()) - memory.base
+            if past > 0:
+                del memory.log[:past]
+                memory.base += past
         return TimeStep(slots, t, rows, reward, terminated, truncated, opened, closed, info)
 
     def _keep(self, where: Any, obs: Tree, reward: Array, t: IntArray, slot: IntArray) -> None:

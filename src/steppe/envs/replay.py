@@ -122,6 +122,12 @@ class EpisodeMemory:
                 self.sole[i] = None
         return found
 
+    def forget(self) -> None:
+        """Drop the older half of a log at its limit; the episodes that began there cannot be replayed."""
+        past = len(self.log) // 2
+        del self.log[:past]
+        self.base += past
+
     def save(self, ts: IntArray) -> list[State]:
         """For each env, ``ts[i]`` steps into its episode, what :meth:`restore` needs: JSON values and arrays.
 
