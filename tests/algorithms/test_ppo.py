@@ -1,4 +1,4 @@
-"""PPO: the loss on hand-computed numbers, identity envs of every action kind, what an update guards against."""
+"""PPO: the loss on hand-computed numbers, identity envs of every action kind, guards of an update."""
 
 from __future__ import annotations
 

@@ -220,19 +220,20 @@ def _epochs(
         # The order repeats itself behind the last row, so only a batch below one minibatch has idle rows.
         part["weight"] = ((jnp.arange(size) < count) | (count >= size)).astype(jnp.float32)
 
-        def loss(flat: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return ppo_loss(static.layout.unravel(flat), static.distribution, part, hyper)
+        def loss(model: ActorCritic) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return ppo_loss(model, static.distribution, part, hyper)
 
-        gradient, parts = jax.grad(loss, has_aux=True)(params)
+        # By parts, then joined: through the slices of a flat vector each part would cost the whole length.
+        by_part, parts = jax.grad(loss, has_aux=True)(static.layout.unravel(params))
+        gradient = jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(by_part)])
         parts["grad_norm"] = jnp.linalg.norm(gradient)
         change, opt = optimizer.update(gradient, opt)
         return epoch, params - hyper.lr * change, opt, jax.tree.map(jnp.add, sums, parts)
 
     def epoch_step(carry: Any) -> Any:
-        epoch, params, opt, sums, _ = carry
-        before = sums["kl"]
-        _, params, opt, sums = jax.lax.fori_loop(0, minibatches, step, (epoch, params, opt, sums))
-        return epoch + 1, params, opt, sums, (sums["kl"] - before) / minibatches
+        epoch, params, opt, before, _ = carry
+        _, params, opt, sums = jax.lax.fori_loop(0, minibatches, step, (epoch, params, opt, before))
+        return epoch + 1, params, opt, sums, (sums["kl"] - before["kl"]) / minibatches
 
     def goes_on(carry: Any) -> jax.Array:
         return jnp.logical_and(carry[0] < order.shape[0], carry[4] <= hyper.kl_stop)
