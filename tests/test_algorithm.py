@@ -18,6 +18,7 @@ from gymnasium import spaces
 
 import steppe
 from steppe import checkpoint
+from steppe.sampling import sampler
 from tests.envs_for_tests import Hidden, MultiEnv, NeverEnds, SimpleCorridor
 
 TINY = {
@@ -257,6 +258,19 @@ def test_evaluation_episodes_are_assigned_in_advance_and_all_awaited():
     assert again["episode_reward_mean"] == pytest.approx((2 + 3 * 20) / 4)
     with tiny(Lengths).build() as algo, pytest.raises(steppe.ConfigError, match="at least 1"):
         algo.evaluate(num_episodes=0)
+
+
+def test_waiting_for_an_episode_that_never_ends_is_said_aloud(caplog, monkeypatch):
+    monkeypatch.setattr(sampler, "_PATIENCE", 10)
+
+    class Late(NeverEnds):
+        def step(self, action):
+            self.t = getattr(self, "t", 0) + 1
+            return np.zeros(2, np.float32), 1.0, False, self.t >= 40, {}
+
+    with caplog.at_level(logging.WARNING, "steppe"), tiny(Late).build() as algo:
+        assert algo.evaluate(num_episodes=1)["episode_len_mean"] == 40
+    assert caplog.text.count("max_episode_steps") == 1
 
 
 def test_exactly_as_many_envs_are_built_as_asked_for():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
@@ -26,6 +27,13 @@ from steppe.types import (
     Weights,
 )
 
+logger = logging.getLogger("steppe")
+
+_PATIENCE = 10_000  # env steps per env, after which a wait for the first end of an episode is said aloud
+_NEVER_ENDS = (
+    "waiting for an episode to end, %d env steps by now; "
+    "if the env has no end of its own, set max_episode_steps to truncate its episodes"
+)
 _TINY = np.float32(2.0**-25)  # float32 uniforms are multiples of 2**-24: this keeps 0 out and 1 away
 
 
@@ -182,6 +190,8 @@ class Sampler:
         """Step until open episodes, and ``quota[i]`` new ones in env ``i``, are over."""
         waiting: list[_Ready] = []
         allowed: set[tuple[int, int]] = set()
+        began = self.env.env_steps
+        patience = began + _PATIENCE * self.env.num_envs
 
         def goes_on(slot: int, t: int) -> bool:
             info = self._live[slot]
@@ -201,6 +211,9 @@ class Sampler:
                 waiting += [rows.where(~mask)] if not mask.all() else []
             if not running and not self._owed(waiting, quota):
                 return waiting
+            if self.env.env_steps > patience and not self._tally.episodes:
+                logger.warning(_NEVER_ENDS, self.env.env_steps - began)
+                patience = np.inf
             ready = self._round(running)
 
     def _owed(self, waiting: Sequence[_Ready], quota: Sequence[int]) -> bool:
