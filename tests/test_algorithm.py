@@ -261,7 +261,7 @@ def test_evaluation_episodes_are_assigned_in_advance_and_all_awaited():
 
 
 def test_waiting_for_an_episode_that_never_ends_is_said_aloud(caplog, monkeypatch):
-    monkeypatch.setattr(sampler, "_PATIENCE", 10)
+    monkeypatch.setattr(sampler, "_PATIENCE", 5)
 
     class Late(NeverEnds):
         def step(self, action):

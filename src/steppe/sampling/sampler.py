@@ -191,7 +191,7 @@ class Sampler:
         waiting: list[_Ready] = []
         allowed: set[tuple[int, int]] = set()
         began = self.env.env_steps
-        patience = began + _PATIENCE * self.env.num_envs
+        patience: float = began + _PATIENCE * self.env.num_envs
 
         def goes_on(slot: int, t: int) -> bool:
             info = self._live[slot]
