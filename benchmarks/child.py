@@ -29,7 +29,10 @@ def tutorial(seed: int) -> dict[str, Any]:
 
 
 def cartpole(seed: int) -> dict[str, Any]:
-    """CartPole to a mean of 475 over the last 50 episodes, from build(); gives up at 200,000 steps."""
+    """CartPole to a mean of 475 over the last 50 episodes, from build(); gives up at 200,000 steps.
+
+    Peak memory is that of at least 60,000 steps, however early the score is reached.
+    """
     start = time.perf_counter()
     config = steppe.PPOConfig(
         env="CartPole-v1", metrics_num_episodes_for_smoothing=50, seed=seed, write_run=False
@@ -40,7 +43,9 @@ def cartpole(seed: int) -> dict[str, Any]:
             steps, mean = result["timesteps_total"], result["episode_reward_mean"]
             if (mean >= 475 and result["episodes_total"] >= 50) or steps >= 200_000:
                 break
-    seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        while result["timesteps_total"] < 60_000:
+            result = algo.train()
     return {"mean": mean, "steps": steps, "seconds": seconds, "peak_mb": _peak_mb()}
 
 
@@ -52,8 +57,11 @@ def first_train(seed: int) -> dict[str, Any]:
 
 
 def _peak_mb() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux lets ru_maxrss begin with the peak of the process that started this one
+        [peak] = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        return int(peak) / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 if __name__ == "__main__":
