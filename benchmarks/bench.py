@@ -1,4 +1,7 @@
-"""Run the benchmarks: ``python -m benchmarks.bench [GROUP ...]``; exits 1 when a bar is missed."""
+"""Run the benchmarks: ``python -m benchmarks.bench [GROUP ...]``; exits 1 when a bar is missed.
+
+Each group of rows replaces its file ``results/bench-<group>.json`` once all of its rows are measured.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from collections.abc import Callable, Iterator
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from benchmarks import processes
-from benchmarks.report import Row, line, write
+from benchmarks.report import HEADER, RESULTS, Row, line, write
 
 
 def _sampling() -> Iterator[Row]:
@@ -27,7 +30,7 @@ def _training() -> Iterator[Row]:
 
 # The fresh processes come first: the in-process groups leave threads and memory behind.
 GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
-    "start_up": processes.start_up,
+    "start-up": processes.start_up,
     "tutorial": processes.tutorial,
     "cartpole": processes.cartpole,
     "sampling": _sampling,
@@ -36,17 +39,21 @@ GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
 
 
 def main() -> int:
-    """Measure, print each row as it comes, write the JSON file."""
+    """Measure, print each row as it comes, write a file a group."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("groups", nargs="*", choices=[*GROUPS, []], help="default: all of them")
-    groups = parser.parse_args().groups or list(GROUPS)
-    measured: list[Row] = []
-    for group in groups:
+    asked = parser.parse_args().groups or GROUPS
+    missed = 0
+    print(HEADER)
+    for group in [group for group in GROUPS if group in asked]:
+        rows: list[Row] = []
         for row in GROUPS[group]():
-            measured.append(row)
+            rows.append(row)
             print(line(row), flush=True)
-    print(f"written to {write(measured)}")
-    return 0 if all(row.ok for row in measured) else 1
+        write(group, rows)
+        missed += sum(not row.ok for row in rows)
+    print(f"{missed} missed; written to {os.path.relpath(RESULTS)}/bench-*.json")
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

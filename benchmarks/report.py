@@ -49,13 +49,18 @@ class Row:
         return held >= self.bar if self.at_least else held <= self.bar
 
 
-def interleave(measures: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, float]:
-    """Median of each measure; they take turns, so that a slow minute of the machine hits all of them."""
-    taken: dict[str, list[float]] = {name: [] for name in measures}
-    for _ in range(repeats):
-        for name, measure in measures.items():
-            taken[name].append(measure())
-    return {name: statistics.median(values) for name, values in taken.items()}
+def against(
+    ours: Callable[[], float], theirs: Mapping[str, Callable[[], float]], repeats: int
+) -> tuple[float, float]:
+    """Median rate of ours, and of the fastest of the peer's variants.
+
+    All take turns, so that a slow minute of the machine hits each of them. A first turn, which compiles, is
+    not counted.
+    """
+    measures = [ours, *theirs.values()]
+    taken = [[measure() for measure in measures] for _ in range(repeats + 1)][1:]
+    value, *peers = (statistics.median(rates) for rates in zip(*taken, strict=True))
+    return value, max(peers)
 
 
 def machine() -> dict[str, Any]:
@@ -80,23 +85,32 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write(rows: list[Row], folder: Path = RESULTS) -> Path:
-    """Write the rows to a new file named by date and time; returns its path."""
-    now = datetime.now(UTC)
+def write(group: str, rows: list[Row], folder: Path = RESULTS) -> Path:
+    """Write a group's rows to its file, in place of what was measured before; returns its path."""
     record = {
-        "date": now.isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": f"python -m benchmarks.bench {group}",
         "machine": machine(),
         "versions": versions(),
         "rows": [asdict(row) | {"ratio": row.ratio, "ok": row.ok} for row in rows],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{now:%Y-%m-%dT%H%M%S}.json"
+    path = folder / f"bench-{group}.json"
     path.write_text(json.dumps(record, indent=2) + "\n")
     return path
 
 
+HEADER = f"{'row':<58}{'value':>9} {'unit':<8}{'peer':>9}{'ratio':>7}  {'bar':<9} ok"
+
+
 def line(row: Row) -> str:
-    """One row for people."""
-    peer = "" if row.peer is None else f"peer {row.peer:,.3g}  ratio {row.ratio:.2f}"
+    """One row for people, under ``HEADER``."""
+    peer = "" if row.peer is None else _short(row.peer)
+    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
     bar = f"{'>=' if row.at_least else '<='} {row.bar:g}"
-    return f"{'ok  ' if row.ok else 'MISS'} {row.name:<58} {row.value:>10,.3g} {row.unit:<8} {bar:<10} {peer}"
+    verdict = "ok" if row.ok else "MISS"
+    return f"{row.name:<58}{_short(row.value):>9} {row.unit:<8}{peer:>9}{ratio:>7}  {bar:<9} {verdict}"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import steppe
 from benchmarks import peers
-from benchmarks.report import Row, interleave
+from benchmarks.report import Row, against
 
-REPEATS = 9
+REPEATS = 21
 
 
 def ours(algo: steppe.Algorithm) -> Callable[[], float]:
@@ -23,29 +24,30 @@ def ours(algo: steppe.Algorithm) -> Callable[[], float]:
     return measure
 
 
-def compare(env_id: str, num_envs: int, polls: int, peer: Callable[[], float]) -> tuple[float, float]:
-    """Our rate and the peer's, interleaved; the first fragment of each compiles and is not counted."""
+def compare(
+    env_id: str, num_envs: int, polls: int, theirs: Mapping[str, Callable[[], float]]
+) -> tuple[float, float]:
+    """Our rate and the peer's, with the same envs and the same number of steps."""
     config = steppe.PPOConfig(
         env=env_id,
         num_envs_per_env_runner=num_envs,
         rollout_fragment_length=polls,
         train_batch_size=num_envs * polls,
+        fcnet_hiddens=[64, 64],
         seed=0,
         write_run=False,
     )
     with config.build() as algo:
-        measure = ours(algo)
-        measure(), peer()
-        rates = interleave({"ours": measure, "peer": peer}, REPEATS)
-    return rates["ours"], rates["peer"]
+        return against(ours(algo), theirs, REPEATS)
 
 
 def rows() -> Iterator[Row]:
     """Yield a row as soon as it is measured."""
     for env_id in ("CartPole-v1", "Pendulum-v1"):
-        value, peer = compare(env_id, 64, 128, peers.bare_loop(env_id, 64, 128))
+        value, peer = compare(env_id, 64, 128, {"loop": peers.bare_loop(env_id, 64, 128)})
         name = f"sampling against the bare env loop, 64 {env_id}"
         yield Row(name=name, unit="steps/s", value=value, peer=peer, bar=0.75, at_least=True)
-    value, peer = compare("CartPole-v1", 8, 512, peers.sb3_sampling("CartPole-v1", 8, 512))
+    theirs = peers.by_threads(partial(peers.sb3_sampling, "CartPole-v1", 8, 512))
+    value, peer = compare("CartPole-v1", 8, 512, theirs)
     name = "sampling against Stable-Baselines3, 8 CartPole-v1"
     yield Row(name=name, unit="steps/s", value=value, peer=peer, bar=3.0, at_least=True)
