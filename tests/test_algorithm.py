@@ -64,6 +64,7 @@ def test_a_result_has_the_promised_keys_and_cannot_be_changed():
     time_ = result["time"]
     shares = time_["env"] + time_["inference"] + time_["learning"] + time_["other"]
     assert shares == pytest.approx(time_["iteration_s"], rel=0.02)
+    assert sum(time_["share"].values()) == pytest.approx(1.0, rel=0.02)
     with pytest.raises(TypeError):
         result["timesteps_total"] = 0
 
@@ -172,6 +173,32 @@ def test_restore_in_place_and_another_architecture(tmp_path):
         with pytest.raises(steppe.CheckpointError, match="do not fit this network"):
             other.restore(saved)
         assert hashes(other) == mine
+
+
+def test_another_number_of_envs_is_not_exact_but_goes_on(tmp_path, caplog):
+    with tiny().build() as algo:
+        algo.train()
+        saved = algo.save(tmp_path / "a")
+        weights = algo.get_weights()["default_policy"]
+    with caplog.at_level(logging.WARNING, "steppe"):
+        fewer = steppe.load(saved, num_envs_per_env_runner=2)
+    with fewer:
+        assert "2 envs instead of 4" in caplog.text
+        assert np.array_equal(fewer.get_weights()["default_policy"], weights)
+        assert fewer.train()["timesteps_total"] == 256
+
+
+def test_a_restore_that_fails_at_the_envs_leaves_the_learner_as_it_was(tmp_path):
+    with tiny().build() as algo:
+        algo.train()
+        saved = algo.save(tmp_path / "a")
+        algo.train()
+        before = hashes(algo)["learner"]
+        owners, meta = checkpoint.load(saved)
+        del owners["runner"]["env"]["envs"][0]
+        with pytest.raises(steppe.CheckpointError, match="envs"):
+            algo._adopt(owners, meta)
+        assert hashes(algo)["learner"] == before
 
 
 def test_a_flipped_byte_or_a_missing_file_changes_nothing(tmp_path):

@@ -195,6 +195,8 @@ class Algorithm:
         steps = sum(sample.env_steps for sample in samples)
         env = sum(sample.env_time for sample in samples)
         inference = sum(sample.inference_time for sample in samples)
+        other = max(0.0, iteration_s - env - inference - learning)
+        phases = {"env": env, "inference": inference, "learning": learning, "other": other}
         self._agent_steps += sum(sample.agent_steps for sample in samples)
         self._total_s += iteration_s
         result = Result(
@@ -213,10 +215,8 @@ class Algorithm:
                 "time": {
                     "total_s": self._total_s,
                     "iteration_s": iteration_s,
-                    "env": env,
-                    "inference": inference,
-                    "learning": learning,
-                    "other": max(0.0, iteration_s - env - inference - learning),
+                    **phases,
+                    "share": {name: seconds / iteration_s for name, seconds in phases.items()},
                 },
             }
         )
@@ -350,12 +350,14 @@ class Algorithm:
     def _adopt(self, owners: Mapping[str, State], meta: Mapping[str, Any]) -> None:
         if meta.get("algo") != self.config.algo_name:
             raise CheckpointError(f"a checkpoint of {meta.get('algo')}, not of {self.config.algo_name}")
+        before = self._learner.get_state()
         self._learner.set_state(owners["learner"])
-        notes = list(self.runner.set_state(owners["runner"]))
+        try:
+            notes = self._adopt_envs(owners, meta)
+        except BaseException:
+            self._learner.set_state(before)
+            raise
         self.runner.set_weights(self._learner.publish())
-        if "evaluator" in owners:
-            self._evaluator = self._evaluator or self._make_evaluator()
-            notes += self._evaluator.set_state(owners["evaluator"])
         own = owners["algorithm"]
         self._window.set_state(own["window"])
         self._iteration, self._env_steps = int(own["iteration"]), int(own["env_steps"])
@@ -363,6 +365,16 @@ class Algorithm:
         self._run_id = meta["run_id"]
         for note in notes:
             logger.warning("resume is not exact: %s", note)
+
+    def _adopt_envs(self, owners: Mapping[str, State], meta: Mapping[str, Any]) -> list[str]:
+        there, here = meta["config"]["num_envs_per_env_runner"], self.config.num_envs_per_env_runner
+        if there != here:
+            return [f"{here} envs instead of {there}: their episodes begin anew"]
+        notes = list(self.runner.set_state(owners["runner"]))
+        if "evaluator" in owners:
+            self._evaluator = self._evaluator or self._make_evaluator()
+            notes += self._evaluator.set_state(owners["evaluator"])
+        return notes
 
     def close(self) -> None:
         """Release the envs and finish the run folder; may be called twice."""
