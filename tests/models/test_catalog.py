@@ -1,4 +1,4 @@
-"""The actor-critic: sizes, what acting needs, shared layers run as one, and flat parameters and back."""
+"""The actor-critic: sizes, what acting needs, and shared layers run as one."""
 
 import equinox as eqx
 import gymnasium as gym
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from steppe.errors import ConfigError
-from steppe.models.catalog import acting, make_actor_critic, ravel
+from steppe.models.catalog import make_actor_critic
 from steppe.models.distributions import Distribution
 from steppe.spaces import spec_of
 
@@ -42,11 +42,10 @@ def test_one_call_equals_its_two_halves(share_layers, free_log_std, hiddens):
 def test_parameters_are_where_they_should_be():
     separate, shared = model(hiddens=(5,)), model(hiddens=(5,), share_layers=True)
     actor = 3 * 5 + 5 + 5 * 6 + 6 + 2
-    assert size(acting(separate)) == size(acting(shared)) == actor
+    assert size(separate.actor) == size(shared.actor) == actor
     assert size(separate.critic) == 3 * 5 + 5 + 5 + 1
     assert size(shared.critic) == 5 + 1
     assert size(model(hiddens=(5,), free_log_std=False).actor) == 3 * 5 + 5 + 5 * 8 + 8
-    assert acting(separate) is separate.actor
 
 
 def test_shared_layers_learn_from_the_value_and_separate_ones_do_not():
@@ -71,8 +70,7 @@ def test_a_fresh_policy_hardly_prefers_any_action():
 
 
 def test_the_same_generator_state_gives_the_same_model():
-    flat, _ = ravel(model())
-    np.testing.assert_array_equal(flat, ravel(model())[0])
+    assert eqx.tree_equal(model(), model())
 
 
 def test_any_observation_space_and_vmap():
@@ -83,23 +81,6 @@ def test_any_observation_space_and_vmap():
     assert params.shape == (2, MIXED.param_size)
     assert value.shape == (2,)
     assert not np.array_equal(params[0], params[1])
-
-
-def test_ravel_and_back_inside_jit():
-    m = model(hiddens=(5,))
-    flat, unravel = ravel(m)
-    assert flat.dtype == np.float32
-    assert flat.shape == (size(m),)
-    back = unravel(jnp.asarray(flat))
-    assert eqx.tree_equal(back, m)
-    doubled = jax.jit(lambda f: unravel(f).actor(X))(2 * flat)
-    np.testing.assert_allclose(doubled, jax.tree.map(lambda a: 2 * a, m).actor(X), rtol=1e-5)
-
-
-def test_ravel_of_a_tree_without_arrays():
-    flat, unravel = ravel({"name": "x"})
-    assert flat.shape == (0,)
-    assert unravel(jnp.asarray(flat)) == {"name": "x"}
 
 
 def test_unknown_activation_is_refused():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, final
+from collections.abc import Sequence
+from typing import final
 
 import equinox as eqx
 import jax
@@ -14,9 +14,7 @@ from steppe.models.distributions import Distribution
 from steppe.models.encoders import Encoder, make_encoder
 from steppe.models.mlp import MLP
 from steppe.spaces import Spec
-from steppe.types import FloatArray, Tree
-
-T = TypeVar("T")
+from steppe.types import Tree
 
 _POLICY_SCALE = 0.01
 """Gain of the policy's last layer: all actions start out about equally likely."""
@@ -122,34 +120,3 @@ def make_actor_critic(
         return ActorCritic(actor, Critic(None, MLP((width, 1), activation, rng, 1.0)))
     own = make_encoder(obs_spec, rng, conv_filters=conv_filters)
     return ActorCritic(actor, Critic(own, MLP((own.size, *hiddens, 1), activation, rng, 1.0)))
-
-
-def acting(model: ActorCritic) -> Actor:
-    """The part of a model that acting needs."""
-    return model.actor
-
-
-def ravel(tree: T) -> tuple[FloatArray, Callable[[jax.Array], T]]:
-    """All arrays of a tree as one flat vector, and the way back.
-
-    Args:
-        tree: a module or any pytree; what is not an array stays in the returned function.
-
-    Returns:
-        ``(flat, unravel)``: ``(p,)`` float32 numpy, and a function of a flat vector that works inside jit.
-    """
-    arrays, static = eqx.partition(tree, eqx.is_array)
-    leaves, structure = jax.tree.flatten(arrays)
-    shapes = [(leaf.shape, leaf.dtype) for leaf in leaves]
-    ends = np.cumsum([leaf.size for leaf in leaves]).tolist()
-
-    def unravel(flat: jax.Array) -> T:
-        parts: list[Any] = [
-            flat[end - int(np.prod(shape)) : end].reshape(shape).astype(dtype)
-            for (shape, dtype), end in zip(shapes, ends, strict=True)
-        ]
-        combined: T = eqx.combine(jax.tree.unflatten(structure, parts), static)
-        return combined
-
-    flat = [np.asarray(leaf, np.float32).ravel() for leaf in leaves]
-    return np.concatenate(flat) if flat else np.zeros(0, np.float32), unravel
