@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -147,6 +149,8 @@ class Algorithm:
                 stats |= learned
                 self.runner.set_weights(self._learner.publish())
             learning += perf_counter() - sampled
+        if not self._iteration:
+            give_back_memory()
         self._iteration += 1
         result = self._report(samples, stats, perf_counter() - began, learning)
         if config.evaluation_interval and self._iteration % config.evaluation_interval == 0:
@@ -398,8 +402,10 @@ class Algorithm:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            interrupted = isinstance(error, KeyboardInterrupt)
-            self._finish("interrupted" if interrupted else "failed", f"{type(error).__name__}: {error}")
+            if isinstance(error, KeyboardInterrupt):
+                self._finish("interrupted", None)
+            else:
+                self._finish("failed", f"{type(error).__name__}: {error}")
         self.close()
 
 
@@ -453,6 +459,13 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, State], dict[str, Any
 def _is_code(value: Any) -> bool:
     """Whether a field's value, or the file that it names, has to be run to be used."""
     return callable(value) or (isinstance(value, str) and ":" in value)
+
+
+def give_back_memory() -> None:
+    """Return to the system what compiling freed: about 150 MB, which glibc would keep for the process."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def prepare_jax() -> None:
