@@ -164,6 +164,7 @@ BAD_STEPS = [
     ("E201", {"reward": None}, "reward"),
     ("E201", {"reward": "1.0"}, "reward"),
     ("E201", {"reward": 1j}, "reward"),
+    ("E201", {"reward": 10**400}, "reward"),
     ("E201", {"reward": np.ones(1)}, "reward"),
     ("E201", {"reward": [1.0]}, "reward"),
     ("E301", ((0, 0), 1.0), "step"),

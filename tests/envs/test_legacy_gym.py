@@ -241,6 +241,15 @@ def test_an_env_that_takes_a_seed_and_returns_an_observation_alone():
         GymEnv([Mixed()], seeds=[0]).poll()
 
 
+def test_a_reset_with_none_for_its_info_is_not_taken_for_an_old_one():
+    class NoInfo(Array):
+        def reset(self, seed=None):
+            return super().reset(), None
+
+    with pytest.raises(EnvError, match=r"E304 .*return \(observation, info\), info being a dict"):
+        of(NoInfo()).poll()
+
+
 def test_an_env_between_the_generations_is_seeded_by_reset():
     class Between(Array):
         def reset(self, *, seed=None, return_info=False, options=None):

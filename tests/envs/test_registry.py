@@ -214,6 +214,8 @@ def test_a_gymnasium_id_with_a_module_before_it():
 
 
 def test_a_file_or_module_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match=r'is a file: add the class or function in it, "maze\.py:Class"'):
+        make("maze.py")
     with pytest.raises(ConfigError, match=r"no file .*nothing\.py"):
         make(f"{tmp_path}/nothing.py:Maze")
     with pytest.raises(ConfigError, match="no module 'steppe_nothing'"):

@@ -151,7 +151,10 @@ class Guard:
     def _reward(self, value: Any, where: Where, row: int) -> float:
         number = isinstance(value, (int, float, np.integer, np.floating, np.bool_))
         if number or (isinstance(value, np.ndarray) and value.shape == () and value.dtype.kind in "fiub"):
-            reward = float(value)
+            try:
+                reward = float(value)
+            except OverflowError:  # an int beyond all floats
+                reward = np.inf
             if np.isfinite(reward):
                 return reward
         fix = "return one finite Python or numpy number"

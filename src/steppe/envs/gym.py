@@ -315,7 +315,8 @@ class GymEnv:
             raise
         if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict):
             return result
-        if self._modern_step is None or result is None:
+        no_info = isinstance(result, tuple) and len(result) == 2 and result[1] is None
+        if self._modern_step is None or result is None or no_info:
             message = f"reset returned {show(result)}; return (observation, info), info being a dict"
             raise self._guard.error("E304", message, place, "reset")
         self._guard.odd("E401", "reset", i, "reset returned an observation without info")

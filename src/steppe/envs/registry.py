@@ -173,6 +173,8 @@ def _creator_of_name(name: str) -> Creator:
     if name in gymnasium.registry:
         return _making(name)
     place, colon, attribute = name.rpartition(":")
+    if not colon and name.endswith(".py"):
+        raise ConfigError(f'env {name!r} is a file: add the class or function in it, "{name}:Class"')
     if not colon:
         raise _unknown(name)
     if place.endswith(".py"):
