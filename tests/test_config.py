@@ -190,6 +190,11 @@ def test_unknown_names_get_a_suggestion(write):
     assert refusal(write) == "ToyConfig has no setting 'gama'. Did you mean 'gamma'?"
 
 
+def test_a_suggestion_can_be_typed_as_an_argument():
+    for wrong in ("lamda", "lambd"):  # closest to the old name "lambda", which is a word of Python
+        assert refusal(lambda wrong=wrong: ToyConfig(**{wrong: 1})).endswith("Did you mean 'lambda_'?")
+
+
 def test_unknown_names_far_from_everything_get_no_suggestion():
     assert refusal(lambda: ToyConfig(zzzz=1)) == "ToyConfig has no setting 'zzzz'."
     assert refusal(lambda: ToyConfig.from_dict({3: 1})) == "ToyConfig has no setting '3'."

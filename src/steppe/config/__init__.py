@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import keyword
 import logging
 import math
 from abc import ABC, abstractmethod
@@ -329,7 +330,10 @@ class AlgorithmConfig(ABC):
         if today in specs:
             return f"{cls.__name__}: {key} is the old name of {today}; write {today}, or use from_dict"
         close = difflib.get_close_matches(key, [*specs, *ALIASES], n=1)
-        hint = f" Did you mean {close[0]!r}?" if close and ALIASES.get(close[0], close[0]) in specs else ""
+        meant = close[0] if close else ""
+        if keyword.iskeyword(meant):  # no program can write it as an argument
+            meant = ALIASES[meant]
+        hint = f" Did you mean {meant!r}?" if ALIASES.get(meant, meant) in specs else ""
         return f"{cls.__name__} has no setting {key!r}.{hint}"
 
     def _section(self, section: str, settings: dict[str, Any]) -> Self:
