@@ -72,6 +72,39 @@ def test_plain_line():
     assert second.endswith(" other=0 env_health=5")
 
 
+def evaluation(mean):
+    return {"episode_reward_mean": mean, "episode_reward_min": 1.0, "episode_reward_max": 3.0}
+
+
+def test_plain_line_with_an_evaluation():
+    out = io.StringIO()
+    display = Display(NAME, None, out)
+    display.update(result(evaluation=evaluation(2.5)))
+    display.update(result(evaluation=evaluation(NAN)))
+    display.update(result())
+    first, second, third = out.getvalue().splitlines()
+    assert " length_mean=23.4 evaluation_reward_mean=2.5 steps_per_s=" in first
+    assert "evaluation" not in second + third
+
+
+def test_the_last_evaluation_stays_on_screen():
+    display = Display(NAME, None, Terminal())
+    display.update(result(evaluation=evaluation(2.5)))
+    display.update(result(timesteps_total=44_000))
+    assert lines_of(display, result())[6] == "evaluation 2.5 (min 1, max 3) · after 40,000 steps"
+    display.close()
+
+
+def test_a_terminal_shows_at_once_that_it_runs():
+    stream, pipe, quiet = Terminal(), io.StringIO(), Terminal()
+    for out in (stream, pipe, quiet):
+        with Display(NAME, None, out, quiet=out is quiet) as display:
+            display.begin(4000)
+    assert NAME in stream.getvalue()
+    assert "the first figures come after 4,000 steps" in stream.getvalue()
+    assert pipe.getvalue() + quiet.getvalue() == ""
+
+
 def test_plain_line_before_an_episode_has_ended():
     out = io.StringIO()
     display = Display(NAME, None, out)

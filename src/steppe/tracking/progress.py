@@ -69,6 +69,7 @@ class Display:
         self._glyphs = UNICODE if encoding.startswith("utf") else ASCII
         self._rewards: deque[float] = deque(maxlen=_SHOWN)
         self._steps, self._seconds = 0, 0.0
+        self._evaluation = ""
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
@@ -78,6 +79,17 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def begin(self, steps: int) -> None:
+        """Say that it runs: the first iteration of a slow env, of ``steps`` env steps, may take long."""
+        if self._quiet or not self._stream.isatty():
+            return
+        from rich.text import Text
+
+        text = Text(self._name, style="bold", no_wrap=True, overflow="ellipsis")
+        text.append(f"\n{'steps':<{_LABEL}}", style="cyan not bold")
+        text.append(f"the first figures come after {steps:,} steps", style="not bold")
+        self._started().update(text, refresh=True)
 
     def update(self, result: Mapping[str, Any]) -> None:
         """Show the result of one training iteration."""
@@ -119,6 +131,8 @@ class Display:
             pairs["length_mean"] = result["episode_len_mean"]
         else:
             pairs["reward_per_step"] = result["reward_per_step"]
+        if "evaluation" in result:
+            pairs["evaluation_reward_mean"] = result["evaluation"]["episode_reward_mean"]
         pairs |= {"steps_per_s": round(now), "steps_per_s_overall": round(overall), **_shares(result)}
         pairs["env_health"] = sum(result["env_health"].values()) or None
         known = {k: v for k, v in pairs.items() if v is not None and math.isfinite(v)}
@@ -140,8 +154,7 @@ class Display:
         dot = self._glyphs.dot
         ended = f"{result['episodes_total']:,} ended"
         if _has_reward(result):
-            mean, low, high = (_number(result[f"episode_reward_{kind}"]) for kind in ("mean", "min", "max"))
-            reward = f"{mean} (min {low}, max {high})  "
+            reward = f"{_rewards(result)}  "
             room = max(0, min(_SHOWN, width - _LABEL - len(reward)))
             reward += sparkline(list(self._rewards)[-room:] if room else [], self._glyphs.levels)
             length = _number(result["episode_len_mean"])
@@ -157,6 +170,8 @@ class Display:
             "speed": f"{now:,.0f} steps/s now{dot}{overall:,.0f} overall",
             "time": dot.join(f"{phase} {share}%" for phase, share in shares.items()) or "not measured",
         }
+        if self._evaluation:
+            lines["evaluation"] = self._evaluation
         health = result["env_health"]
         if health:
             lines["env health"] = ", ".join(f"{what}: {count:,}" for what, count in health.items())
@@ -179,6 +194,9 @@ class Display:
         self._seconds += result["time"]["iteration_s"]
         if _has_reward(result):
             self._rewards.append(result["episode_reward_mean"])
+        if "evaluation" in result:
+            steps = f"{self._glyphs.dot}after {result['timesteps_total']:,} steps"
+            self._evaluation = _rewards(result["evaluation"]) + steps
 
     def _speeds(self, result: Mapping[str, Any]) -> tuple[float, float]:
         """Env steps per second: of this iteration, and since this display began."""
@@ -222,6 +240,11 @@ def _shares(result: Mapping[str, Any]) -> dict[str, int]:
 
 def _rate(steps: int, seconds: float) -> float:
     return steps / seconds if seconds > _CLOCK_TICK else 0.0
+
+
+def _rewards(result: Mapping[str, Any]) -> str:
+    mean, low, high = (_number(result[f"episode_reward_{kind}"]) for kind in ("mean", "min", "max"))
+    return f"{mean} (min {low}, max {high})"
 
 
 def _number(value: float) -> str:

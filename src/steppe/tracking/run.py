@@ -38,6 +38,10 @@ __all__ = ["Run", "RunSummary", "Status", "checkpoint_of", "list_runs"]
 _LOGGER = logging.getLogger("steppe")
 _PROGRESS, _RESULTS, _EPISODES = "progress.csv", "result.jsonl", "episodes.jsonl"
 _STEPS = "timesteps_total"
+_UNWRITABLE = (
+    "the run's folder cannot be made, {path}: {reason}. Work in a folder that can be written to, name "
+    "another with run_dir (--run-dir), or write none with write_run=False (--no-write-run)"
+)
 
 
 @final
@@ -279,11 +283,11 @@ def _folder_name(name: str) -> str:
 def _claim(base: Path, algo: str, name: str | None, directory: str | os.PathLike[str] | None) -> Path:
     if directory is not None:
         path = Path(directory)
-        path.mkdir(parents=True, exist_ok=True)
+        _make(path)
         if any(path.iterdir()):
             raise ConfigError(f"{path} is not empty: give a new folder, or resume the run in it")
         return path
-    base.mkdir(parents=True, exist_ok=True)
+    _make(base)
     if name is None:
         return _claim_number(base, algo)
     if _folder_name(name) != name:
@@ -295,6 +299,17 @@ def _claim(base: Path, algo: str, name: str | None, directory: str | os.PathLike
             f"a run named {name} exists in {base}: resume it, or choose another name"
         ) from error
     return base / name
+
+
+def _make(path: Path) -> None:
+    """A folder that can be written to, with those above it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        writable = os.access(path, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise ConfigError(_UNWRITABLE.format(path=path, reason=error.strerror)) from error
+    if not writable:
+        raise ConfigError(_UNWRITABLE.format(path=path, reason="permission denied"))
 
 
 def _claim_number(base: Path, algo: str) -> Path:
