@@ -46,6 +46,28 @@ class Broken(Walk):
         return super().step(action)
 
 
+class Endless(Walk):
+    """An env without an end, which draws nothing."""
+
+    render = gymnasium.Env.render
+
+    def step(self, action):
+        return np.zeros(1, np.float32), 1.0, False, False, {}
+
+
+class Modes(Walk):
+    """Draws text if it is told so when it is made, an array if not."""
+
+    metadata = {"render_modes": ["rgb_array", "ansi"]}
+
+    def __init__(self, render_mode=None):
+        super().__init__()
+        self.render_mode = render_mode
+
+    def render(self):
+        return "as text" if self.render_mode == "ansi" else np.zeros((2, 2, 3), np.uint8)
+
+
 class NotANumber(Walk):
     """An env that breaks its contract."""
 

@@ -1,10 +1,15 @@
 """``evaluate``, ``rollout``, ``baseline`` and ``runs`` print what is true of a known env."""
 
 import shutil
+import time
 
 import pytest
 
+from steppe.cli import baseline
 from steppe.cli.baseline import report
+from steppe.envs.context import EnvContext
+from steppe.envs.registry import creator_of
+from steppe.errors import ConfigError
 
 
 def test_evaluate_takes_a_run_or_a_checkpoint(steppe, trained):
@@ -30,6 +35,30 @@ def test_what_is_no_run_is_said(steppe, tmp_path):
     assert "Traceback" not in done.err
 
 
+def test_what_is_no_folder_is_said(steppe, walk):
+    done = steppe("evaluate", walk)
+    assert (done.status, done.err) == (2, f"Error: {walk} is a file; name a run's folder or a checkpoint's\n")
+
+
+def test_the_env_of_a_bare_checkpoint_is_asked_for_as_a_flag(steppe, trained, walk, tmp_path):
+    bare = shutil.copytree(trained / "checkpoints" / "128", tmp_path / "elsewhere" / "128")
+    done = steppe("evaluate", bare)
+    assert (done.status, f"name its env, --env {walk}:Walk" in done.err) == (2, True)
+    (bare / "meta.json").write_text("{")
+    assert "damaged" in steppe("evaluate", bare).err
+
+
+def test_the_env_of_a_run_made_with_a_class_is_asked_for(steppe, trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "copy", symlinks=True)
+    (run / "config.toml").write_text("env = 'Walk'")
+    done = steppe("rollout", run)
+    assert (done.status, "trained with Walk" in done.err, "--env file.py:Class" in done.err) == (
+        2,
+        True,
+        True,
+    )
+
+
 def test_rollout_prints_steps_and_episode_rewards(steppe, trained):
     lines = steppe("rollout", trained, "--steps", "7").out.splitlines()
     assert [line.split()[:2] for line in lines[:5]] == [["step", str(n)] for n in range(1, 6)]
@@ -43,6 +72,34 @@ def test_rollout_renders(steppe, trained):
     lines = steppe("rollout", trained, "--steps", "5", "--render").out.splitlines()
     assert lines[:5] == ["t=1", "t=2", "t=3", "t=4", "t=5"]
     assert lines[5].startswith("cumulative reward ")
+
+
+def test_rollout_makes_an_env_of_the_user_in_a_mode_that_a_terminal_shows(steppe, trained, walk):
+    modes = ("rollout", trained / "latest", "--steps", "1", "--render", "--env")
+    assert steppe(*modes, f"{walk}:Modes").out.splitlines()[0] == "as text"
+
+
+def test_rollout_says_that_nothing_can_be_drawn(steppe, trained, walk, monkeypatch):
+    done = steppe("rollout", trained, "--render", "--env", f"{walk}:Endless")
+    assert (done.status, done.err) == (2, "Error: Endless has no render(); leave out --render\n")
+    monkeypatch.setattr("steppe.envs.registry.make", made_without_a_mode(walk))
+    done = steppe("rollout", trained, "--render")
+    assert done.status == 2
+    assert "render() of Modes returned ndarray, which a terminal cannot show" in done.err
+
+
+def made_without_a_mode(walk):
+    def make(env, env_config):
+        if "render_mode" in env_config:
+            raise ConfigError("no such argument")
+        return creator_of(f"{walk}:Modes")(EnvContext({}))
+
+    return make
+
+
+def test_evaluate_stops_long_episodes(steppe, trained, walk):
+    lines = steppe("evaluate", trained, "--episodes", "2", "--max-episode-steps", "3").out.splitlines()
+    assert lines[1].endswith("length 3.0")
 
 
 def test_rollout_draws_a_gymnasium_env_in_a_mode_it_has():
@@ -73,6 +130,32 @@ def test_baseline_of_a_known_env(steppe, walk):
 def test_baseline_stops_long_episodes(steppe, walk):
     done = steppe("baseline", f"{walk}:Walk", "--episodes", "3", "--max-episode-steps", "2")
     assert done.out.endswith("length 2.0\n")
+
+
+def test_baseline_says_that_an_episode_does_not_end(steppe, walk, monkeypatch):
+    def step(self, action, count=iter(range(100))):  # noqa: B008 - one count for the whole test
+        time.sleep(0.02)
+        if next(count) == 10:
+            raise KeyboardInterrupt
+        return 0, 1.0, False, False, {}
+
+    monkeypatch.setattr(baseline, "PATIENCE", 0.05)
+    monkeypatch.setattr("gymnasium.envs.toy_text.frozen_lake.FrozenLakeEnv.step", step)
+    done = steppe("baseline", "FrozenLake-v1")
+    assert "--max-episode-steps N ends them" in done.err
+    assert done.err.endswith("stopped after 0 of 10000 episodes\n")
+
+
+def test_baseline_refuses_a_reward_that_is_no_number(steppe, walk, tmp_path):
+    (tmp_path / "nan.py").write_text(
+        f"import sys; sys.path.append({str(walk.parent)!r})\n"
+        "from walk import Walk\nclass Nan(Walk):\n"
+        "    def step(self, action): return *super().step(action)[:1], float('nan'), True, False, {}\n"
+    )
+    done = steppe("baseline", f"{tmp_path}/nan.py:Nan")
+    assert done.status == 2
+    assert "E201 reward is not one finite number: reward: got nan" in done.err
+    assert "Nan, runner 0, env 0, episode 0, step 1" in done.err
 
 
 def test_baseline_report():

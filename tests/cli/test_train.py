@@ -238,7 +238,8 @@ def test_resume_takes_back_what_came_after_the_checkpoint(steppe, copy):
     assert steps(copy) == [64, 128]
     assert [r["episode_reward_mean"] for r in rows(copy)] == [r["episode_reward_mean"] for r in before]
     shutil.rmtree(copy / "checkpoints")
-    assert "this run has no checkpoint yet" in steppe("train", "--resume", copy).err
+    refused = steppe("train", "--resume", copy).err
+    assert "this run has no checkpoint yet; it was started with: " in refused
 
 
 def test_resume_remembers_when_to_stop_and_keeps_its_settings(steppe, copy):
@@ -247,11 +248,12 @@ def test_resume_remembers_when_to_stop_and_keeps_its_settings(steppe, copy):
     (copy / "run.json").write_text(json.dumps(record))
     done = steppe("train", "--resume", copy)
     assert done.status == 2
-    assert f"{copy} has its 128 steps; --total-steps 256 would go on" in done.err
+    assert f"{copy} is at 128 of 128 steps; more go on, such as --total-steps 256" in done.err
+    assert "is at 128 of 64 steps;" in steppe("train", "--resume", copy, "--total-steps", "64").err
     done = steppe("train", "--resume", copy, "--lr", "1", "--lambda", "0.5", "--name", "x")
     assert done.status == 2
     assert "keeps its settings; leave out --lr, --lambda, --name" in done.err
-    assert "--resume takes a run folder" in steppe("train", "--resume", bare_checkpoint(copy)).err
+    assert "it has no run.json" in steppe("train", "--resume", bare_checkpoint(copy)).err
     assert "no such run or checkpoint" in steppe("train", "--resume", copy / "nothing").err
 
 
@@ -284,4 +286,40 @@ def test_ctrl_c_saves_and_says_how_to_go_on(walk, tmp_path):
     assert process.returncode == 130
     assert out.splitlines()[-1] == "stopped; go on with: steppe train --resume runs/Walk/stopped"
     assert status(run) == "interrupted"
+    assert json.loads((run / "run.json").read_text())["error"] is None
     assert (run / "latest").resolve().name == str(steps(run)[-1])
+
+
+def test_a_run_stopped_at_once_promises_no_resume(steppe, walk, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("steppe.cli.train.loop", stopped)
+    done = steppe("train", f"{walk}:Walk", *SMALL)
+    assert (done.status, done.out) == (130, "stopped; nothing was saved\n")
+    monkeypatch.setattr("steppe.cli.train.loop", saves_and_stops)
+    done = steppe("train", f"{walk}:Walk", *SMALL)
+    assert (done.status, done.out) == (
+        130,
+        "stopped; go on with: steppe train --resume runs/Walk/ppo-2\n",
+    )
+
+
+def saves_and_stops(algo, *_):
+    algo.train()
+    algo.save_to_run()
+    raise KeyboardInterrupt
+
+
+def test_a_module_beside_the_working_folder_is_an_env(steppe, walk, tmp_path):
+    (tmp_path / "walk_of_this_test.py").write_text(walk.read_text())
+    done = steppe("baseline", "walk_of_this_test:Walk", "--episodes", "1")
+    assert done.out.endswith("length 5.0\n"), done.err
+
+
+def test_a_run_folder_that_cannot_be_made_is_an_instruction(steppe, walk, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = steppe("train", f"{walk}:Walk", *SMALL, "--run-dir", tmp_path / "file" / "run")
+    assert done.status == 2
+    assert "the run's folder cannot be made" in done.err
+    assert "--no-write-run" in done.err

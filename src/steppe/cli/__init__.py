@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import final
@@ -65,6 +66,8 @@ def main(args: Sequence[str] | None = None) -> None:
     Exit status: 0 done, 1 the user's own exception (its traceback is shown), 2 a mistake in what was asked
     for or in an env (its text is shown), 130 stopped by Ctrl-C.
     """
+    if os.getcwd() not in sys.path:  # for module:Class; last, so that no file here hides a library
+        sys.path.append(os.getcwd())
     try:
         status = cli.main(args, prog_name="steppe", standalone_mode=False)
     except click.ClickException as error:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
 
 from steppe.cli.flags import env_config_option
+from steppe.errors import EnvError
+
+PATIENCE = 10.0
+"""Seconds after which an episode that goes on is remarked upon."""
 
 
 @click.command()
@@ -28,10 +34,11 @@ def command(
 
     instance = registry.make(env, dict(env_config))
     played: list[tuple[float, int]] = []
+    endless = random_episodes(instance, seed, max_episode_steps)
     try:
-        for _, episode in zip(
-            range(episodes), random_episodes(instance, seed, max_episode_steps), strict=False
-        ):
+        with _patience():
+            played.append(next(endless))
+        for _, episode in zip(range(episodes - 1), endless, strict=False):
             played.append(episode)  # kept when Ctrl-C comes
     except KeyboardInterrupt:
         click.echo(f"stopped after {len(played)} of {episodes} episodes", err=True)
@@ -54,9 +61,25 @@ def random_episodes(env: Any, seed: int, max_steps: int | None) -> Iterator[tupl
             _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
             total += float(reward)
             length += 1
+            if not math.isfinite(total):
+                name = type(env.unwrapped).__name__
+                raise EnvError("E201", f"reward: got {reward!r}", env_class=name, step=length, seed=seed)
             over = bool(terminated or truncated or length == max_steps)
         yield total, length
         env.reset()
+
+
+@contextlib.contextmanager
+def _patience() -> Iterator[None]:
+    """Say what to do about an episode that does not end."""
+    text = "the first episode has not ended yet; if none ever does, --max-episode-steps N ends them"
+    timer = threading.Timer(PATIENCE, click.echo, [text], {"err": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def report(played: Sequence[tuple[float, int]]) -> str:

@@ -15,13 +15,15 @@ from steppe.cli.saved import find, restore
     "--episodes", type=click.IntRange(min=1), default=20, show_default=True, help="Episodes to play."
 )
 @click.option("--env", help="The env, where the checkpoint alone does not say it.")
-def command(path: Path, episodes: int, env: str | None) -> None:
+@click.option("--max-episode-steps", type=click.IntRange(min=1), help="Stop an episode after so many steps.")
+def command(path: Path, episodes: int, env: str | None, max_episode_steps: int | None) -> None:
     """Play episodes with a trained policy and print their rewards.
 
     Of a run folder, the latest checkpoint is taken.
     """
     saved = find(path)
-    with restore(saved, env) as algo:
+    changes = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
+    with restore(saved, env, **changes) as algo:
         result = algo.evaluate(num_episodes=episodes)
     click.echo(f"{saved.checkpoint}: {episodes} episodes")
     click.echo(

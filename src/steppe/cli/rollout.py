@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from steppe.cli.saved import find, restore
+from steppe.errors import ConfigError
 
 
 @click.command()
@@ -32,20 +33,30 @@ def command(path: Path, steps: int, render: bool, explore: bool, seed: int | Non
 
 
 def make_env(env: Any, env_config: dict[str, Any], *, render: bool) -> Any:
-    """One env; a Gymnasium id that can draw is made so that it does."""
+    """One env; where it is to draw, it is made with a ``render_mode`` that shows something, if it takes one.
+
+    Raises:
+        ConfigError: it is to draw, and cannot.
+    """
     import gymnasium
 
     from steppe.envs import registry
 
     instance = registry.make(env, env_config)
-    modes = instance.metadata.get("render_modes", ())
-    if not render or instance.render_mode is not None or env not in gymnasium.registry:
+    if not render:
         return instance
-    for mode in ("human", "ansi"):
-        if mode in modes:
-            instance.close()
-            return registry.make(env, {**env_config, "render_mode": mode})
-    return instance
+    if type(instance.unwrapped).render is gymnasium.Env.render:
+        raise ConfigError(f"{type(instance.unwrapped).__name__} has no render(); leave out --render")
+    modes = instance.metadata.get("render_modes") or ()
+    mode = next((mode for mode in ("human", "ansi") if mode in modes), None)
+    if mode is None or instance.render_mode is not None:
+        return instance
+    try:
+        drawing = registry.make(env, {**env_config, "render_mode": mode})
+    except ConfigError:  # its constructor takes no such argument
+        return instance
+    instance.close()
+    return drawing
 
 
 def play(env: Any, act: Callable[[Any], Any], steps: int, render: bool, seed: int | None) -> None:
@@ -57,9 +68,7 @@ def play(env: Any, act: Callable[[Any], Any], steps: int, render: bool, seed: in
         obs, reward, terminated, truncated, _ = env.step(action)
         total += float(reward)
         if render:
-            drawn = env.render()
-            if isinstance(drawn, str):
-                click.echo(drawn.rstrip("\n"))
+            _draw(env)
         else:
             click.echo(f"step {step}  action {action}  reward {float(reward):g}")
         if terminated or truncated:
@@ -68,3 +77,14 @@ def play(env: Any, act: Callable[[Any], Any], steps: int, render: bool, seed: in
             total = 0.0
     if not (terminated or truncated):
         click.echo(f"reward so far {total:g}, the episode goes on")
+
+
+def _draw(env: Any) -> None:
+    drawn = env.render()
+    if isinstance(drawn, str):
+        click.echo(drawn.rstrip("\n"))
+    elif drawn is not None:
+        raise ConfigError(
+            f"render() of {type(env.unwrapped).__name__} returned {type(drawn).__name__}, which a terminal "
+            "cannot show: draw in a window of its own, print, or return text; or leave out --render"
+        )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import click
 
-from steppe.errors import CheckpointError
-from steppe.tracking.record import RECORD, checkpoint_of
+from steppe.errors import CheckpointError, ConfigError
+from steppe.tracking.record import RECORD, Which, checkpoint_of, read_record
 
 if TYPE_CHECKING:
     from steppe.algorithm import Algorithm
@@ -30,14 +31,17 @@ def find(path: Path) -> Saved:
     """
     if not path.exists():
         raise CheckpointError(f"{path}: no such run or checkpoint; `steppe runs` lists the runs")
-    if path.is_file():  # a link, where the file system has none
-        path = path.parent / path.read_text(encoding="utf-8").strip()
+    if path.is_file():
+        if path.name not in get_args(Which):
+            raise CheckpointError(f"{path} is a file; name a run's folder or a checkpoint's")
+        path = path.parent / path.read_text(encoding="utf-8").strip()  # a link, where there are none
     if not is_run(path):
         around = path.resolve().parent.parent
         return Saved(path.resolve(), around if is_run(around) else None)
     latest = checkpoint_of(path)
     if latest is None:
-        raise CheckpointError(f"{path}: this run has no checkpoint yet")
+        command = read_record(path).get("command")
+        raise CheckpointError(f"{path}: this run has no checkpoint yet; it was started with: {command}")
     return Saved(latest, path)
 
 
@@ -65,12 +69,18 @@ def env_of_run(run: Path) -> str | None:
     """The env that a run's settings name, said aloud if that means importing a file.
 
     A relative path that leads nowhere from here is taken from the folder that the run was started in.
+
+    Raises:
+        ConfigError: the settings name something that only the program knew which made the run.
     """
     env = run_settings(run).get("env")
     if not isinstance(env, str):
         return None
     file, colon, name = env.rpartition(":")
-    if not colon or not file.endswith(".py"):
+    if not colon:
+        _refuse_unknown(env, f"{run} was trained with {env}, a class, function or name of the program")
+        return env
+    if not file.endswith(".py"):
         return env
     home = run.resolve().parent.parent.parent  # of home/runs/<Env>/<run>
     if not Path(file).exists() and (home / file).exists():
@@ -79,10 +89,35 @@ def env_of_run(run: Path) -> str | None:
     return env
 
 
-def restore(saved: Saved, env: str | None) -> Algorithm:
-    """The algorithm of a checkpoint; ``env`` or, without it, the run's own text names the env."""
+def restore(saved: Saved, env: str | None, **changes: Any) -> Algorithm:
+    """The algorithm of a checkpoint; ``env`` or, without it, the run's own text names the env.
+
+    ``changes`` are settings that differ from those it was saved with.
+    """
     import steppe
 
     if env is None and saved.run is not None:
         env = env_of_run(saved.run)
-    return steppe.load(saved.checkpoint, env=env)
+    elif env is None:
+        _refuse_bare(saved.checkpoint)
+    return steppe.load(saved.checkpoint, env=env, **changes)
+
+
+def _refuse_unknown(env: str, what: str) -> None:
+    import gymnasium
+
+    from steppe.envs import registry
+
+    if env not in gymnasium.registry and not registry.is_registered(env):
+        raise ConfigError(f"{what}: say where it is, --env file.py:Class or --env module:Class")
+
+
+def _refuse_bare(checkpoint: Path) -> None:
+    """Ask for the env of a checkpoint that lies outside of a run and names its env by code."""
+    try:
+        meta = json.loads((checkpoint / "meta.json").read_text(encoding="utf-8"))
+        env, is_code = meta["config"]["env"], "env" in meta["code"]
+    except (OSError, ValueError, LookupError, TypeError):  # loading says what is wrong with it
+        return
+    if is_code:
+        raise ConfigError(f"{checkpoint} is not in a run's folder: name its env, --env {env}")

@@ -132,23 +132,25 @@ def loop(algo: Algorithm, stop: StopWhen, display: Display, interrupts: Interrup
 def _train(algo: Algorithm, stop: StopWhen, quiet: bool) -> int:
     from steppe.tracking.progress import Display
 
-    where, reason = "", ""
+    run, where, reason, saved = None, "", "", True
     try:
         with algo:  # its end writes how the run ended, unless that was said before
             run = algo.run
             where = str(run.path) if run is not None else ""
             title = " ".join(filter(None, [algo.config.algo_name, str(algo.config.env), where]))
             with Display(title, stop.total_steps, quiet=quiet) as display, Interrupts(display) as interrupts:
+                display.begin(algo.config.train_batch_size)
                 reason = loop(algo, stop, display, interrupts)
                 if run is not None:
                     algo.save_to_run()
                     run.finish("finished" if reason else "interrupted")
     except KeyboardInterrupt:
-        reason = ""
+        reason, saved = "", run is not None and run.latest() is not None
     if reason:
         click.echo(f"{reason}; run folder: {where}" if where else reason)
         return 0
-    click.echo(f"stopped; go on with: steppe train --resume {shlex.quote(where)}" if where else "stopped")
+    how = f"go on with: steppe train --resume {shlex.quote(where)}" if saved else "nothing was saved"
+    click.echo(f"stopped; {how}" if where else "stopped")
     return INTERRUPTED
 
 
@@ -179,11 +181,15 @@ def _reopen(path: Path, env: str | None, stop: dict[str, Any]) -> tuple[Algorith
 
     saved = find(path)
     if saved.run is None:
-        raise ConfigError(f"{path} is a checkpoint outside of a run; --resume takes a run folder")
+        raise ConfigError(
+            f"{path} is not in a run's folder (it has no run.json); --resume takes such a folder"
+        )
     stop = {**_first_stop(saved.run), **stop}
     steps, total = int(saved.checkpoint.name), stop.get("total_steps") or math.inf
     if steps >= total:
-        raise ConfigError(f"{path} has its {total:,} steps; --total-steps {2 * total} would go on")
+        raise ConfigError(
+            f"{path} is at {steps:,} of {total:,} steps; more go on, such as --total-steps {2 * steps}"
+        )
     algorithm = restore(saved, env)
     algorithm.run = Run.open(saved.run, keep=algorithm.config.keep_checkpoints_num)
     algorithm.run.truncate_to(steps)
