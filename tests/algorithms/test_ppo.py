@@ -169,6 +169,31 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted():
     assert np.array_equal(before, after)
 
 
+def test_a_first_fragment_is_explored_whatever_the_units_of_the_observations():
+    settings = {**TINY, "fcnet_hiddens": [64, 64], "fcnet_activation": "relu"}
+    with steppe.PPOConfig(env=NeverEnds, **settings).build() as algo:
+        rng, policy = np.random.default_rng(0), algo.get_policy()
+        obs = (1e5 * rng.normal(size=(64, 2))).astype(np.float32)
+        weights = algo.runner.sampler.weights_of("default_policy")
+        logp = policy.act(weights, obs, None, rng.uniform(0.01, 0.99, (64, 1)).astype(np.float32)).logp
+    assert np.exp(logp).max() < 0.6
+
+
+def test_statistics_that_would_overflow_are_not_kept():
+    class Jackpot(NeverEnds):
+        steps = 0
+
+        def step(self, action):
+            Jackpot.steps += 1
+            return np.zeros(2, np.float32), 1e25 if Jackpot.steps == 200 else 1.0, False, False, {}
+
+    with steppe.PPOConfig(env=Jackpot, **TINY).build() as algo:
+        stats = [algo.train()["info"]["default_policy"] for _ in range(3)]
+        learner = algo.get_state()["learner"]["default_policy"]
+    assert [s["updates_skipped"] for s in stats] == [0, 1, 1]
+    assert all(np.isfinite(array).all() for array in learner["arrays"])
+
+
 def test_kl_stop_ends_the_epochs():
     settings = {**TINY, "lr": 3e-2, "num_epochs": 10}
     with steppe.PPOConfig(env="CartPole-v1", kl_stop=1e-6, **settings).build() as algo:

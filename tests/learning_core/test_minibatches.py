@@ -278,19 +278,33 @@ def take_shape(queue):
 def test_each_epoch_is_a_permutation_repeated_to_the_capacity(rows, lanes, room, epochs, seed):
     acted = np.random.default_rng(seed).random((rows, lanes)) < 0.6
     wanted = np.flatnonzero(acted).tolist()
-    order, count = shuffled(np.random.default_rng(seed), acted, epochs, len(wanted) + room)
+    order, count = shuffled(np.random.default_rng(seed), acted, epochs, 1, len(wanted) + room + 1)
     assert count == len(wanted)
-    assert order.shape == (epochs, len(wanted) + room)
+    assert order.shape == (epochs, len(wanted) + room + 1)
     assert order.dtype == np.int32
     for epoch in order.tolist():
         assert sorted(epoch[:count]) == wanted
         assert all(index == epoch[i - count] for i, index in enumerate(epoch) if i >= count > 0)
 
 
+def test_the_order_grows_in_few_steps_and_never_shrinks():
+    rng, capacity, seen = np.random.default_rng(0), 0, []
+    for rows in [*range(60, 401, 4), 60, 0]:
+        order, count = shuffled(rng, np.ones((rows, 1), np.bool_), 1, 16, capacity)
+        capacity = order.shape[1]
+        assert capacity % 16 == 0
+        assert capacity >= max(count, 16)
+        seen.append(capacity)
+    assert seen == sorted(seen)
+    assert seen[:2] == [64, 64]
+    assert len(set(seen)) <= 10
+    assert capacity < 1.3 * 400
+
+
 def test_epochs_differ_and_the_stream_decides():
     acted = np.ones((50, 2), np.bool_)
-    order, _ = shuffled(np.random.default_rng(0), acted, 2, 100)
-    same, _ = shuffled(np.random.default_rng(0), acted, 2, 100)
+    order, _ = shuffled(np.random.default_rng(0), acted, 2, 10)
+    same, _ = shuffled(np.random.default_rng(0), acted, 2, 10)
     assert order.tolist() == same.tolist()
     assert order[0].tolist() != order[1].tolist()
     assert order[0].tolist() != sorted(order[0].tolist())

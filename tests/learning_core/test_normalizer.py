@@ -99,3 +99,16 @@ def test_rows_that_were_not_acted_do_not_count():
     _, merged, _ = normalized(BOX, norm_init(BOX), obs, acted)
     assert float(merged[0]) == pytest.approx(2)
     assert np.asarray(merged[1]).tolist() == [0, 0]
+
+
+def test_a_leaf_that_was_never_seen_makes_no_batch_a_first_one():
+    item = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    spec = spec_of(spaces.Dict(a=spaces.Sequence(item), b=item), max_sequence_length=2)
+    acted, stats, firsts = jnp.ones((3, 2), bool), norm_init(spec), []
+    for batch in range(3):
+        items, length = np.zeros((3, 2, 2, 1), np.float32), np.zeros((3, 2), np.int64)
+        obs = {"a": {"items": items, "length": length}, "b": np.full((3, 2, 1), batch, np.float32)}
+        _, stats, first = normalized(spec, stats, obs, acted)
+        firsts.append(bool(first))
+    assert [float(count) for count in stats[::3]] == [0, 18]
+    assert firsts == [True, False, False]

@@ -252,12 +252,12 @@ def test_normalize_by_hand_and_clip():
     np.testing.assert_allclose(normalize(BOX, stats, obs[1], clip=5.0), [5, 0], rtol=1e-5)
 
 
-def test_nothing_is_normalised_before_two_rows():
-    obs = np.asarray([[30.0, -40.0]], np.float32)
+def test_before_two_rows_were_seen_values_are_clipped_alone():
+    obs, clipped = np.asarray([[3.0, -40.0]], np.float32), [[3, -10]]
     stats = norm_init(BOX)
-    np.testing.assert_array_equal(normalize(BOX, stats, obs), obs)
+    np.testing.assert_array_equal(normalize(BOX, stats, obs), clipped)
     stats = norm_merge(BOX, stats, obs, np.ones(1, bool))
-    np.testing.assert_array_equal(normalize(BOX, stats, 2 * obs), 2 * obs)
+    np.testing.assert_array_equal(normalize(BOX, stats, 2 * obs), [[6, -10]])
     stats = norm_merge(BOX, stats, obs + 2, np.ones(1, bool))
     np.testing.assert_allclose(normalize(BOX, stats, obs + 2), [[1, 1]], rtol=1e-5)
 
@@ -291,6 +291,18 @@ def test_large_offsets_keep_their_variance_in_float32():
     exact = obs.astype(np.float64)
     np.testing.assert_allclose(stats[1], exact.mean(0), atol=2e-3)
     np.testing.assert_allclose(stats[2] / stats[0], exact.var(0), rtol=1e-3)
+
+
+def test_statistics_of_enormous_numbers_stay_finite():
+    box = spec_of(spaces.Box(-np.inf, np.inf, (2,), np.float64))
+    obs = np.asarray([[1e30, -1e30], [1e30, 3.0], [1e300, 5.0]], np.float64)
+    with np.errstate(over="ignore"):
+        obs = obs.astype(np.float32)
+    stats = norm_init(box)
+    for _ in range(3):
+        stats = norm_merge(box, stats, obs, np.ones(3, bool))
+    assert all(np.isfinite(leaf).all() for leaf in stats)
+    assert np.isfinite(normalize(box, stats, obs)).all()
 
 
 def test_absent_items_and_unchosen_parts_do_not_count():

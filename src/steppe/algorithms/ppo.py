@@ -174,8 +174,9 @@ def _update(
     are. The number of minibatches is a traced loop bound: time follows the acted rows, shapes do not.
     """
     params, opt, sums, epochs, steps = _epochs(static, state, rows, order, count, hyper)
-    fine = jnp.isfinite(params).all() & jnp.isfinite(sums["total_loss"])
-    new = jax.tree.map(partial(jnp.where, fine), LearnerState(params, opt, *statistics), state)
+    new = LearnerState(params, opt, *statistics)
+    fine = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((new, sums))]).all()
+    new = jax.tree.map(partial(jnp.where, fine), new, state)
     return new, {**{n: total / steps for n, total in sums.items()}, "epochs": epochs, "skipped": ~fine}
 
 
@@ -283,8 +284,8 @@ class PPOLearner(PolicyLearner):
             return None
         config, size = self._config, self._size
         batch, acted, continues = self._queue.take()
-        self._capacity = max(self._capacity, -(-int(acted.sum()) // size) * size, size)
-        order, count = shuffled(self._rng, acted, config.num_epochs, self._capacity)
+        order, count = shuffled(self._rng, acted, config.num_epochs, size, self._capacity)
+        self._capacity = order.shape[1]
         *moments, old = self._state.return_scale
         carry = np.zeros(len(continues), np.float32)  # lanes that are new begin with nothing
         carry[: len(old)] = old

@@ -177,19 +177,27 @@ def _capacity(rows: int, fragments: Sequence[Rollout]) -> int:
     return room if rows > most else min(room, most)
 
 
-def shuffled(rng: np.random.Generator, acted: BoolArray, epochs: int, capacity: int) -> tuple[Array, int]:
+def shuffled(
+    rng: np.random.Generator, acted: BoolArray, epochs: int, size: int, capacity: int = 0
+) -> tuple[Array, int]:
     """The order in which rows are learned from: acted rows only, drawn anew for each epoch.
 
     Args:
         rng: the learner's stream.
         acted: ``(rows, lanes)``.
         epochs: passes over the batch.
-        capacity: length of the answer; beyond the acted rows the order is repeated from its start.
+        size: of a minibatch.
+        capacity: length of the last answer; where that is too short it grows by a quarter at least, because
+            each growth compiles anew.
 
     Returns:
-        ``(epochs, capacity)`` int32 flat row indices, and the number of acted rows.
+        ``(epochs, capacity)`` int32 flat row indices, and the number of acted rows. The capacity is a
+        multiple of ``size``; beyond the acted rows the order is repeated from its start.
     """
     rows = np.flatnonzero(acted).astype(np.int32)
+    needed = -(-max(len(rows), size) // size) * size
+    if capacity < needed:
+        capacity = -(-max(needed, capacity * 5 // 4) // size) * size
     order = np.empty((epochs, capacity), np.int32)
     for epoch in range(epochs):
         order[epoch] = np.resize(rng.permutation(rows), capacity)

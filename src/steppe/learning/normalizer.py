@@ -33,7 +33,7 @@ def normalized(spec: Spec, stats: Any, obs: Tree, acted: jax.Array) -> tuple[Tre
     if not stats:
         return obs, stats, jnp.bool_(False)
     merged = norm_merge(spec, stats, obs, acted)
-    first = stats[0] == 0
+    first = jnp.stack(stats[::3]).max() == 0  # of all leaves: an optional one may stay unseen for long
     used = jax.tree.map(partial(jnp.where, first), merged, stats)
     return normalize(spec, used, obs), merged, first
 

@@ -36,6 +36,7 @@ _EMBEDDING = 64
 _MAX_CHANNELS = 16
 _WIDE_RANGE = 10
 _EPSILON = 1e-8
+_LARGEST = 1e14  # sums of squares of larger numbers would leave float32
 
 
 class Encoder(eqx.Module):
@@ -266,14 +267,14 @@ def normalize(spec: Spec, stats: Sequence[Any], obs: Tree, clip: float = 10.0) -
         clip: largest magnitude that is let through.
 
     Returns:
-        The tree, covered leaves float32 (as they were while their count is below 2), others untouched.
+        The tree, covered leaves float32 (only clipped while their count is below 2), others untouched.
     """
     triples = iter(zip(stats[::3], stats[1::3], stats[2::3], strict=True))
 
     def scaled(leaf: BoxSpec, x: jax.Array, mask: jax.Array) -> jax.Array:
         count, mean, m2 = next(triples)
         unit = (x - mean) * jax.lax.rsqrt(m2 / jnp.maximum(count, 1.0) + _EPSILON)
-        return jnp.where(count < 2.0, x, jnp.clip(unit, -clip, clip))
+        return jnp.clip(jnp.where(count < 2.0, x, unit), -clip, clip)
 
     return _visit(spec, obs, jnp.ones((), bool), scaled)
 
@@ -321,7 +322,9 @@ def _visit(
 ) -> Tree:
     """``obs`` with covered leaves replaced by ``fn(leaf, float32 values, which of them are real)``."""
     if isinstance(spec, BoxSpec):
-        return fn(spec, jnp.asarray(obs).astype(jnp.float32), mask) if normalized_leaves(spec) else obs
+        if not normalized_leaves(spec):
+            return obs
+        return fn(spec, jnp.clip(jnp.asarray(obs).astype(jnp.float32), -_LARGEST, _LARGEST), mask)
     if isinstance(spec, DictSpec):
         return {key: _visit(item, obs[key], mask, fn) for key, item in spec.items}
     if isinstance(spec, TupleSpec):
