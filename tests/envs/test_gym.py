@@ -311,11 +311,20 @@ def test_rewards_of_every_number_type(value):
 
 
 def test_rewards_that_cancel_or_overflow_are_judged_one_by_one():
-    large = np.finfo(np.float64).max
+    large = float(np.finfo(np.float32).max)
     env = of(Corridor(9, {1: {"reward": large}}), Corridor(9, {1: {"reward": large}, 2: {"reward": INF}}))
     env.poll()
     assert act(env).reward.tolist() == [large, large]
     with pytest.raises(EnvError, match="E201"):
+        act(env)
+
+
+@pytest.mark.parametrize("reward", [1e39, -1e39, 10**39, np.float64(1e300)])
+@pytest.mark.parametrize("terminated", [False, 0])  # plain results, and such as are judged one by one
+def test_a_reward_too_large_for_float32_would_be_infinite_where_it_is_learned_from(reward, terminated):
+    env = of(Corridor(9, {1: {"reward": reward, "terminated": terminated}}))
+    env.poll()
+    with pytest.raises(EnvError, match=r"E201.*within the range of float32"):
         act(env)
 
 

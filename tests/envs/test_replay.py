@@ -305,6 +305,26 @@ def test_a_run_that_failed_goes_on_from_its_last_state():
     assert act(env, np.zeros(2, np.int64)).obs.tolist() == [[3], [3]]
 
 
+def test_the_state_before_the_first_poll_brings_a_running_env_back_to_its_seed():
+    def future(env):
+        return [
+            env.poll()[0].obs.tolist(),
+            *(act(env, np.array([n % 2] * 2)).obs.tolist() for n in range(60)),
+        ]
+
+    env = of(*(gymnasium.make("CartPole-v1") for _ in range(2)))
+    state = env.get_state()
+    wanted = future(env)
+    other = GymEnv([gymnasium.make("CartPole-v1") for _ in range(2)], seeds=[70, 71])
+    other.poll()
+    for again in (env, other):
+        assert again.set_state(state) == []
+        assert (again.env_steps, again.health(), list(again.pending())) == (0, {}, [])
+        assert future(again) == wanted
+    with pytest.raises(CheckpointError, match="of 2 envs, here are 1"):
+        of(Walk()).set_state(state)
+
+
 def test_a_very_long_episode_is_not_replayed(monkeypatch):
     monkeypatch.setattr(replay, "LOG_LIMIT", 600)
     env = walked(of(Walk(end=1000), Walk(end=50)), 800)

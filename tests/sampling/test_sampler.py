@@ -502,3 +502,29 @@ ONE = {
     "trained": ["left"],
     "mapping": lambda info: "left",
 }
+
+
+@pytest.mark.parametrize("whole_episodes", [False, True])
+def test_a_fragment_that_was_cut_short_is_neither_gone_on_with_nor_saved(monkeypatch, whole_episodes):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    sampler, twin = (
+        gym_sampler([gymnasium.make("CartPole-v1") for _ in range(2)], fragment_length=5) for _ in range(2)
+    )
+
+    def go():
+        return sampler.sample_episodes([1, 1]) if whole_episodes else sampler.sample()
+
+    sampler.sample()
+    state = sampler.get_state()
+    twin.set_state(state)
+    with monkeypatch.context() as patch:
+        patch.setattr(Coin, "act", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            go()
+    for call in (go, sampler.get_state):
+        with pytest.raises(RuntimeError, match="interrupted before"):
+            call()
+    sampler.set_state(state)
+    assert fingerprint(sampler.sample()) == fingerprint(twin.sample())

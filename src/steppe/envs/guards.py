@@ -17,8 +17,9 @@ from steppe.types import BoolArray, Tree
 logger = logging.getLogger("steppe.envs")
 
 MOST_KEYS = 100
-MOST_KEYS = 100
 """Kinds of oddities that are counted apart; the rest is counted as elsewhere."""
+LARGEST_REWARD = float(np.finfo(np.float32).max)
+"""Lanes and learners hold float32: what is larger would become infinite there."""
 
 OutOfSpace = Literal["warn", "raise", "clip"]
 
@@ -144,7 +145,7 @@ class Guard:
             column = np.empty(0, dtype=object)
         if column.dtype.kind in "fiub" and column.shape == (len(values),):
             rewards: npt.NDArray[np.float64] = column.astype(np.float64, copy=False)
-            if np.isfinite(rewards).all():
+            if (np.abs(rewards) <= LARGEST_REWARD).all():
                 return rewards
         return np.array([self._reward(value, where, row) for row, value in enumerate(values)])
 
@@ -155,9 +156,9 @@ class Guard:
                 reward = float(value)
             except OverflowError:  # an int beyond all floats
                 reward = np.inf
-            if np.isfinite(reward):
+            if abs(reward) <= LARGEST_REWARD:
                 return reward
-        fix = "return one finite Python or numpy number"
+        fix = "return one finite Python or numpy number, within the range of float32"
         raise self.error("E201", f"reward: got {show(value)}; {fix}", where(row), "reward")
 
     def flags(self, name: str, values: Sequence[Any], where: Where) -> BoolArray:

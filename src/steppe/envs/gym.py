@@ -12,7 +12,7 @@ import numpy as np
 
 from steppe import spaces
 from steppe.envs import replay
-from steppe.envs.guards import Guard, OutOfSpace, Place, Where, show
+from steppe.envs.guards import LARGEST_REWARD, Guard, OutOfSpace, Place, Where, show
 from steppe.envs.replay import (
     EpisodeMemory,
     NotExact,
@@ -72,7 +72,7 @@ class GymEnv:
             raise ValueError(f"{n} envs and {len(seeds)} seeds: give at least one env, and one seed for each")
         if max_episode_steps is not None and max_episode_steps < 1:
             raise ConfigError(f"max_episode_steps is at least 1, not {max_episode_steps}")
-        self.num_envs, self.env_steps = n, 0
+        self.num_envs = n
         self._obs_spec = _shared(envs, "observation", observation_space, max_sequence_length)
         self._action_spec = _shared(envs, "action", action_space, max_sequence_length)
         self.spaces: tuple[SpacePair, ...] = (SpacePair(self._obs_spec, self._action_spec),)
@@ -81,12 +81,16 @@ class GymEnv:
         self._steps = [env.step for env in envs]
         names = [type(env.unwrapped).__name__ for env in envs]
         self._guard = Guard(names, runner, self._seeds, on_out_of_space)
-        self._memory = EpisodeMemory(self._envs, self._action_spec)
         self._max_steps, self._modern_step = max_episode_steps, modern_step
+        self._all, self._closed = np.arange(n), False
+        self._rewind()
 
-        self._all = np.arange(n)
+    def _rewind(self) -> None:
+        """Be as before the first poll, which resets and seeds the envs."""
+        n, self.env_steps = self.num_envs, 0
+        self._memory = EpisodeMemory(self._envs, self._action_spec)
         self._sent: list[tuple[IntArray | None, Tree]] = []
-        self._started = self._closed = False
+        self._started = False
         self._failure: BaseException | None = None
         # The newest row of every env. Arrays are replaced, never written to: callers may hold them.
         self._slot, self._t = self._all, np.zeros(n, dtype=np.int64)
@@ -223,7 +227,7 @@ class GymEnv:
         if self._sent:
             raise ValueError("actions were sent: take the state between a poll and the send that answers it")
         if not self._started:
-            return {"started": False}
+            return {"started": False, "seeds": list(self._seeds)}
         try:
             envs = self._memory.save(self._t)
         except NotPlain as bad:
@@ -244,18 +248,21 @@ class GymEnv:
     def set_state(self, state: State) -> list[str]:
         """Bring every env back by its own ``set_state``, or by replaying its episode.
 
-        An env that does not come out the same is named in the answer and begins a new episode.
+        An env that does not come out the same is named in the answer and begins a new episode. A state from
+        before the first poll makes the next poll reset and seed all envs.
 
         Raises:
             CheckpointError: the state is of another number of envs.
         """
-        if not state["started"]:
-            return []
-        if len(state["envs"]) != self.num_envs:
-            raise CheckpointError(f"the state is of {len(state['envs'])} envs, here are {self.num_envs}")
-        self.env_steps = state["env_steps"]
-        self._guard.counts = dict(state["health"])
+        count = len(state["envs"] if state["started"] else state["seeds"])
+        if count != self.num_envs:
+            raise CheckpointError(f"the state is of {count} envs, here are {self.num_envs}")
         self._seeds[:] = state["seeds"]
+        self._guard.counts = dict(state.get("health", {}))
+        if not state["started"]:
+            self._rewind()
+            return []
+        self.env_steps = state["env_steps"]
         self._episode = list(state["episodes"])
         self._t, self._reward = np.array(state["t"]), np.array(state["reward"])
         self._total = np.array(state["total"])
@@ -471,7 +478,7 @@ def _transposed(results: list[Any]) -> tuple[Any, ...] | None:
         and terminated.dtype.kind == truncated.dtype.kind == "b"
         and reward.shape == terminated.shape == truncated.shape == n
         and set(map(type, infos)) == {dict}
-        and np.count_nonzero(np.isfinite(reward)) == len(results)
+        and np.count_nonzero(np.abs(reward) <= LARGEST_REWARD) == len(results)
     )
     return (obs, reward.astype(np.float64, copy=False), terminated, truncated, infos) if plain else None
 

@@ -34,7 +34,8 @@ _NEVER_ENDS = (
     "waiting for an episode to end, %d env steps by now; "
     "if the env has no end of its own, set max_episode_steps to truncate its episodes"
 )
-_TINY = np.float32(2.0**-25)  # float32 uniforms are multiples of 2**-24: this keeps 0 out and 1 away
+_CUT_SHORT = "sampling failed or was interrupted before, in mid-fragment: restore a checkpoint, or build anew"
+SMALLEST_NOISE = np.float32(2.0**-25)  # float32 uniforms are multiples of 2**-24: this keeps 0 out and 1 away
 
 
 @dataclass(slots=True)
@@ -120,6 +121,7 @@ class Sampler:
         self._episodes: dict[tuple[int, int], EpisodeRecord] = {}
         self._pending: list[_Ready] = []
         self._started, self._sequence, self._tally = False, 0, _Tally()
+        self._cut_short = False
         self._policy_of = np.zeros(0, np.int64)
         self._identity = np.zeros((0, 4), np.int32)
         self._returns = np.zeros(0)
@@ -136,7 +138,14 @@ class Sampler:
         return self._weights[self._ids.index(policy)]
 
     def sample(self) -> Sample:
-        """Run until the envs have taken a fragment's steps; the first call resets them."""
+        """Run until the envs have taken a fragment's steps; the first call resets them.
+
+        Raises:
+            RuntimeError: an earlier call did not come to its end; only :meth:`set_state` repairs that.
+        """
+        if self._cut_short:
+            raise RuntimeError(_CUT_SHORT)
+        self._cut_short = True  # until this fragment is closed
         if not self._started:
             self._begin()
         before, ready = self.env.env_steps, self._pending
@@ -149,6 +158,9 @@ class Sampler:
 
     def sample_episodes(self, quota: Sequence[int]) -> Sample:
         """Run ``quota[i]`` whole episodes in env ``i``; the first rows of further ones wait."""
+        if self._cut_short:
+            raise RuntimeError(_CUT_SHORT)
+        self._cut_short = True
         if not self._started:
             self._begin()
         before = self.env.env_steps
@@ -171,7 +183,7 @@ class Sampler:
             )
             if self.explore:
                 noise = self._rng.random((len(slots), actor.noise_size), np.float32)
-                np.maximum(noise, _TINY, out=noise)
+                np.maximum(noise, SMALLEST_NOISE, out=noise)
             state = None if table is None else take(table["next"], slots)
             decision = actor.act(self._weights[policy], obs, state, noise)
             if table is not None:
@@ -338,6 +350,7 @@ class Sampler:
         self._sequence += 1
         tally, self._tally = self._tally, _Tally()
         open_return = float(self._returns[list(self._live)].sum())
+        self._cut_short = False
         self._tally.reward = -open_return  # what open episodes have earned so far is counted here
         return Sample(
             rollouts,
@@ -384,7 +397,13 @@ class Sampler:
         return self._states[policy]
 
     def get_state(self) -> State:
-        """All that the next fragment depends on; between two fragments only."""
+        """All that the next fragment depends on; between two fragments only.
+
+        Raises:
+            RuntimeError: a fragment was begun and never closed.
+        """
+        if self._cut_short:
+            raise RuntimeError(_CUT_SHORT)
         live = [[*info] for info in self._live.values()]
         slots = [info.slot for info in self._live.values()]
         return {
@@ -427,6 +446,7 @@ class Sampler:
         for values in deepcopy(state["episodes"]):
             self._episodes[values["env"], values["episode"]] = EpisodeRecord(**values)
         self._started, self._sequence = state["started"], int(state["sequence"])
+        self._cut_short = False
         self._tally = _Tally(reward=float(state["reward"]))
         if self._started:
             self._pending = self._resume(self.env.pending())
