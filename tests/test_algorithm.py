@@ -276,6 +276,70 @@ class Lengths(gymnasium.Env):
         return 0, 1.0, self.t >= self.length, False, {}
 
 
+def test_restore_in_place_from_before_the_first_iteration(tmp_path):
+    def three_iterations(algo):
+        for _ in range(3):
+            algo.train()
+        states = algo.get_state()
+        return {owner: checkpoint.state_hash(states[owner]) for owner in ("algorithm", "learner")}
+
+    with tiny().build() as algo:
+        algo.save(tmp_path / "new")
+        wanted = three_iterations(algo)
+        algo.restore(tmp_path / "new")
+        assert three_iterations(algo) == wanted
+
+
+def test_an_evaluation_after_a_restore_is_that_of_the_restored_run(tmp_path):
+    with tiny().build() as algo:
+        algo.train()
+        algo.save(tmp_path / "before")
+        wanted = algo.evaluate(num_episodes=6)
+        algo.restore(tmp_path / "before")
+        again = algo.evaluate(num_episodes=6)
+        algo.save(tmp_path / "after")
+    assert {**again} == {**wanted}
+    with steppe.load(tmp_path / "after", evaluation_num_envs=2) as algo:
+        assert algo.evaluate(num_episodes=6)["episodes_this_iter"] == 6
+
+
+class Stumbles(NeverEnds):
+    """Raises in evaluation, at the third step of all."""
+
+    armed = True
+    steps = 0
+
+    def step(self, action):
+        Stumbles.steps += 1
+        if Stumbles.armed and Stumbles.steps == 3:
+            raise ValueError("stumbled")
+        return np.zeros(2, np.float32), 1.0, Stumbles.steps % 5 == 0, False, {}
+
+
+def test_an_evaluation_that_failed_holds_up_nothing(tmp_path):
+    with tiny(Stumbles).build() as algo:
+        with pytest.raises(ValueError, match="stumbled"):
+            algo.evaluate(num_episodes=8)
+        assert algo.train()["training_iteration"] == 1
+        algo.save(tmp_path / "after")
+        assert algo.evaluate(num_episodes=8)["episodes_this_iter"] == 8
+
+
+def test_every_env_is_closed_even_if_one_raises():
+    closed = []
+
+    class Clings(Lengths):
+        def close(self):
+            closed.append(self)
+            raise OSError("will not go")
+
+    algo = tiny(Clings).build()
+    algo.evaluate(num_episodes=1)
+    with pytest.raises(OSError, match="will not go"):
+        algo.close()
+    assert len(closed) == 8
+
+
 def test_evaluation_episodes_are_assigned_in_advance_and_all_awaited():
     with tiny(Lengths).build() as algo:
         result = algo.evaluate(num_episodes=10)  # 3 for envs 0 and 1, 2 for the others
@@ -374,6 +438,7 @@ def test_compute_actions_agree_with_single_ones_and_unknown_policies_are_named()
         assert many == {i: algo.compute_single_action(x) for i, x in obs.items()}
         assert algo.compute_single_action(obs[0], state=()) == (many[0], ())
         assert {algo.compute_single_action(obs[0], explore=True) for _ in range(40)} == {0, 1}
+        assert algo.compute_actions({}) == {}
         with pytest.raises(steppe.ConfigError, match="default_policy"):
             algo.compute_single_action(obs[0], policy_id="defualt")
         with pytest.raises(steppe.SpaceError, match=r"E103"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -13,6 +14,8 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, final
 
+import numpy as np
+
 from steppe import checkpoint
 from steppe.algorithms import config_class
 from steppe.config import AlgorithmConfig
@@ -21,7 +24,7 @@ from steppe.errors import CheckpointError, ConfigError, SpaceError
 from steppe.learning.independent import IndependentLearner
 from steppe.runners.local import LocalRunner
 from steppe.sampling.metrics import EpisodeWindow, summarize
-from steppe.sampling.sampler import Sample
+from steppe.sampling.sampler import SMALLEST_NOISE, Sample
 from steppe.seeding import EVALUATION_RUNNER, fresh_seed, stream
 from steppe.spaces import BadLeaf, collect, rows
 from steppe.types import DEFAULT_POLICY, Policy, State, Tree
@@ -246,7 +249,12 @@ class Algorithm:
         sampler.explore = explore
         sampler.set_weights(self._learner.publish())
         envs = self._evaluator.env.num_envs
-        sample = sampler.sample_episodes([count // envs + (i < count % envs) for i in range(envs)])
+        try:
+            sample = sampler.sample_episodes([count // envs + (i < count % envs) for i in range(envs)])
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._drop_evaluator()  # its envs are in the middle of something
+            raise
         return Result(
             {
                 **summarize(sample.episodes),
@@ -262,18 +270,29 @@ class Algorithm:
         self._start(runner, explore=False, complete=True, trained=())
         return runner
 
+    def _drop_evaluator(self) -> None:
+        """The next evaluation, if there is one, begins with new envs."""
+        evaluator, self._evaluator = self._evaluator, None
+        if evaluator is not None:
+            evaluator.close()
+
     def compute_actions(
         self, obs: Mapping[str, Any], *, policy_id: str = DEFAULT_POLICY, explore: bool = False
     ) -> dict[str, Any]:
         """An env action for each of several observations, by the keys of ``obs``, in one batch."""
         if policy_id not in self._policies:
             raise ConfigError(f"no policy {policy_id!r}; there are {', '.join(self._policies)}")
+        if not obs:
+            return {}
         policy = self._policies[policy_id]
         try:
             column = collect(policy.observation, list(obs.values()), None)
         except BadLeaf as bad:
             raise SpaceError(f"policy {policy_id!r} cannot act on this observation: {bad}") from None
-        noise = self._noise.random((len(obs), policy.noise_size)).astype("float32") if explore else None
+        noise = None
+        if explore:
+            uniforms = self._noise.random((len(obs), policy.noise_size), np.float32)
+            noise = np.maximum(uniforms, SMALLEST_NOISE)
         weights = self.runner.sampler.weights_of(policy_id)
         decision = policy.act(weights, column, policy.initial_state(len(obs)), noise)
         actions = rows(policy.action, policy.to_env(decision.action))
@@ -375,7 +394,12 @@ class Algorithm:
         if there != here:
             return [f"{here} envs instead of {there}: their episodes begin anew"]
         notes = list(self.runner.set_state(owners["runner"]))
-        if "evaluator" in owners:
+        evaluating = meta["config"]["evaluation_num_envs"] or there
+        if "evaluator" not in owners:
+            self._drop_evaluator()
+        elif evaluating != (self.config.evaluation_num_envs or here):
+            notes.append(f"not the {evaluating} evaluation envs of before: their episodes begin anew")
+        else:
             self._evaluator = self._evaluator or self._make_evaluator()
             notes += self._evaluator.set_state(owners["evaluator"])
         return notes
@@ -383,9 +407,10 @@ class Algorithm:
     def close(self) -> None:
         """Release the envs and finish the run folder; may be called twice."""
         self._finish("finished", None)
-        self.runner.close()
-        if self._evaluator is not None:
-            self._evaluator.close()
+        try:
+            self.runner.close()
+        finally:
+            self._drop_evaluator()
 
     def _finish(self, status: Status, error: str | None) -> None:
         if self._run is not None:
