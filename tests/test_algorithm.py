@@ -188,6 +188,44 @@ def test_another_number_of_envs_is_not_exact_but_goes_on(tmp_path, caplog):
         assert fewer.train()["timesteps_total"] == 256
 
 
+def test_an_old_env_with_spaces_of_its_class_resumes_exactly_after_an_evaluation(tmp_path, caplog):
+    class Old:
+        action_space, observation_space = spaces.Discrete(2), spaces.Discrete(4)
+
+        def reset(self):
+            self.t = 0
+            return 0
+
+        def step(self, action):
+            self.t += 1
+            return self.t % 4, float(action), self.t >= 11, {}
+
+    with tiny(Old).build() as algo:
+        algo.train()
+        algo.evaluate(num_episodes=3)
+        algo.train()
+        saved = algo.save(tmp_path / "a")
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "steppe"), steppe.load(saved, env=Old) as again:
+            assert "not exact" not in caplog.text
+            algo.train(), again.train()
+            assert_same_state(algo, again)
+
+
+def test_load_without_resume_takes_what_was_learned_and_fresh_envs(tmp_path, caplog):
+    with tiny(Hidden).build() as algo:
+        algo.train()
+        saved = algo.save(tmp_path / "a")
+        caplog.clear()
+        with (
+            caplog.at_level(logging.WARNING, "steppe"),
+            steppe.load(saved, env=Hidden, resume=False) as fresh,
+        ):
+            assert "not exact" not in caplog.text
+            weights = (one.get_weights()["default_policy"] for one in (algo, fresh))
+            assert np.array_equal(*weights)
+
+
 def test_a_restore_that_fails_at_the_envs_leaves_the_learner_as_it_was(tmp_path):
     with tiny().build() as algo:
         algo.train()

@@ -370,13 +370,13 @@ class Algorithm:
         """
         self._adopt(*_read(path))
 
-    def _adopt(self, owners: Mapping[str, State], meta: Mapping[str, Any]) -> None:
+    def _adopt(self, owners: Mapping[str, State], meta: Mapping[str, Any], *, resume: bool = True) -> None:
         if meta.get("algo") != self.config.algo_name:
             raise CheckpointError(f"a checkpoint of {meta.get('algo')}, not of {self.config.algo_name}")
         before = self._learner.get_state()
         self._learner.set_state(owners["learner"])
         try:
-            notes = self._adopt_envs(owners, meta)
+            notes = self._adopt_envs(owners, meta) if resume else []
         except BaseException:
             self._learner.set_state(before)
             raise
@@ -434,7 +434,7 @@ class Algorithm:
         self.close()
 
 
-def load(path: str | os.PathLike[str], env: Any = None, **code: Any) -> Algorithm:
+def load(path: str | os.PathLike[str], env: Any = None, *, resume: bool = True, **code: Any) -> Algorithm:
     """The algorithm of a checkpoint, to go on exactly where it was saved.
 
     A checkpoint names no code to import: what was code comes from the caller, or from what is registered.
@@ -442,6 +442,7 @@ def load(path: str | os.PathLike[str], env: Any = None, **code: Any) -> Algorith
     Args:
         path: the checkpoint's folder.
         env: the env, where the run had a class, a function or a file.
+        resume: bring the envs back to where they were; False takes what was learned, with fresh envs.
         code: further fields of the config.
 
     Raises:
@@ -463,7 +464,7 @@ def load(path: str | os.PathLike[str], env: Any = None, **code: Any) -> Algorith
     config = config_class(meta["algo"]).from_dict(settings)
     algorithm: Algorithm = config.build()
     try:
-        algorithm._adopt(owners, meta)
+        algorithm._adopt(owners, meta, resume=resume)
     except BaseException:
         algorithm.close()
         raise

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from gymnasium.utils import seeding
 
 from steppe.envs.gym import GymEnv
-from steppe.envs.legacy_gym import LegacyGym, is_legacy, modern_space, modern_step, modernize
+from steppe.envs.legacy_gym import LegacyGym, modern_space, modern_step, modernize
 from steppe.errors import EnvError
 
 
@@ -122,14 +122,11 @@ def test_what_is_legacy():
         def reset(self, *, seed=None, return_info=False, options=None):
             return 0
 
-    assert [is_legacy(env()) for env in (Modern, Keywords, Between, Array, Alone)] == [
-        False,
-        False,
-        True,
-        True,
-        True,
-    ]
-    assert is_legacy(gymnasium.wrappers.TimeLimit(Array(), 3))
+    envs = [env() for env in (Modern, Keywords, Between, Array, Alone)]
+    adapted = [modernize(env) for env in envs]
+    assert [isinstance(env, LegacyGym) for env in adapted] == [False, False, True, True, True]
+    wrapped = modernize(gymnasium.wrappers.TimeLimit(Array(), 3))
+    assert isinstance(wrapped.env, LegacyGym)
     modern = Modern()
     assert modernize(modern) is modern
 
@@ -379,3 +376,19 @@ def test_spaces_of_another_package_become_gymnasium_s():
     assert modern_space(None) is None
     strange = object()
     assert modern_space(strange) is strange
+
+
+def test_instances_do_not_share_the_spaces_of_their_class():
+    class Shared:
+        action_space = gymnasium.spaces.Discrete(2)
+        observation_space = gymnasium.spaces.Discrete(3)
+
+        def reset(self):
+            return 0
+
+        def step(self, action):
+            return 0, 1.0, False, {}
+
+    one, other = modernize(Shared()), modernize(Shared())
+    assert one.action_space == other.action_space == Shared.action_space
+    assert one.action_space is not other.action_space is not Shared.action_space

@@ -23,7 +23,7 @@ def command(path: Path, episodes: int, env: str | None, max_episode_steps: int |
     """
     saved = find(path)
     changes = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
-    with restore(saved, env, **changes) as algo:
+    with restore(saved, env, **changes, resume=False) as algo:
         result = algo.evaluate(num_episodes=episodes)
     click.echo(f"{saved.checkpoint}: {episodes} episodes")
     click.echo(

@@ -24,7 +24,7 @@ def command(path: Path, steps: int, render: bool, explore: bool, seed: int | Non
 
     Of a run folder, the latest checkpoint is taken.
     """
-    with restore(find(path), env) as algo:
+    with restore(find(path), env, resume=False) as algo:
         instance = make_env(algo.config.env, algo.config.env_config, render=render)
         try:
             play(instance, lambda obs: algo.compute_single_action(obs, explore=explore), steps, render, seed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any, final
 
 import gymnasium
@@ -21,16 +22,6 @@ from steppe.errors import CODES
 logger = logging.getLogger("steppe.envs")
 
 _told: set[type] = set()
-
-
-def is_legacy(env: Any) -> bool:
-    """Whether this env, or one inside its wrappers, has a ``reset`` of the old form."""
-    layer = env
-    while isinstance(layer, gymnasium.Wrapper):
-        if _old_reset(layer):
-            return True
-        layer = layer.env
-    return _old_reset(layer)
 
 
 def modernize(env: Any) -> gymnasium.Env[Any, Any]:
@@ -81,8 +72,9 @@ class LegacyGym(gymnasium.Env[Any, Any]):
 
     def __init__(self, env: Any) -> None:
         self.env = env
-        self.observation_space = modern_space(getattr(env, "observation_space", None))
-        self.action_space = modern_space(getattr(env, "action_space", None))
+        # Own copies: old classes often share one space between all their instances, generator included.
+        self.observation_space = deepcopy(modern_space(getattr(env, "observation_space", None)))
+        self.action_space = deepcopy(modern_space(getattr(env, "action_space", None)))
         self.metadata = getattr(env, "metadata", None) or {}
         self.render_mode = getattr(env, "render_mode", None)
         self.spec = getattr(env, "spec", None)

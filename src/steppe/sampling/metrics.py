@@ -41,32 +41,32 @@ class EpisodeWindow:
     def __init__(self, size: int) -> None:
         self._recent: deque[EpisodeRecord] = deque(maxlen=size)
         self.total = 0
+        self.mean_reward = float("nan")
+        """Of the newest summary."""
 
     def summarize(self, new: list[EpisodeRecord]) -> dict[str, Any]:
         """Add the episodes of one iteration and return its result keys; ``nan`` before the first."""
         self._recent.extend(new)
         self.total += len(new)
         window = new if len(new) > len(self._recent) else list(self._recent)
+        summary = summarize(window)
+        self.mean_reward = summary["episode_reward_mean"]
         return {
-            **summarize(window),
+            **summary,
             "episodes_this_iter": len(new),
             "episodes_total": self.total,
         }
 
-    @property
-    def mean_reward(self) -> float:
-        """Mean reward of the window, ``nan`` before the first episode."""
-        return _mean([record.reward for record in self._recent])
-
     def get_state(self) -> State:
-        """The window and the count."""
-        return {"recent": [asdict(record) for record in self._recent], "total": self.total}
+        """The window, the count, and the newest mean."""
+        recent = [asdict(record) for record in self._recent]
+        return {"recent": recent, "total": self.total, "mean_reward": self.mean_reward}
 
     def set_state(self, state: State) -> None:
         """Go on from :meth:`get_state`."""
         self._recent.clear()
         self._recent.extend(EpisodeRecord(**record) for record in state["recent"])
-        self.total = int(state["total"])
+        self.total, self.mean_reward = int(state["total"]), float(state["mean_reward"])
 
 
 def summarize(episodes: Iterable[EpisodeRecord]) -> dict[str, Any]:
