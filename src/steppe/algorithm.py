@@ -316,7 +316,7 @@ class Algorithm:
         return self._policies[policy_id]
 
     def get_weights(self) -> dict[str, Any]:
-        """All parameters, one flat float32 vector a policy."""
+        """All parameters, one flat float32 vector a policy; observation statistics are not among them."""
         return self._learner.get_weights()
 
     def set_weights(self, weights: Mapping[str, Any]) -> None:

@@ -481,3 +481,40 @@ def test_any_pattern_of_answers_equals_a_loop_over_single_envs(lengths, answered
             for row in zip(step.slot, step.t, step.reward, step.terminated, step.obs[:, 0], strict=True)
         ]
         assert got == expected + finals
+
+
+def test_envs_that_write_to_one_buffer_are_told_apart():
+    class Shared(gymnasium.Env):
+        buffer = np.zeros(2, np.float32)
+
+        def __init__(self, number):
+            self.number, self.t = number, 0
+            self.action_space = gymnasium.spaces.Discrete(2)
+            self.observation_space = gymnasium.spaces.Box(-100, 100, (2,), np.float32)
+
+        def look(self):
+            self.buffer[:] = self.number, self.t
+            return self.buffer
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.t = 0
+            return self.look(), {}
+
+        def step(self, action):
+            self.t += 1
+            return self.look(), 1.0, self.t >= 2 + self.number, False, {}
+
+    env = GymEnv([Shared(i) for i in range(3)], seeds=[0, 1, 2])
+    (step,) = env.poll()
+    assert step.obs.tolist() == [[0, 0], [1, 0], [2, 0]]
+    for _ in range(2):
+        env.send_actions(step.slot[:3], np.zeros(3, np.int64))
+        (step,) = env.poll()
+    assert step.obs.tolist() == [[0, 0], [1, 2], [2, 2], [0, 2]]
+    again = GymEnv([Shared(i) for i in range(3)], seeds=[0, 1, 2])
+    assert again.set_state(env.get_state()) == []
+    for one in (env, again):
+        one.send_actions(step.slot[:3], np.zeros(3, np.int64))
+        (after,) = one.poll()
+        assert after.obs.tolist() == [[0, 1], [1, 0], [2, 3], [1, 3]]

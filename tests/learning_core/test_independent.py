@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from types import SimpleNamespace
 
 import numpy as np
@@ -95,3 +96,15 @@ def test_state_is_restored_all_or_none():
     with pytest.raises(CheckpointError, match="another size"):
         fresh.set_state({"a": state["a"], "b": {"weights": [1.0], "seen": 0}})
     assert fresh.get_weights()["a"].tolist() == [0, 0]
+
+
+def test_an_update_that_was_undone_is_said_aloud(caplog):
+    class Skipping(Counting):
+        def update(self, env_steps):
+            return {"updates_skipped": float(env_steps)}
+
+    one = IndependentLearner({"a": Skipping(1)})
+    with caplog.at_level(logging.WARNING, "steppe"):
+        for skipped in (0, 1, 1, 2):
+            one.update(skipped)
+    assert caplog.text.count("not finite") == 2

@@ -30,7 +30,8 @@ def naive(batches, gamma):
                 if batch["terminated"][row, lane] or batch["truncated"][row, lane]:
                     total = 0.0
             carry[lane] = total
-        deviations.append(np.sqrt(np.var(seen) + 1e-8) if seen else np.sqrt(1e-8))
+        seen_so_far = np.array(seen or [0.0])
+        deviations.append(np.sqrt(seen_so_far.var() + 1e-4 * seen_so_far.mean() ** 2 + 1e-8))
     return deviations
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, final
 
+import gymnasium
 import numpy as np
 import numpy.typing as npt
 
 from steppe import spaces
-from steppe.errors import CODES, ConfigError, EnvError
+from steppe.errors import CODES, ConfigError, EnvError, SpaceError
 from steppe.spaces import Spec
 from steppe.types import BoolArray, Tree
 
@@ -210,3 +212,51 @@ def show(value: Any) -> str:
     short = text if len(text) <= 60 else f"{text[:57]}..."
     shape = f" of shape {value.shape}" if isinstance(value, np.ndarray) else ""
     return f"{short} ({type(value).__name__}{shape})"
+
+
+def shared_spec(envs: Sequence[gymnasium.Env[Any, Any]], name: str, given: Any, maximum: int | None) -> Spec:
+    """The spec that all envs share; ``given`` overrides them."""
+    attribute = f"{name}_space"
+    if given is not None:
+        return spaces.spec_of(given, max_sequence_length=maximum, name=attribute)
+    specs = []
+    for i, env in enumerate(envs):
+        space = getattr(env, attribute, None)
+        kind = type(env.unwrapped).__name__
+        if space is None:
+            raise SpaceError(
+                f"{kind} has no {attribute}: set self.{attribute} in its __init__, "
+                f"or give {attribute} in the config"
+            )
+        specs.append(spaces.spec_of(space, max_sequence_length=maximum, name=f"{kind}.{attribute}"))
+        if specs[i] != specs[0]:
+            raise ConfigError(
+                f"env {i} ({kind}) has {attribute} {spaces.summary(specs[i])}, but env 0 has "
+                f"{spaces.summary(specs[0])}: the envs of one run must share their spaces"
+            )
+    return specs[0]
+
+
+def own(obs: Any) -> Any:
+    """A copy of an observation that its env cannot write to."""
+    return obs.copy() if type(obs) is np.ndarray else copy.deepcopy(obs)
+
+
+def share_memory(observations: Sequence[Any]) -> bool:
+    """Whether some of these are, or hold, the very same array: envs that write to one buffer."""
+    arrays = [array for obs in observations for array in _arrays(obs)]
+    return len({id(array) for array in arrays}) < len(arrays)
+
+
+def _arrays(obs: Any) -> Iterator[Any]:
+    if isinstance(obs, np.ndarray):
+        yield obs
+    elif isinstance(obs, (dict, tuple, list)):
+        for part in obs.values() if isinstance(obs, dict) else obs:
+            yield from _arrays(part)
+
+
+def copied_step(step: Callable[[Any], Any], action: Any) -> Any:
+    """A step whose observation is the caller's own at once."""
+    result = step(action)
+    return (own(result[0]), *result[1:]) if isinstance(result, (tuple, list)) and result else result

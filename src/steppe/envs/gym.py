@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, final
@@ -12,17 +11,29 @@ import numpy as np
 
 from steppe import spaces
 from steppe.envs import replay
-from steppe.envs.guards import LARGEST_REWARD, Guard, OutOfSpace, Place, Where, show
+from steppe.envs.guards import (
+    LARGEST_REWARD,
+    Guard,
+    OutOfSpace,
+    Place,
+    Where,
+    copied_step,
+    own,
+    share_memory,
+    shared_spec,
+    show,
+)
 from steppe.envs.replay import (
     EpisodeMemory,
     NotExact,
     NotPlain,
     first_obs,
     from_leaves,
+    same_columns,
     seed_spaces,
 )
-from steppe.errors import CheckpointError, ConfigError, SpaceError
-from steppe.spaces import DiscreteSpec, Spec
+from steppe.errors import CheckpointError, ConfigError
+from steppe.spaces import DiscreteSpec
 from steppe.types import SINGLE_AGENT, Array, EpisodeEnd, IntArray, SlotInfo, SpacePair, State, TimeStep, Tree
 
 ModernStep = Callable[[Any], Any]
@@ -73,12 +84,12 @@ class GymEnv:
         if max_episode_steps is not None and max_episode_steps < 1:
             raise ConfigError(f"max_episode_steps is at least 1, not {max_episode_steps}")
         self.num_envs = n
-        self._obs_spec = _shared(envs, "observation", observation_space, max_sequence_length)
-        self._action_spec = _shared(envs, "action", action_space, max_sequence_length)
+        self._obs_spec = shared_spec(envs, "observation", observation_space, max_sequence_length)
+        self._action_spec = shared_spec(envs, "action", action_space, max_sequence_length)
         self.spaces: tuple[SpacePair, ...] = (SpacePair(self._obs_spec, self._action_spec),)
         self._discrete = isinstance(self._action_spec, DiscreteSpec)
         self._envs, self._seeds = list(envs), [int(seed) for seed in seeds]
-        self._steps = [env.step for env in envs]
+        self._keep_apart(False)
         names = [type(env.unwrapped).__name__ for env in envs]
         self._guard = Guard(names, runner, self._seeds, on_out_of_space)
         self._max_steps, self._modern_step = max_episode_steps, modern_step
@@ -243,6 +254,7 @@ class GymEnv:
             "total": self._total.copy(),
             "obs": [leaf.copy() for leaf in spaces.leaves(self._obs)],
             "envs": envs,
+            "sharing": self._sharing,
         }
 
     def set_state(self, state: State) -> list[str]:
@@ -269,6 +281,7 @@ class GymEnv:
         self._obs = from_leaves(self._obs_spec, [np.array(leaf) for leaf in state["obs"]])
         self._slot = self._all + self.num_envs * (np.array(self._episode) % 2)
         self._started, self._sent, self._failure = True, [], None
+        self._keep_apart(state["sharing"])
         return [text for i in range(self.num_envs) if (text := self._restore(i, state["envs"][i]))]
 
     def _restore(self, i: int, saved: State) -> str:
@@ -277,7 +290,7 @@ class GymEnv:
             arrived = self._memory.restore(i, saved, seed=self._seeds[i], first=self._episode[i] == 0)
             if arrived is not None:
                 column = self._guard.observations(self._obs_spec, [arrived.obs], lambda _: self._place(i))
-                same = _equal(column, spaces.take(self._obs, slice(i, i + 1)))
+                same = same_columns(column, spaces.take(self._obs, slice(i, i + 1)))
                 if not same or arrived.total != self._total[i]:
                     raise NotExact("its replay gave another observation or reward")
         except NotExact as why:
@@ -295,12 +308,23 @@ class GymEnv:
         spaces.put(self._obs, np.array([i]), column)
 
     def _first(self) -> TimeStep:
-        obs, infos = zip(*[self._reset(i, 0) for i in range(self.num_envs)], strict=True)
+        raw, obs, infos = [], [], []
+        for i in range(self.num_envs):
+            first, info = self._reset(i, 0)
+            raw.append(first)
+            obs.append(own(first))
+            infos.append(info)
+        self._keep_apart(share_memory(raw))
         self._obs = self._guard.observations(self._obs_spec, obs, lambda row: Place(row, 0, 0))
         self._started = True
         (step,) = self.pending()
         step.info = {i: info for i, info in enumerate(infos) if info}
         return step
+
+    def _keep_apart(self, sharing: bool) -> None:
+        """Envs that write to one buffer have their observations copied at each step, not at each poll."""
+        self._sharing = sharing
+        self._steps = [partial(copied_step, env.step) if sharing else env.step for env in self._envs]
 
     def _reset(self, i: int, episode: int) -> tuple[Any, dict[str, Any]]:
         self._episode[i] = episode
@@ -371,14 +395,15 @@ class GymEnv:
         n = len(obs)
         ended: IntArray = np.flatnonzero(step.terminated | step.truncated)
         # An env may reuse its observation and info for the episode that begins now.
-        last = [obs[j].copy() if type(obs[j]) is np.ndarray else copy.deepcopy(obs[j]) for j in ended]
+        last = [obs[j].copy() if type(obs[j]) is np.ndarray else own(obs[j]) for j in ended]
         info = {slot: dict(content) for slot, content in step.info.items()}
         opened, closed = list[SlotInfo](), list[EpisodeEnd]()
         for j in ended.tolist():
             i = int(envs[j])
             episode = self._episode[i] + 1
             closed.append(EpisodeEnd(i, episode - 1, int(step.t[j])))
-            obs[j], first = self._reset(i, episode)
+            begun, first = self._reset(i, episode)
+            obs[j] = begun.copy() if type(begun) is np.ndarray else own(begun)
             slot = i + self.num_envs * (episode % 2)
             opened.append(SlotInfo(slot, i, SINGLE_AGENT, episode, self._seeds[i]))
             if first:
@@ -440,29 +465,6 @@ class GymEnv:
         return envs
 
 
-def _shared(envs: Sequence[gymnasium.Env[Any, Any]], name: str, given: Any, maximum: int | None) -> Spec:
-    """The spec that all envs share; ``given`` overrides them."""
-    attribute = f"{name}_space"
-    if given is not None:
-        return spaces.spec_of(given, max_sequence_length=maximum, name=attribute)
-    specs = []
-    for i, env in enumerate(envs):
-        space = getattr(env, attribute, None)
-        kind = type(env.unwrapped).__name__
-        if space is None:
-            raise SpaceError(
-                f"{kind} has no {attribute}: set self.{attribute} in its __init__, "
-                f"or give {attribute} in the config"
-            )
-        specs.append(spaces.spec_of(space, max_sequence_length=maximum, name=f"{kind}.{attribute}"))
-        if specs[i] != specs[0]:
-            raise ConfigError(
-                f"env {i} ({kind}) has {attribute} {spaces.summary(specs[i])}, but env 0 has "
-                f"{spaces.summary(specs[0])}: the envs of one run must share their spaces"
-            )
-    return specs[0]
-
-
 def _transposed(results: list[Any]) -> tuple[Any, ...] | None:
     """Five columns when all step results are plain: tuples of finite rewards, bools and dicts; else None."""
     if set(map(type, results)) != {tuple}:
@@ -481,10 +483,3 @@ def _transposed(results: list[Any]) -> tuple[Any, ...] | None:
         and np.count_nonzero(np.abs(reward) <= LARGEST_REWARD) == len(results)
     )
     return (obs, reward.astype(np.float64, copy=False), terminated, truncated, infos) if plain else None
-
-
-def _equal(a: Tree, b: Tree) -> bool:
-    return all(
-        np.array_equal(x, y, equal_nan=x.dtype.kind == "f")
-        for x, y in zip(spaces.leaves(a), spaces.leaves(b), strict=True)
-    )

@@ -222,6 +222,14 @@ def from_leaves(spec: Spec, arrays: Sequence[Array]) -> Tree:
     return spaces.map_leaves(lambda _: next(remaining), spaces.zeros(spec, 0))
 
 
+def same_columns(a: Tree, b: Tree) -> bool:
+    """Whether two columns are equal, bit by bit but for NaN, which equals itself."""
+    return all(
+        np.array_equal(x, y, equal_nan=x.dtype.kind == "f")
+        for x, y in zip(spaces.leaves(a), spaces.leaves(b), strict=True)
+    )
+
+
 def first_obs(result: Any) -> Any:
     """The observation out of what ``reset`` returned, with or without an info."""
     pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)

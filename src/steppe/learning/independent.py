@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, final
@@ -11,6 +12,13 @@ import numpy as np
 from steppe.errors import CheckpointError, ConfigError
 from steppe.learning.learner import Learner, Stats
 from steppe.types import Array, FloatArray, Policy, Rollout, State, Weights
+
+logger = logging.getLogger("steppe")
+
+_NOT_FINITE = (
+    "policy %s: an update gave numbers that are not finite and was undone (%d so far); "
+    "look for huge rewards or observations, or lower lr"
+)
 
 
 class PolicyLearner(ABC):
@@ -70,6 +78,7 @@ class IndependentLearner(Learner):
 
     def __init__(self, learners: Mapping[str, PolicyLearner]) -> None:
         self._learners = dict(learners)
+        self._skipped: dict[str, float] = {}
 
     @property
     def policies(self) -> Mapping[str, Policy]:
@@ -83,8 +92,14 @@ class IndependentLearner(Learner):
 
     def update(self, env_steps: int) -> dict[str, Stats] | None:
         """Update every policy that has what it needs."""
-        stats = {id: learner.update(env_steps) for id, learner in self._learners.items()}
-        return {id: learned for id, learned in stats.items() if learned is not None} or None
+        updates = {id: learner.update(env_steps) for id, learner in self._learners.items()}
+        stats = {id: learned for id, learned in updates.items() if learned is not None}
+        for id, learned in stats.items():
+            skipped = learned.get("updates_skipped", 0.0)
+            if skipped > self._skipped.get(id, 0.0):
+                logger.warning(_NOT_FINITE, id, skipped)
+            self._skipped[id] = skipped
+        return stats or None
 
     def publish(self) -> dict[str, Weights]:
         """The newest weights."""
