@@ -51,7 +51,7 @@ class PPOConfig(AlgorithmConfig):
         }
     }
 
-    lambda_: float = policy_field(0.95, check=between(0, 1), alias="lambda")
+    lambda_: float = policy_field(0.98, check=between(0, 1), alias="lambda")
     """GAE's weight between one-step errors (0) and whole returns (1)."""
     num_epochs: int = policy_field(10, check=at_least(1))
     """Passes over each batch."""
@@ -194,10 +194,11 @@ def _rows(
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
 
     obs, action = flat(obs), flat(batch["action"])
-    params, value = jax.vmap(static.layout.unravel(state.params))(obs)
-    value = value.reshape(acted.shape)
+    model = static.layout.unravel(state.params)
+    value, actor = jax.vmap(model.value)(obs).reshape(acted.shape), jax.vmap(model.actor)
     # A first batch's ratios start from the policy as its fresh statistics make it.
-    logp = jnp.where(first, static.distribution.logp(params, action), flat(batch["logp"]))
+    then = flat(batch["logp"])
+    logp = jax.lax.cond(first, lambda: static.distribution.logp(actor(obs), action), lambda: then)
     ends = (batch["terminated"], batch["truncated"], batch["filled"])
     advantage, target = returns.gae(reward, value, *ends, gamma=hyper.gamma, lam=hyper.lam)
     mean, variance = moments(advantage, acted)
@@ -259,10 +260,8 @@ class PPOLearner(PolicyLearner):
     def __init__(self, config: PPOConfig, pair: SpacePair, seed: int) -> None:
         self._config, self._rng = config, stream(seed, "minibatches")
         distribution = Distribution(pair.action, **config.action_settings)
-        filtered = config.observation_filter == "MeanStdFilter"
-        self._networks = nets = ActorCriticNetworks(
-            pair, distribution, stream(seed, "parameters"), normalize=filtered, **config.model_settings
-        )
+        rng = stream(seed, "parameters")
+        self._networks = nets = ActorCriticNetworks(pair, distribution, rng, **config.model_settings)
         self._size = min(config.minibatch_size, config.train_batch_size)
         sizes = (nets.layout, self._size, config.grad_clip, config.reward_scale == "running")
         self._rows, self._update = _compiled(Static(pair.observation, distribution, *sizes))

@@ -140,7 +140,7 @@ class AlgorithmConfig(ABC):
 
     num_env_runners: int = run_field(0, section="env_runners", check=at_least(0))
     """Processes that sample; 0 samples in this process."""
-    num_envs_per_env_runner: int = run_field(8, section="env_runners", check=between(1, 1 << 16))
+    num_envs_per_env_runner: int = run_field(16, section="env_runners", check=between(1, 1 << 16))
     """Copies of the env that one runner steps."""
     rollout_fragment_length: int | Literal["auto"] = run_field("auto", section="env_runners", check=_FRAGMENT)
     """Env steps per env in one fragment; "auto" splits the batch evenly over the envs."""
@@ -408,8 +408,9 @@ class AlgorithmConfig(ABC):
 
     @property
     def model_settings(self) -> dict[str, Any]:
-        """Arguments of :func:`~steppe.models.catalog.make_actor_critic` besides the spaces."""
+        """Arguments of :class:`~steppe.learning.networks.ActorCriticNetworks` besides the spaces."""
         return {
+            "normalize": self.observation_filter == "MeanStdFilter",
             "hiddens": self.fcnet_hiddens,
             "activation": self.fcnet_activation,
             "share_layers": self.vf_share_layers,
