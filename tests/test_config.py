@@ -464,7 +464,7 @@ def test_sizes_that_do_not_divide_are_said_once(caplog):
     assert fixed.fragment_length == 30
     fixed.validate()
     assert caplog.messages[1:] == [
-        "train_batch_size=100 is no multiple of 8 envs x 30 steps: each update learns from 240 steps",
+        "train_batch_size=100 is no multiple of 16 envs x 30 steps: each update learns from 480 steps",
         "minibatch_size=200 is more than train_batch_size=100: the batch is one minibatch",
     ]
     assert all(record.levelno == logging.WARNING and record.name == "steppe" for record in caplog.records)
