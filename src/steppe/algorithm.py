@@ -280,11 +280,9 @@ class Algorithm:
         self, obs: Mapping[str, Any], *, policy_id: str = DEFAULT_POLICY, explore: bool = False
     ) -> dict[str, Any]:
         """An env action for each of several observations, by the keys of ``obs``, in one batch."""
-        if policy_id not in self._policies:
-            raise ConfigError(f"no policy {policy_id!r}; there are {', '.join(self._policies)}")
+        policy = self.get_policy(policy_id)
         if not obs:
             return {}
-        policy = self._policies[policy_id]
         try:
             column = collect(policy.observation, list(obs.values()), None)
         except BadLeaf as bad:

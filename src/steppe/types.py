@@ -126,7 +126,7 @@ class Rollout:
 
     Attributes:
         obs: tree of ``(rows, lanes, ...)``.
-        action: tree, the policy's own samples; zeros where a row was not acted.
+        action: tree, the policy's own samples; zeros where nothing was chosen (yet).
         logp: log-probability of ``action`` under the weights that acted.
         reward: what the agent earned since the row above.
         terminated: final by the env's own rules: its value is 0.

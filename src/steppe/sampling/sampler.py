@@ -175,12 +175,8 @@ class Sampler:
         """Choose, write, send: in this order, or lanes would hold the next observation. Then poll."""
         began = perf_counter()
         for policy, slots, obs, _ in ready:
-            actor, lanes, table, noise = (
-                self._policies[policy],
-                self._lanes[policy],
-                self._states[policy],
-                None,
-            )
+            actor, lanes = self._policies[policy], self._lanes[policy]
+            table, noise = self._states[policy], None
             if self.explore:
                 noise = self._rng.random((len(slots), actor.noise_size), np.float32)
                 np.maximum(noise, SMALLEST_NOISE, out=noise)
