@@ -21,6 +21,7 @@ import steppe.config
 from steppe.config import (
     ALIASES,
     AlgorithmConfig,
+    PolicySpec,
     Schedule,
     above,
     at_least,
@@ -474,3 +475,87 @@ def test_importing_the_config_loads_nothing_heavy():
     env = {"PYTHONPATH": str(Path(steppe.config.__file__).parents[2])}
     code = "import sys, steppe.config; sys.exit(any(m in sys.modules for m in ('jax', 'gymnasium', 'numpy')))"
     assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 0
+
+
+# --- evaluation, policies, callbacks ----------------------------------------------------------------------
+
+
+def test_policies_are_ids_or_specs():
+    box, two = gymnasium.spaces.Box(-1, 1, (3,)), gymnasium.spaces.Discrete(2)
+    both = {"a": PolicySpec(), "b": PolicySpec()}
+    assert ToyConfig(policies={"b", "a"}).policies == both
+    assert ToyConfig(policies=["a", "b"]).policies == both
+    assert ToyConfig(policies={"a": None, "b": PolicySpec()}).policies == both
+    spec = ToyConfig(policies={"a": (None, box, two, {"lambda": 0.5, "num_sgd_iter": 3})}).policies["a"]
+    assert spec == PolicySpec(None, box, two, {"lambda_": 0.5, "num_epochs": 3})
+    assert ToyConfig(policies={"a": PolicySpec(config={"model": {"fcnet_hiddens": (8,)}})}).policies == {
+        "a": PolicySpec(config={"fcnet_hiddens": [8]})
+    }
+    own = ToyConfig(policies={"a": PolicySpec(config=ToyConfig(lr=0.5))})
+    assert own.policies["a"].config == {"lr": 0.5}
+    old = ToyConfig.from_dict({"multiagent": {"policies": {"a"}, "policies_to_train": ["a"]}})
+    assert (old.policies, old.policies_to_train) == ({"a": PolicySpec()}, ["a"])
+    plain = own.to_dict()
+    assert json.loads(json.dumps(plain)) == plain
+    assert ToyConfig.from_dict(plain).policies == own.policies
+
+
+@pytest.mark.parametrize(
+    ("policies", "said"),
+    [
+        ("a", "policies='a' must be a set or list of ids"),
+        ([], "policies=[] must be a set or list of ids"),
+        ({3: None}, "policies={3: None} must be a set or list of ids"),
+        ({"a": 3}, "policies['a']=3 must be None, a PolicySpec or (policy_class, observation_space"),
+        ({"a": (None, None)}, "must be None, a PolicySpec or"),
+        ({"a": {"gama": 1}}, "must be None, a PolicySpec or"),
+        ({"a": (None, None, None, {"gama": 1})}, "policy 'a': ToyConfig has no setting 'gama'. Did you mean"),
+        (
+            {"a": (None, None, None, {"num_workers": 2})},
+            "num_env_runners=2 holds for the whole run; a policy",
+        ),
+        ({"a": PolicySpec(config={"lr": "x"})}, "policy 'a': ToyConfig: lr='x' must be a number"),
+    ],
+)
+def test_wrong_policies_are_named(policies, said):
+    assert said in refusal(lambda: ToyConfig(policies=policies))
+
+
+def test_several_policies_are_not_there_yet():
+    ToyConfig(env="e", policies={"default_policy"}, policies_to_train=["default_policy"]).validate()
+    assert "not available yet" in refusal(ToyConfig(env="e", policies={"a"}).validate)
+    assert "not available yet" in refusal(
+        ToyConfig(env="e", policies={"default_policy": PolicySpec(config={"lr": 1})}).validate
+    )
+    for train in ([], lambda id: False):
+        text = refusal(ToyConfig(env="e", policies_to_train=train).validate)
+        assert "leaves out 'default_policy', the only policy" in text
+
+
+def test_evaluation_config_holds_todays_names():
+    config = ToyConfig.from_dict(
+        {"evaluation_config": {"in_evaluation": True, "explore": False, "horizon": 9, "env_config": {"n": 1}}}
+    )
+    assert config.evaluation_config == {"explore": False, "max_episode_steps": 9, "env_config": {"n": 1}}
+    assert ToyConfig.from_dict(config.to_dict()) == config
+    for wrong, said in [
+        ({"lr": 1}, "evaluation_config.lr=1.0 cannot differ while evaluating; it may set env, env_config"),
+        ({"explor": 1}, "evaluation_config: ToyConfig has no setting 'explor'. Did you mean 'explore'?"),
+        ({"explore": 3}, "explore=3 must be True or False"),
+        (3, "evaluation_config=3 must be a dict"),
+    ]:
+        assert said in refusal(lambda wrong=wrong: ToyConfig(evaluation_config=wrong))
+
+
+def test_shared_evaluation_envs_contradict_envs_of_ones_own():
+    ToyConfig(env="e", evaluation_envs="shared", evaluation_config={"explore": True}).validate()
+    for changes in ({"evaluation_num_envs": 2}, {"evaluation_config": {"env_config": {"n": 1}}}):
+        text = refusal(ToyConfig(env="e", evaluation_envs="shared", **changes).validate)
+        assert 'evaluation_envs="shared" evaluates in the training envs' in text
+    ray = ToyConfig(env="e", evaluation_num_env_runners=1)
+    assert "evaluation_num_env_runners=0 evaluates in this process" in refusal(ray.validate)
+
+
+def test_callbacks_are_given_by_position():
+    assert ToyConfig().callbacks(Corridor).callbacks_class is Corridor
+    assert ToyConfig.from_dict({"callbacks": Corridor}) == ToyConfig(callbacks_class=Corridor)

@@ -47,7 +47,9 @@ def copy(trained, tmp_path):
 def test_every_field_that_text_can_set_is_a_flag():
     cls = config_class("PPO")
     names = {option.name for option in field_options(cls)}
-    assert set(field_specs(cls)) - names == {"env", "env_config", "observation_space", "action_space"}
+    written_otherwise = {"env", "env_config", "observation_space", "action_space", "evaluation_config"}
+    code = {"policies", "policy_mapping_fn", "policies_to_train", "callbacks_class"}
+    assert set(field_specs(cls)) - names == written_otherwise | code
     flags = {flag for option in field_options(cls) for flag in option.opts}
     assert {"--lambda", "--num-epochs", "--explore", "--vf-clip-param"} <= flags
 

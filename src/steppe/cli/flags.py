@@ -16,11 +16,16 @@ DEFAULTS: dict[str, Any] = {"checkpoint_freq": 10}
 """Where the command line's default is not the config's."""
 
 _NO_FLAG = (
-    "env",
+    "env",  # this and the next are written otherwise; the rest are code, or hold it
     "env_config",
     "observation_space",
     "action_space",
-)  # two are written otherwise, two are code
+    "evaluation_config",
+    "policies",
+    "policy_mapping_fn",
+    "policies_to_train",
+    "callbacks_class",
+)
 
 
 _WORDS = ((str, "TEXT"), (int, "N"), (float, "X"))

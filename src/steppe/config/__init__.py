@@ -34,6 +34,7 @@ from steppe.config.fields import (
     scheduled,
 )
 from steppe.config.names import ALIASES, GROUPS, NO_EFFECT, SCHEDULE_ALIASES
+from steppe.config.policies import PolicySpec, parsed_evaluation, parsed_policies
 from steppe.config.values import MismatchError, coerced, named, plain, same, short, without_none
 from steppe.errors import ConfigError
 
@@ -47,6 +48,7 @@ __all__ = [
     "AlgorithmConfig",
     "Check",
     "FieldSpec",
+    "PolicySpec",
     "Schedule",
     "above",
     "at_least",
@@ -72,7 +74,7 @@ def say_once(text: str) -> None:
         logger.warning(text)
 
 
-def _space(value: Any) -> Any:
+def _space(_: type, value: Any) -> Any:
     """A space's description, as ``to_dict`` writes it, back into a space."""
     if isinstance(value, dict):
         from steppe.spaces import from_description
@@ -81,7 +83,7 @@ def _space(value: Any) -> Any:
     return value
 
 
-def _square_kernels(value: Any) -> Any:
+def _square_kernels(_: type, value: Any) -> Any:
     """Old filters ``[channels, [k, k], stride]`` as ``[channels, k, stride]``."""
     rows = value.tolist() if callable(getattr(value, "tolist", None)) else value
     if not isinstance(rows, list | tuple):
@@ -181,9 +183,27 @@ class AlgorithmConfig(ABC):
     evaluation_interval: int | None = run_field(0, section="evaluation", check=at_least(0))
     """Iterations between evaluations; 0 or None never evaluates."""
     evaluation_duration: int = run_field(10, section="evaluation", check=at_least(1))
-    """Episodes of one evaluation."""
+    """Episodes, or env steps, of one evaluation."""
+    evaluation_duration_unit: Literal["episodes", "timesteps"] = run_field("episodes", section="evaluation")
+    """What evaluation_duration counts."""
     evaluation_num_envs: int | None = run_field(None, section="evaluation", check=between(1, 1 << 16))
     """Envs that evaluate side by side; None takes as many as a runner has."""
+    evaluation_num_env_runners: int = run_field(0, section="evaluation", check=at_least(0))
+    """Processes that evaluate; 0 evaluates in this process."""
+    evaluation_config: dict[str, Any] = run_field({}, section="evaluation", convert=parsed_evaluation)
+    """Settings that differ while evaluating: the env, its arguments and limits, explore, callbacks."""
+    evaluation_envs: Literal["separate", "shared"] = run_field("separate", section="evaluation")
+    """Evaluate in envs of its own, or in the training envs, for a plant that exists once."""
+
+    policies: Any = run_field(None, section="multi_agent", convert=parsed_policies)
+    """Ids of the policies, or a dict of id: PolicySpec; None is the one policy "default_policy"."""
+    policy_mapping_fn: Any = run_field(None, section="multi_agent")
+    """Function of an agent's id, its episode and the worker that names the agent's policy."""
+    policies_to_train: Any = run_field(None, section="multi_agent")
+    """Ids of the policies that learn, or a function of an id that says whether; None is all."""
+
+    callbacks_class: Any = run_field(None, section="callbacks")
+    """A Callbacks subclass, an instance of one, or a list of those; also written .callbacks(MyCallbacks)."""
 
     checkpoint_freq: int = run_field(0, section="checkpointing", check=at_least(0))
     """Iterations between automatic checkpoints in the run folder; 0 saves none."""
@@ -263,7 +283,7 @@ class AlgorithmConfig(ABC):
             raise ConfigError(cls._unknown(name))
         try:
             if spec.convert is not None and value is not None:
-                value = spec.convert(value)
+                value = spec.convert(cls, value)
             result = coerced(spec.hint, value)
             legal = result is None or spec.check is None or spec.check.test(result)
         except MismatchError:
@@ -365,6 +385,15 @@ class AlgorithmConfig(ABC):
         """Set when and how long the policy is evaluated."""
         return self._section("evaluation", settings)
 
+    def multi_agent(self, **settings: Any) -> Self:
+        """Set the policies and which agent acts with which."""
+        return self._section("multi_agent", settings)
+
+    def callbacks(self, callbacks_class: Any = None, **settings: Any) -> Self:
+        """Set the code that is called as episodes begin, step and end."""
+        given = {} if callbacks_class is None else {"callbacks_class": callbacks_class}
+        return self._section("callbacks", given | settings)
+
     def checkpointing(self, **settings: Any) -> Self:
         """Set when checkpoints are written and how many are kept."""
         return self._section("checkpointing", settings)
@@ -437,6 +466,8 @@ class AlgorithmConfig(ABC):
             )
         if self.squash_actions and not self.normalize_actions:
             raise ConfigError(f"{name}: squash_actions=True needs normalize_actions=True")
+        self._validate_evaluation()
+        self._validate_policies()
         fragment = self.fragment_length * self.envs
         batch = math.ceil(self.train_batch_size / fragment) * fragment
         if batch != self.train_batch_size and self.batch_mode == "truncate_episodes":
@@ -449,6 +480,34 @@ class AlgorithmConfig(ABC):
             say_once(
                 f"minibatch_size={minibatch} is more than train_batch_size={self.train_batch_size}: "
                 "the batch is one minibatch"
+            )
+
+    def _validate_evaluation(self) -> None:
+        if self.evaluation_num_env_runners > 0:
+            raise ConfigError(
+                "runners on Ray are not available yet: evaluation_num_env_runners=0 evaluates in this process"
+            )
+        own = [f"evaluation_config.{key}" for key in ("env", "env_config") if key in self.evaluation_config]
+        own += ["evaluation_num_envs"] if self.evaluation_num_envs is not None else []
+        if self.evaluation_envs == "shared" and own:
+            raise ConfigError(
+                f'{type(self).__name__}: evaluation_envs="shared" evaluates in the training envs, and '
+                f"{own[0]} asks for others; leave one of them out"
+            )
+
+    def _validate_policies(self) -> None:
+        from steppe.types import DEFAULT_POLICY
+
+        if self.policies is not None and self.policies != {DEFAULT_POLICY: PolicySpec()}:
+            raise ConfigError(
+                f"several policies, or settings of one, are not available yet: "
+                f"policies={short(self.policies)} must be {{{DEFAULT_POLICY!r}}} or None"
+            )
+        train = self.policies_to_train
+        trained = train is None or (train(DEFAULT_POLICY) if callable(train) else DEFAULT_POLICY in train)
+        if not trained:
+            raise ConfigError(
+                f"policies_to_train={short(named(train))} leaves out {DEFAULT_POLICY!r}, the only policy"
             )
 
     def build(self, env: Any = None) -> Algorithm:
@@ -489,6 +548,8 @@ class AlgorithmConfig(ABC):
                 from steppe.spaces import describe, spec_of
 
                 values[name] = describe(spec_of(values[name], max_sequence_length=self.max_sequence_length))
+        if self.policies is not None:
+            values["policies"] = {id: vars(spec) for id, spec in self.policies.items()}
         return {name: plain(value) for name, value in values.items()}
 
     def to_toml_dict(self) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def run_field(
     section: str = "training",
     check: Check | None = None,
     alias: str | None = None,
-    convert: Callable[[Any], Any] | None = None,
+    convert: Callable[[Any, Any], Any] | None = None,
 ) -> Any:
     """A field that holds for the whole run.
 
@@ -85,7 +85,7 @@ def run_field(
         section: the fluent method that sets it.
         check: tests the value after its type; None values are not tested.
         alias: an old name that is this algorithm's own.
-        convert: applied to a value other than None before its type is checked.
+        convert: function of the config's class and a value other than None, before its type is checked.
     """
     return _field(default, scope="run", section=section, check=check, alias=alias, convert=convert)
 
@@ -96,7 +96,7 @@ def policy_field(
     section: str = "training",
     check: Check | None = None,
     alias: str | None = None,
-    convert: Callable[[Any], Any] | None = None,
+    convert: Callable[[Any, Any], Any] | None = None,
 ) -> Any:
     """A field that policies of one run may set differently; arguments as in :func:`run_field`."""
     return _field(default, scope="policy", section=section, check=check, alias=alias, convert=convert)
@@ -122,7 +122,7 @@ class FieldSpec:
     scope: str
     check: Check | None
     alias: str | None
-    convert: Callable[[Any], Any] | None
+    convert: Callable[[Any, Any], Any] | None
     default: Callable[[], Any]
 
     def legal(self) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 ALIASES: dict[str, str] = {
+    "callbacks": "callbacks_class",
+    "evaluation_num_workers": "evaluation_num_env_runners",
     "evaluation_num_episodes": "evaluation_duration",
     "horizon": "max_episode_steps",
     "lambda": "lambda_",
@@ -24,7 +26,7 @@ ALIASES: dict[str, str] = {
 SCHEDULE_ALIASES: dict[str, str] = {"lr_schedule": "lr", "entropy_coeff_schedule": "entropy_coeff"}
 """Old names under which a schedule used to stand beside the constant; given, it wins over the constant."""
 
-GROUPS: tuple[str, ...] = ("model",)
+GROUPS: tuple[str, ...] = ("model", "multiagent")
 """Old keys that hold a dict of fields."""
 
 NO_EFFECT: dict[str, str] = {

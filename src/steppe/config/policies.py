@@ -1,0 +1,126 @@
+"""What a run says about its policies and about its evaluation, read into one form when it is set."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, final
+
+from steppe.config.values import short
+from steppe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from steppe.config import AlgorithmConfig
+
+EVALUATION_FIELDS: tuple[str, ...] = (
+    "env",
+    "env_config",
+    "max_episode_steps",
+    "on_out_of_space",
+    "explore",
+    "callbacks_class",
+)
+"""Fields that evaluation may set otherwise: those about envs and acting."""
+
+
+@final
+@dataclass(frozen=True)
+class PolicySpec:
+    """One policy of a run that has several.
+
+    Attributes:
+        policy_class: what the policy is, where that is not the algorithm's own; None is the algorithm's.
+        observation_space: of its agents; None asks the env.
+        action_space: of its agents; None asks the env.
+        config: settings of its own, under today's names; the run's settings hold for the rest.
+    """
+
+    policy_class: Any = None
+    observation_space: Any = None
+    action_space: Any = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+_PARTS = tuple(part.name for part in dataclasses.fields(PolicySpec))
+
+
+def parsed_policies(cls: type[AlgorithmConfig], value: Any) -> dict[str, PolicySpec]:
+    """``policies`` in one form: ids, or a dict of ids with None, a PolicySpec, a tuple or a dict.
+
+    Raises:
+        ConfigError: an id is no text, a spec is of another form, or its settings are not for one policy.
+    """
+    if isinstance(value, Mapping):
+        specs = dict(value)
+    elif isinstance(value, Iterable) and not isinstance(value, str):
+        specs = dict.fromkeys(sorted(value) if isinstance(value, set | frozenset) else value)
+    else:
+        specs = {}
+    if not specs or not all(isinstance(id, str) and id for id in specs):
+        raise ConfigError(
+            f"{cls.__name__}: policies={short(value)} must be a set or list of ids such as "
+            '{"default_policy"}, or a dict of id: None or PolicySpec'
+        )
+    return {id: _spec(cls, id, spec) for id, spec in specs.items()}
+
+
+def _spec(cls: type[AlgorithmConfig], id: str, given: Any) -> PolicySpec:
+    parts: tuple[Any, ...] = ()
+    if isinstance(given, PolicySpec):
+        parts = tuple(getattr(given, part) for part in _PARTS)
+    elif isinstance(given, Mapping) and set(given) <= set(_PARTS):
+        parts = tuple(given.get(part) for part in _PARTS)
+    elif isinstance(given, tuple | list) and len(given) == len(_PARTS):
+        parts = tuple(given)
+    elif given is not None:
+        raise ConfigError(
+            f"{cls.__name__}: policies[{id!r}]={short(given)} must be None, a PolicySpec or "
+            f"({', '.join(_PARTS)})"
+        )
+    policy_class, observation, action, config = parts or (None,) * len(_PARTS)
+    return PolicySpec(
+        policy_class,
+        cls.checked("observation_space", observation),
+        cls.checked("action_space", action),
+        _overrides(cls, id, config),
+    )
+
+
+def _overrides(cls: type[AlgorithmConfig], id: str, given: Any) -> dict[str, Any]:
+    if isinstance(given, cls):
+        given = given.changes()
+    try:
+        settings = cls.resolved(given or {})
+    except ConfigError as error:
+        raise ConfigError(f"policy {id!r}: {error}") from None
+    for name, value in settings.items():
+        if name not in cls.POLICY_SCOPE:
+            raise ConfigError(
+                f"policy {id!r}: {name}={short(value)} holds for the whole run; "
+                f"a policy may set {', '.join(sorted(cls.POLICY_SCOPE))}"
+            )
+    return settings
+
+
+def parsed_evaluation(cls: type[AlgorithmConfig], value: Any) -> Any:
+    """``evaluation_config`` under today's names, each value checked.
+
+    Raises:
+        ConfigError: it sets what does not concern envs or acting.
+    """
+    if isinstance(value, cls):
+        value = value.changes()
+    if not isinstance(value, Mapping):
+        return value  # of a wrong type: the field says so
+    try:
+        settings = cls.resolved({key: item for key, item in value.items() if key != "in_evaluation"})
+    except ConfigError as error:
+        raise ConfigError(f"evaluation_config: {error}") from None
+    for name, item in settings.items():
+        if name not in EVALUATION_FIELDS:
+            raise ConfigError(
+                f"{cls.__name__}: evaluation_config.{name}={short(item)} cannot differ while evaluating; "
+                f"it may set {', '.join(EVALUATION_FIELDS)}"
+            )
+    return settings
