@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steppe.learning.normalizer import moments, normalized, return_scale_init, scaled_rewards
-from steppe.models.encoders import norm_init
+from steppe.models.observations import norm_init
 from steppe.spaces import spec_of
 
 BOX = spec_of(spaces.Box(-100, 100, (2,), np.float32))

@@ -11,14 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steppe.models.encoders import (
-    image_axis,
-    make_encoder,
-    norm_init,
-    norm_merge,
-    normalize,
-    normalized_leaves,
-)
+from steppe.models.encoders import make_encoder, norm_merge, normalize
+from steppe.models.observations import image_axis, norm_init, normalized_leaves
 from steppe.spaces import collect, map_leaves, spec_of, zeros
 
 spaces = gym.spaces
@@ -227,8 +221,11 @@ NESTED = spec_of(
 
 
 def test_which_leaves_are_normalised():
-    assert [leaf.shape for leaf in normalized_leaves(NESTED)] == [(3,), (2,)]
-    assert normalized_leaves(NESTED)[0].dtype == np.uint8
+    covered = normalized_leaves(NESTED)
+    assert {path: leaf.shape for path, leaf in covered.items()} == {'obs["ram"]': (3,), 'obs["speed"]': (2,)}
+    assert covered['obs["ram"]'].dtype == np.uint8
+    inside = spaces.Tuple((spaces.OneOf((spaces.Discrete(2), spaces.Box(-1, 1, (2,)))), spaces.Box(-1, 1)))
+    assert list(normalized_leaves(spec_of(inside))) == ['obs[0]["values"][1]', "obs[1]"]
     assert norm_init(spec_of(spaces.Discrete(3))) == ()
 
 

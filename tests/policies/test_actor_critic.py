@@ -12,7 +12,8 @@ from gymnasium import spaces
 from steppe.errors import CheckpointError
 from steppe.learning.networks import ActorCriticNetworks, arrays_of, refilled
 from steppe.models.distributions import Distribution
-from steppe.models.encoders import norm_init, norm_merge, normalize
+from steppe.models.encoders import norm_merge, normalize
+from steppe.models.observations import norm_init
 from steppe.policies.actor_critic import Layout
 from steppe.spaces import spec_of
 from steppe.types import SpacePair, Weights

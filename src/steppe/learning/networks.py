@@ -11,7 +11,7 @@ import numpy as np
 from steppe.errors import CheckpointError
 from steppe.models.catalog import make_actor_critic
 from steppe.models.distributions import Distribution
-from steppe.models.encoders import norm_init, normalized_leaves
+from steppe.models.observations import norm_init, normalized_leaves
 from steppe.policies.actor_critic import ActorCriticPolicy, Layout
 from steppe.types import Array, FloatArray, SpacePair
 

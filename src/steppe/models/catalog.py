@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import final
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -46,6 +46,11 @@ class Actor(eqx.Module):
     def __call__(self, obs: Tree) -> jax.Array:
         """Distribution parameters ``(P,)`` of one observation."""
         return self.head(self.features(obs))
+
+    def describe(self) -> dict[str, Any]:
+        """All but its arrays as JSON values; :mod:`steppe.models.numpy_forward` reads it."""
+        free = self.log_std is not None
+        return {"encoder": self.encoder.describe(), "mlp": self.mlp.describe(), "free_log_std": free}
 
 
 @final

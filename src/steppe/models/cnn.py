@@ -24,14 +24,12 @@ _STACKS: tuple[tuple[int, _Filters], ...] = (
     (32, ((32, 4, 2), (64, 4, 2), (64, 3, 2))),
     (16, ((32, 4, 2), (64, 3, 2))),
 )
-MIN_SIDE = 16
-"""The smallest image side for which there is a default stack."""
 DENSE = 512
 """Width of the dense layer after the convolutions."""
 
 
 def default_filters(height: int, width: int) -> _Filters:
-    """``(channels, kernel, stride)`` a layer for an image whose smaller side is at least ``MIN_SIDE``."""
+    """``(channels, kernel, stride)`` a layer for an image whose smaller side is at least 16."""
     return next(stack for side, stack in _STACKS if min(height, width) >= side)
 
 

@@ -7,7 +7,7 @@ half normalises observations with running statistics, which are data of the lear
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any, final
 
@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steppe.models.cnn import CNN, DENSE, MIN_SIDE
+from steppe.models.cnn import CNN, DENSE
 from steppe.models.mlp import MLP
+from steppe.models.observations import CLIP, EPSILON, image_axis, visit
 from steppe.spaces import (
     BoxSpec,
     DictSpec,
@@ -33,10 +34,6 @@ from steppe.types import Array, Tree
 
 _ONE_HOT_LIMIT = 1024
 _EMBEDDING = 64
-_MAX_CHANNELS = 16
-_WIDE_RANGE = 10
-_EPSILON = 1e-8
-_LARGEST = 1e14  # sums of squares of larger numbers would leave float32
 
 
 class Encoder(eqx.Module):
@@ -48,6 +45,10 @@ class Encoder(eqx.Module):
     def __call__(self, obs: Tree) -> jax.Array:
         """One observation to ``(size,)``."""
 
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """All but its arrays as JSON values; :mod:`steppe.models.numpy_forward` reads it."""
+
 
 def make_encoder(
     spec: Spec,
@@ -58,9 +59,9 @@ def make_encoder(
 ) -> Encoder:
     """Draw the encoder of an observation space.
 
-    Boxes are flattened, those that look like images (see :func:`image_axis`) go through a CNN. Choices
-    become one-hot vectors, and where there are more than 1,024 of them rows of a learned table. A Sequence
-    is the mean and the maximum of what a small network makes of its items.
+    Boxes are flattened, those that look like images (:func:`~steppe.models.observations.image_axis`) go
+    through a CNN. Choices become one-hot vectors, and where there are more than 1,024 of them rows of a
+    learned table. A Sequence is the mean and the maximum of what a small network makes of its items.
 
     Args:
         spec: the observation space.
@@ -94,19 +95,6 @@ def make_encoder(
         return _Alternatives(tuple(make(item) for item in spec.items))
 
 
-def image_axis(spec: BoxSpec) -> int | None:
-    """The channel axis (0 or 2) if a Box looks like an image, else None.
-
-    An image has three axes and dtype uint8 or float. Its channels are the smaller of the first and the last
-    axis (the last in a tie) and at most 16; both other sides are at least 16.
-    """
-    if len(spec.shape) != 3 or not (np.dtype(spec.dtype) == np.uint8 or np.dtype(spec.dtype).kind == "f"):
-        return None
-    axis = 0 if spec.shape[0] < spec.shape[2] else 2
-    sides = spec.shape[1:] if axis == 0 else spec.shape[:2]
-    return axis if 1 <= spec.shape[axis] <= _MAX_CHANNELS and min(sides) >= MIN_SIDE else None
-
-
 @final
 class _Flat(Encoder):
     """Numbers as they are."""
@@ -115,6 +103,9 @@ class _Flat(Encoder):
 
     def __call__(self, obs: Tree) -> jax.Array:
         return jnp.asarray(obs).astype(jnp.float32).reshape(self.size)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "flat"}
 
 
 @final
@@ -138,6 +129,9 @@ class _Image(Encoder):
     def __call__(self, obs: Tree) -> jax.Array:
         pixels = jnp.asarray(obs).astype(jnp.float32) * self.scale
         return self.cnn(pixels if self.axis == 2 else pixels.transpose(1, 2, 0))
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "image", "axis": self.axis, "scale": self.scale, "strides": [*self.cnn.strides]}
 
 
 @final
@@ -167,6 +161,10 @@ class _Choices(Encoder):
         rows = [table[choices[i]] for table, i in zip(self.tables, large, strict=True)]
         return jnp.concatenate([one_hot.astype(jnp.float32), *rows])
 
+    def describe(self) -> dict[str, Any]:
+        large = [i for i, n in enumerate(self.counts) if n > _ONE_HOT_LIMIT]
+        return {"kind": "choices", "counts": [*self.counts], "starts": [*self.starts], "large": large}
+
 
 @final
 class _Parts(Encoder):
@@ -183,6 +181,10 @@ class _Parts(Encoder):
         values = obs if self.keys is None else [obs[key] for key in self.keys]
         encoded = [part(value) for part, value in zip(self.parts, values, strict=True)]
         return jnp.concatenate(encoded) if encoded else jnp.zeros(0)
+
+    def describe(self) -> dict[str, Any]:
+        keys = None if self.keys is None else [*self.keys]
+        return {"kind": "parts", "keys": keys, "parts": [part.describe() for part in self.parts]}
 
 
 @final
@@ -208,6 +210,10 @@ class _Items(Encoder):
         mean = features.sum(0) / jnp.maximum(length, 1)
         return jnp.concatenate([mean, features.max(0, initial=0.0)])
 
+    def describe(self) -> dict[str, Any]:
+        item = self.item.describe()
+        return {"kind": "items", "maximum": self.maximum, "item": item, "mlp": self.mlp.describe()}
+
 
 @final
 class _Alternatives(Encoder):
@@ -227,42 +233,16 @@ class _Alternatives(Encoder):
         ]
         return jnp.concatenate([chosen.astype(jnp.float32), *encoded])
 
-
-def normalized_leaves(spec: Spec) -> list[BoxSpec]:
-    """The leaves that observation statistics cover, in the order of the spec.
-
-    They are float Boxes, and integer Boxes in which an element spans more than 10, unless they look like
-    images. Inside a Sequence or OneOf a leaf counts too; items share one mean and variance an element.
-    """
-    if isinstance(spec, BoxSpec):
-        kind = np.dtype(spec.dtype).kind
-        span = np.subtract(spec.high, spec.low, dtype=np.float64) if kind in "iu" else np.zeros(0)
-        covered = kind == "f" or bool((span > _WIDE_RANGE).any())
-        return [spec] if covered and image_axis(spec) is None else []
-    return [leaf for part in _inner(spec) for leaf in normalized_leaves(part)]
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "alternatives", "parts": [part.describe() for part in self.parts]}
 
 
-def norm_init(spec: Spec) -> tuple[Array, ...]:
-    """Statistics of no rows: ``count ()``, ``mean (*shape)``, ``m2 (*shape)`` per covered leaf, float32.
-
-    ``m2`` is the sum of squared distances from the mean.
-    """
-    stats: list[Array] = []
-    for leaf in normalized_leaves(spec):
-        stats += [
-            np.zeros((), np.float32),
-            np.zeros(leaf.shape, np.float32),
-            np.zeros(leaf.shape, np.float32),
-        ]
-    return tuple(stats)
-
-
-def normalize(spec: Spec, stats: Sequence[Any], obs: Tree, clip: float = 10.0) -> Tree:
+def normalize(spec: Spec, stats: Sequence[Any], obs: Tree, clip: float = CLIP) -> Tree:
     """Shift and scale the covered leaves to mean 0 and variance 1.
 
     Args:
         spec: the observation space.
-        stats: as :func:`norm_init` and :func:`norm_merge` make them.
+        stats: as :func:`~steppe.models.observations.norm_init` and :func:`norm_merge` make them.
         obs: one observation, or a tree with any leading axes.
         clip: largest magnitude that is let through.
 
@@ -273,10 +253,10 @@ def normalize(spec: Spec, stats: Sequence[Any], obs: Tree, clip: float = 10.0) -
 
     def scaled(leaf: BoxSpec, x: jax.Array, mask: jax.Array) -> jax.Array:
         count, mean, m2 = next(triples)
-        unit = (x - mean) * jax.lax.rsqrt(m2 / jnp.maximum(count, 1.0) + _EPSILON)
+        unit = (x - mean) * jax.lax.rsqrt(m2 / jnp.maximum(count, 1.0) + EPSILON)
         return jnp.clip(jnp.where(count < 2.0, x, unit), -clip, clip)
 
-    return _visit(spec, obs, jnp.ones((), bool), scaled)
+    return visit(spec, obs, jnp.ones((), bool), scaled)
 
 
 def norm_merge(spec: Spec, stats: Sequence[Any], obs: Tree, mask: jax.Array) -> tuple[jax.Array, ...]:
@@ -298,7 +278,7 @@ def norm_merge(spec: Spec, stats: Sequence[Any], obs: Tree, mask: jax.Array) -> 
         merged.extend(_chan(next(triples), x, present))
         return x
 
-    _visit(spec, obs, jnp.asarray(mask), merge)
+    visit(spec, obs, jnp.asarray(mask), merge)
     return tuple(merged)
 
 
@@ -315,36 +295,3 @@ def _chan(old: tuple[Any, Any, Any], x: jax.Array, mask: jax.Array) -> tuple[jax
     share = added / jnp.maximum(total, 1.0)
     shift = batch - mean
     return total, mean + shift * share, m2 + batch_m2 + shift * shift * count * share
-
-
-def _visit(
-    spec: Spec, obs: Tree, mask: jax.Array, fn: Callable[[BoxSpec, jax.Array, jax.Array], jax.Array]
-) -> Tree:
-    """``obs`` with covered leaves replaced by ``fn(leaf, float32 values, which of them are real)``."""
-    if isinstance(spec, BoxSpec):
-        if not normalized_leaves(spec):
-            return obs
-        return fn(spec, jnp.clip(jnp.asarray(obs).astype(jnp.float32), -_LARGEST, _LARGEST), mask)
-    if isinstance(spec, DictSpec):
-        return {key: _visit(item, obs[key], mask, fn) for key, item in spec.items}
-    if isinstance(spec, TupleSpec):
-        return tuple(_visit(item, part, mask, fn) for item, part in zip(spec.items, obs, strict=True))
-    if isinstance(spec, SequenceSpec):
-        present = mask[..., None] & (np.arange(spec.maximum) < jnp.asarray(obs["length"])[..., None])
-        return {**obs, "items": _visit(spec.item, obs["items"], present, fn)}
-    if isinstance(spec, OneOfSpec):
-        choice = jnp.asarray(obs["choice"])
-        values = [
-            _visit(item, part, mask & (choice == i), fn)
-            for i, (item, part) in enumerate(zip(spec.items, obs["values"], strict=True))
-        ]
-        return {**obs, "values": tuple(values)}
-    return obs
-
-
-def _inner(spec: Spec) -> tuple[Spec, ...]:
-    if isinstance(spec, DictSpec):
-        return tuple(item for _, item in spec.items)
-    if isinstance(spec, SequenceSpec):
-        return (spec.item,)
-    return spec.items if isinstance(spec, TupleSpec | OneOfSpec) else ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -85,3 +85,8 @@ class MLP(eqx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """One input ``(in,)`` to ``(out,)``."""
         return self.head(self.hidden(x))
+
+    def describe(self) -> dict[str, Any]:
+        """All but its arrays as JSON values."""
+        sizes = [np.shape(self.weights[0])[0], *(np.shape(bias)[0] for bias in self.biases)]
+        return {"sizes": sizes, "activation": self.activation}

@@ -59,7 +59,7 @@ class ActorCriticPolicy:
 
     def __init__(self, observation: Spec, distribution: Distribution, layout: Layout) -> None:
         self.observation, self.action = observation, distribution.spec
-        self.noise_size, self.to_env = distribution.noise_size, distribution.to_env_direct
+        self.noise_size, self.to_env = distribution.noise_size, distribution.actions.to_env_direct
         self._sample, self._mode = _compiled(observation, distribution, layout)
 
     def load(self, weights: Weights) -> Any:
