@@ -19,6 +19,7 @@ COMMANDS: dict[str, str] = {
     "rollout": "Step an env with a trained policy, one line a step.",
     "baseline": "Play episodes with random actions, to know what is no success.",
     "runs": "List the runs under a folder.",
+    "new": "Write an env package that installs, is tested and trains.",
 }
 """What ``steppe --help`` shows without importing the commands; ``steppe.cli.<name>.command`` is each."""
 
