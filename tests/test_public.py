@@ -21,6 +21,7 @@ NAMES = {
     "SpaceError",
     "SteppeError",
     "load",
+    "load_policy",
     "make",
     "register_env",
 }

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from steppe.envs.context import EnvContext
     from steppe.envs.registry import make, register_env
     from steppe.errors import CheckpointError, ConfigError, EnvError, SpaceError, SteppeError
+    from steppe.loading import load_policy
     from steppe.types import Policy
 
 _HOME = {
@@ -25,6 +26,7 @@ _HOME = {
     "SpaceError": "errors",
     "SteppeError": "errors",
     "load": "algorithm",
+    "load_policy": "loading",
     "make": "envs.registry",
     "register_env": "envs.registry",
 }
@@ -41,6 +43,7 @@ __all__ = [
     "SpaceError",
     "SteppeError",
     "load",
+    "load_policy",
     "make",
     "register_env",
 ]

@@ -22,6 +22,7 @@ from steppe.config import AlgorithmConfig
 from steppe.envs import registry
 from steppe.errors import CheckpointError, ConfigError, SpaceError
 from steppe.learning.independent import IndependentLearner
+from steppe.loading import POLICIES, read_checkpoint
 from steppe.runners.local import LocalRunner
 from steppe.sampling.metrics import EpisodeWindow, summarize
 from steppe.sampling.sampler import SMALLEST_NOISE, Sample
@@ -358,7 +359,8 @@ class Algorithm:
             "training_iteration": self._iteration,
             "total_s": self._total_s,
         }
-        return checkpoint.save(path, self.get_state(), meta)
+        policies = {id: self._policies[id].export(w) for id, w in self._learner.publish().items()}
+        return checkpoint.save(path, {**self.get_state(), POLICIES: policies}, meta)
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Go on exactly from a checkpoint; what could not be restored exactly is logged.
@@ -366,7 +368,7 @@ class Algorithm:
         Raises:
             CheckpointError: the checkpoint is damaged or belongs to another architecture; nothing changed.
         """
-        self._adopt(*_read(path))
+        self._adopt(*read_checkpoint(path))
 
     def _adopt(self, owners: Mapping[str, State], meta: Mapping[str, Any], *, resume: bool = True) -> None:
         if meta.get("algo") != self.config.algo_name:
@@ -446,7 +448,7 @@ def load(path: str | os.PathLike[str], env: Any = None, *, resume: bool = True, 
     Raises:
         CheckpointError: it is damaged, or code is missing; the message lists what to pass.
     """
-    owners, meta = _read(path)
+    owners, meta = read_checkpoint(path)
     given = {**code, **({} if env is None else {"env": env})}
     settings = {**meta["config"], **given}
     missing = [
@@ -467,17 +469,6 @@ def load(path: str | os.PathLike[str], env: Any = None, *, resume: bool = True, 
         algorithm.close()
         raise
     return algorithm
-
-
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, State], dict[str, Any]]:
-    """A checkpoint; if it is damaged, the error offers the newest one beside it that is not."""
-    try:
-        return checkpoint.load(path)
-    except CheckpointError as error:
-        other = checkpoint.newest_intact(Path(path).resolve().parent)
-        if other is not None:
-            raise CheckpointError(f"{error}; the newest intact checkpoint beside it is {other}") from None
-        raise
 
 
 def _is_code(value: Any) -> bool:

@@ -27,7 +27,7 @@ import re
 import shutil
 import struct
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,13 @@ _RLLIB_FILE = re.compile(r"checkpoint-\d+")
 _PICKLE_SUFFIXES = frozenset([".pkl", ".pickle", ".pt", ".pth", ".joblib"])
 
 
-def save(path: str | os.PathLike[str], owners: Mapping[str, State], meta: Mapping[str, Any]) -> Path:
+def save(
+    path: str | os.PathLike[str],
+    owners: Mapping[str, State],
+    meta: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+) -> Path:
     """Write a checkpoint into the folder ``path``, all of it or nothing.
 
     The folder may be new, empty, or a checkpoint of the same run (``meta["run_id"]`` is equal), which is
@@ -64,6 +70,7 @@ def save(path: str | os.PathLike[str], owners: Mapping[str, State], meta: Mappin
         path: the folder itself; missing parents are made. A link is followed.
         owners: state by owner. The name becomes a file name: letters, digits, ``_``, ``-``, ``.``.
         meta: JSON values and numpy scalars, with ``run_id``.
+        overwrite: replace an intact checkpoint of any run; anything else is still left alone.
 
     Returns:
         ``path``.
@@ -78,7 +85,7 @@ def save(path: str | os.PathLike[str], owners: Mapping[str, State], meta: Mappin
     header = _encode(dict(meta), "meta", None)
     fresh = target.with_name(f".{target.name}.new-{uuid.uuid4().hex[:12]}")
     try:
-        _check_replaceable(target, meta.get("run_id"))
+        _check_replaceable(target, meta.get("run_id"), any_run=overwrite)
         target.parent.mkdir(parents=True, exist_ok=True)
         _write_folder(fresh, states, header)
         _swap(fresh, target)
@@ -89,22 +96,30 @@ def save(path: str | os.PathLike[str], owners: Mapping[str, State], meta: Mappin
     return Path(path)
 
 
-def load(path: str | os.PathLike[str]) -> tuple[dict[str, State], dict[str, Any]]:
-    """Read a checkpoint after checking every byte of it.
+def load(
+    path: str | os.PathLike[str], owners: Iterable[str] | None = None
+) -> tuple[dict[str, State], dict[str, Any]]:
+    """Read a checkpoint after checking every byte of what is read.
 
     Tuples come back as lists, arrays as writable arrays of the same dtype and shape. If a crash or another
     process is in the middle of replacing the checkpoint, the whole old or the whole new one is read.
+
+    Args:
+        path: the folder.
+        owners: whose states to read; all if None. The files of others are neither read nor checked.
 
     Returns:
         The state of each owner, and the meta data.
 
     Raises:
-        CheckpointError: damaged, incomplete, of another format version, or no checkpoint of steppe.
+        CheckpointError: damaged, incomplete, of another format version, or no checkpoint of steppe; or it
+            holds nothing of an owner that was asked for.
     """
+    wanted = None if owners is None else list(owners)
     while True:
         before = _peek(path)
         try:
-            loaded = _load(Path(path))
+            loaded = _load(Path(path), wanted)
         except CheckpointError:
             if _peek(path) == before:
                 raise
@@ -411,7 +426,7 @@ def _swap(fresh: Path, target: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _check_replaceable(target: Path, run_id: Any) -> None:
+def _check_replaceable(target: Path, run_id: Any, *, any_run: bool) -> None:
     existing = _locate(target)
     if _absent(existing):
         return
@@ -428,7 +443,7 @@ def _check_replaceable(target: Path, run_id: Any) -> None:
         raise CheckpointError(
             f"{refusal} holds something that is no intact checkpoint ({names}). {remedy}"
         ) from error
-    if holder is None or holder != run_id:
+    if not any_run and (holder is None or holder != run_id):
         raise CheckpointError(
             f"{refusal} holds a checkpoint of another run ({holder}, not {run_id}). {remedy}"
         )
@@ -444,15 +459,15 @@ def _peek(path: str | os.PathLike[str]) -> bytes | None:
         return None
 
 
-def _load(path: Path) -> tuple[dict[str, State], dict[str, Any]]:
+def _load(path: Path, wanted: list[str] | None) -> tuple[dict[str, State], dict[str, Any]]:
     folder = _locate(path)
     manifest = _manifest(folder)
-    _check_files(folder, manifest)
+    wanted = _check_files(folder, manifest, wanted)
     name = META
     try:
         meta = _decode(json.loads((folder / META).read_bytes()), {})
         owners = {}
-        for owner in manifest["owners"]:
+        for owner in wanted:
             name = f"{owner}.safetensors"
             arrays = load_file(folder / name)
             name = f"{owner}.json"
@@ -497,20 +512,28 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
+def _check_files(folder: Path, manifest: Mapping[str, Any], wanted: list[str] | None = None) -> list[str]:
+    """Check the files of the wanted owners, or of all, who are returned."""
     try:
-        owners: Sequence[str] = manifest["owners"]
-        expected = {META, *(f"{owner}.{kind}" for owner in owners for kind in ("json", "safetensors"))}
+        owners: list[str] = manifest["owners"]
+        expected = {META, *_files_of(owners)}
         listed: Mapping[str, Any] = manifest["files"]
         if not all(_OWNER.fullmatch(owner) for owner in owners) or set(listed) != expected:
             raise ValueError("owners and files do not belong together")
-        problems = [
-            p for name, file in listed.items() if (p := _problem(folder / name, file["size"], file["sha256"]))
-        ]
+        wanted = owners if wanted is None else wanted
+        if absent := [owner for owner in wanted if owner not in owners]:
+            raise CheckpointError(f"checkpoint {folder} holds no {absent[0]}; it holds {', '.join(owners)}")
+        files = [(folder / name, listed[name]) for name in sorted({META, *_files_of(wanted)})]
+        problems = [p for path, file in files if (p := _problem(path, file["size"], file["sha256"]))]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {folder}: {MANIFEST} makes no sense: {error!r}") from error
     if problems:
         raise CheckpointError(f"checkpoint {folder} is damaged: {'; '.join(problems)}")
+    return wanted
+
+
+def _files_of(owners: Iterable[str]) -> list[str]:
+    return [f"{owner}.{kind}" for owner in owners for kind in ("json", "safetensors")]
 
 
 def _problem(file: Path, size: int, sha256: str) -> str:
@@ -530,7 +553,7 @@ def _what_it_is(path: Path) -> str:
     if not path.exists():
         return f"there is no checkpoint at {path}"
     names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else [path.name]
-    rllib = [n for n in names if n in _RLLIB_NAMES or _RLLIB_FILE.fullmatch(n)]
+    rllib = [n for n in names if n in _RLLIB_NAMES or (_RLLIB_FILE.fullmatch(n) and not (path / n).is_dir())]
     pickles = [n for n in names if Path(n).suffix in _PICKLE_SUFFIXES]
     if rllib or pickles:
         kind = f"an RLlib checkpoint ({rllib[0]})" if rllib else f"made of pickle files ({pickles[0]})"

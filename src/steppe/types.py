@@ -242,3 +242,6 @@ class Policy(Protocol):
 
     def initial_state(self, n: int) -> Tree:
         """Recurrent state of ``n`` fresh trajectories, or None."""
+
+    def export(self, weights: Weights) -> State:
+        """What acting needs outside of training: ``network``, JSON values, and ``arrays`` by readable name."""

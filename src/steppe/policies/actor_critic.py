@@ -11,8 +11,9 @@ import numpy as np
 
 from steppe.models.distributions import Distribution
 from steppe.models.encoders import normalize
-from steppe.spaces import Spec, leaves, map_leaves, take
-from steppe.types import Decision, FloatArray, Tree, Weights
+from steppe.models.observations import normalized_leaves
+from steppe.spaces import Spec, describe, leaves, map_leaves, take
+from steppe.types import Decision, FloatArray, State, Tree, Weights
 
 
 class Layout(NamedTuple):
@@ -61,6 +62,7 @@ class ActorCriticPolicy:
         self.observation, self.action = observation, distribution.spec
         self.noise_size, self.to_env = distribution.noise_size, distribution.actions.to_env_direct
         self._sample, self._mode = _compiled(observation, distribution, layout)
+        self._options, self._layout = distribution.options, layout
 
     def load(self, weights: Weights) -> Any:
         """One flat array: each further argument of a compiled function costs a microsecond a call."""
@@ -82,6 +84,24 @@ class ActorCriticPolicy:
     def initial_state(self, n: int) -> Tree:
         """None: no memory."""
         return None
+
+    def export(self, weights: Weights) -> State:
+        """What a :class:`~steppe.models.numpy_forward.Network` is made of: ``network``, ``arrays``."""
+        actor = self._layout.unravel(np.concatenate([weights.params, *map(np.ravel, weights.normalizer)]))[0]
+        named, _ = jax.tree_util.tree_flatten_with_path(actor)
+        arrays = {jax.tree_util.keystr(path, simple=True, separator="."): array for path, array in named}
+        covered = normalized_leaves(self.observation) if weights.normalizer else ()
+        names = [f"normalizer.{path}.{name}" for path in covered for name in ("count", "mean", "m2")]
+        arrays |= dict(zip(names, weights.normalizer, strict=True))
+        network = {
+            "kind": "actor",
+            "observation": describe(self.observation),
+            "action": describe(self.action),
+            "distribution": self._options,
+            "normalizer": bool(covered),
+            **actor.describe(),
+        }
+        return {"network": network, "arrays": arrays}
 
 
 @lru_cache(maxsize=64)

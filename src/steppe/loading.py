@@ -1,0 +1,163 @@
+"""A trained policy out of a checkpoint, in numpy alone: neither JAX nor Gymnasium is imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from steppe import checkpoint
+from steppe.errors import CheckpointError, ConfigError, SpaceError
+from steppe.models.numpy_forward import Network
+from steppe.sampling.sampler import SMALLEST_NOISE
+from steppe.spaces import BadLeaf, collect, describe, rows
+from steppe.tracking.record import RECORD, checkpoint_of
+from steppe.types import DEFAULT_POLICY, Array, FloatArray, State, Tree
+
+POLICIES = "policies"
+"""Owner of what policies need to act, in every checkpoint of an algorithm."""
+
+
+@final
+class LoadedPolicy:
+    """Acts as the policy of a checkpoint does, up to rounding. Made by :func:`load_policy`.
+
+    Attributes:
+        policy_id: its name in the checkpoint.
+        observation_space: what it observes, as JSON values.
+        action_space: what it chooses from, likewise.
+        description: the whole network, likewise: spaces, encoder, layers, distribution, normalizer.
+        arrays: the network's float32 arrays by name, such as ``mlp.weights.0`` ``(in, out)``; read-only.
+
+    Args:
+        policy_id: its name.
+        description: the network.
+        arrays: its arrays.
+
+    Raises:
+        LookupError, ValueError, TypeError: as :class:`~steppe.models.numpy_forward.Network` does.
+    """
+
+    def __init__(self, policy_id: str, description: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        self.policy_id, self.description, self.arrays = policy_id, dict(description), dict(arrays)
+        for array in self.arrays.values():
+            array.flags.writeable = False
+        self._network = Network(description, self.arrays)
+        self.observation_space = describe(self._network.observation)
+        self.action_space = describe(self._network.actions.spec)
+        self._rng = np.random.default_rng()
+
+    def __repr__(self) -> str:
+        """Its name and its spaces' kinds."""
+        kinds = self.observation_space["kind"], self.action_space["kind"]
+        return f"LoadedPolicy({self.policy_id!r}, {kinds[0]} to {kinds[1]})"
+
+    def seed(self, seed: int) -> None:
+        """Let the draws of ``explore=True`` begin anew, from this seed."""
+        self._rng = np.random.default_rng(seed)
+
+    def act(
+        self,
+        obs: Any,
+        state: Tree = None,
+        explore: bool = False,
+        *,
+        rng: np.random.Generator | None = None,
+    ) -> Any:
+        """The action for one observation, as the env takes it.
+
+        Args:
+            obs: one observation, as the env returns it.
+            state: of a policy with a memory; others hand it back as it is.
+            explore: draw the action instead of taking the likeliest.
+            rng: to draw from, instead of the policy's own generator.
+
+        Returns:
+            The action; ``(action, state)`` when ``state`` is given.
+
+        Raises:
+            SpaceError: the observation does not fit its space.
+        """
+        action = self.act_batch([obs], explore, rng=rng)[0]
+        return action if state is None else (action, state)
+
+    def act_batch(
+        self, observations: Sequence[Any], explore: bool = False, *, rng: np.random.Generator | None = None
+    ) -> list[Any]:
+        """An action for each of several observations, in one pass; see :meth:`act`."""
+        if not len(observations):
+            return []
+        column, noise = self._column(observations), None
+        if explore:
+            size = (len(observations), self._network.actions.noise_size)
+            noise = np.maximum((rng or self._rng).random(size, np.float32), SMALLEST_NOISE)
+        return rows(self._network.actions.spec, self._network.act(column, noise))
+
+    def outputs(self, obs: Any) -> FloatArray:
+        """The distribution parameters ``(P,)`` of one observation, to check a port of the network against.
+
+        Leaf by leaf of the action space logits and means, in policy units; after them, leaf by leaf, the log
+        standard deviations.
+
+        Raises:
+            SpaceError: the observation does not fit its space.
+        """
+        params: FloatArray = self._network.params(self._column([obs]))[0]
+        return params
+
+    def _column(self, observations: Sequence[Any]) -> Tree:
+        try:
+            return collect(self._network.observation, observations, None)
+        except BadLeaf as bad:
+            raise SpaceError(f"policy {self.policy_id!r} cannot act on this observation: {bad}") from None
+
+
+def load_policy(path: str | os.PathLike[str], policy_id: str = DEFAULT_POLICY) -> LoadedPolicy:
+    """The policy of a checkpoint, ready to act, with numpy alone.
+
+    Args:
+        path: a checkpoint's folder, or a run's (then its latest checkpoint; ``<run>/best`` is the best one).
+        policy_id: which policy, where there are several.
+
+    Raises:
+        CheckpointError: damaged, no checkpoint of steppe, or written before policies were kept by themselves.
+        ConfigError: the checkpoint holds no policy of that name.
+    """
+    folder = _checkpoint_at(Path(path))
+    policies = read_checkpoint(folder, [POLICIES])[0][POLICIES]
+    if policy_id not in policies:
+        raise ConfigError(f"{folder} holds no policy {policy_id!r}; there are {', '.join(policies)}")
+    try:
+        return LoadedPolicy(policy_id, policies[policy_id]["network"], policies[policy_id]["arrays"])
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"policy {policy_id!r} of {folder} cannot be rebuilt: {error!r}. "
+            "Load it with the version of steppe that wrote it"
+        ) from error
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str], owners: Iterable[str] | None = None
+) -> tuple[dict[str, State], dict[str, Any]]:
+    """A checkpoint; if it is damaged, the error offers the newest one beside it that is not."""
+    try:
+        return checkpoint.load(path, owners)
+    except CheckpointError as error:
+        other = checkpoint.newest_intact(Path(path).resolve().parent)
+        if other is not None:
+            raise CheckpointError(f"{error}; the newest intact checkpoint beside it is {other}") from None
+        raise
+
+
+def _checkpoint_at(path: Path) -> Path:
+    if path.is_file() and path.name in ("best", "latest"):  # a link, where there are none
+        path = path.parent / path.read_text(encoding="utf-8").strip()
+    if not (path / RECORD).is_file():
+        return path
+    latest = checkpoint_of(path)
+    if latest is None:
+        raise CheckpointError(f"{path}: this run has no checkpoint yet; train on, or set checkpoint_freq")
+    return latest

@@ -1,0 +1,227 @@
+"""The networks that act, in numpy alone: rebuilt from their description and their arrays by name.
+
+Each function mirrors a module of the same name in :mod:`steppe.models`, over whole columns instead of one
+observation. What a network looks like is said by those modules (``describe``), so no rule about spaces stands
+here a second time; only the arithmetic does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias, final
+
+import numpy as np
+
+from steppe.models.actions import Actions
+from steppe.models.observations import CLIP, EPSILON, normalized_leaves, visit
+from steppe.spaces import BoxSpec, Spec, from_description, map_leaves, zeros
+from steppe.types import Array, FloatArray, Tree
+
+Arrays: TypeAlias = Mapping[str, Array]
+Forward: TypeAlias = Callable[[Tree], FloatArray]
+"""A column of ``n`` to ``(n, size)``."""
+
+
+@final
+class Network:
+    """Observations to distribution parameters to env actions, as the learner's policy does it.
+
+    Attributes:
+        observation: spec of what it observes.
+        actions: of its action space.
+
+    Args:
+        description: as the policy's ``export`` gave it: JSON values.
+        arrays: by name, float32; likewise.
+
+    Raises:
+        LookupError: a part of the description or an array is missing, or of a kind that is not known here.
+        ValueError: sizes do not fit, or a space's description is damaged.
+        TypeError: a part of the description is of a wrong type.
+    """
+
+    def __init__(self, description: Mapping[str, Any], arrays: Arrays) -> None:
+        if description["kind"] != "actor":
+            raise LookupError(f"network of kind {description['kind']!r}; only 'actor' is known")
+        self.observation: Spec = from_description(description["observation"])
+        self.actions = Actions(from_description(description["action"]), **description["distribution"])
+        self._statistics = _statistics(self.observation, arrays) if description["normalizer"] else []
+        self._encoder = _encoder(description["encoder"], "encoder", arrays)
+        self._mlp = _mlp(description["mlp"], "mlp", arrays)
+        self._log_std = arrays["log_std"] if description["free_log_std"] else np.zeros(0, np.float32)
+        found, size = self.params(zeros(self.observation, 1)).shape[1], self.actions.param_size
+        if found != size:
+            raise ValueError(f"the network yields {found} numbers, the action space takes {size}")
+
+    def params(self, column: Tree) -> FloatArray:
+        """Distribution parameters ``(n, P)`` of a column of at least one observation."""
+        with np.errstate(all="ignore"):  # as compiled code is: silent, and the result says it
+            column = map_leaves(_narrow, column)
+            if self._statistics:
+                column = _normalized(self.observation, self._statistics, column)
+            heads = self._mlp(self._encoder(column))
+            scales = np.broadcast_to(self._log_std, (len(heads), self._log_std.size))
+            return np.concatenate([heads, scales], axis=1)
+
+    def act(self, column: Tree, noise: FloatArray | None) -> Tree:
+        """A column of env actions: the likeliest, or those that the noise ``(n, K)`` picks."""
+        params = self.params(column)
+        with np.errstate(all="ignore"):
+            return self.actions.to_env_direct(self.actions.choose(params, noise))
+
+
+def _narrow(leaf: Array) -> Array:
+    """64-bit numbers as the learner's compiled functions take them: in 32 bits."""
+    return leaf.astype(f"{leaf.dtype.kind}4") if leaf.dtype.itemsize == 8 else leaf
+
+
+def _statistics(spec: Spec, arrays: Arrays) -> list[tuple[Any, Any, Any]]:
+    """Per covered leaf ``(count, mean, one over the standard deviation)``."""
+    found = []
+    for path in normalized_leaves(spec):
+        count, mean, m2 = (arrays[f"normalizer.{path}.{name}"] for name in ("count", "mean", "m2"))
+        found.append(
+            (count, mean, 1.0 / np.sqrt(m2 / np.maximum(count, np.float32(1.0)) + np.float32(EPSILON)))
+        )
+    return found
+
+
+def _normalized(spec: Spec, statistics: list[tuple[Any, Any, Any]], column: Tree) -> Tree:
+    rest = iter(statistics)
+
+    def scaled(leaf: BoxSpec, x: FloatArray, mask: Any) -> FloatArray:
+        count, mean, scale = next(rest)
+        return np.clip(x if count < 2.0 else (x - mean) * scale, -CLIP, CLIP)
+
+    return visit(spec, column, np.ones((), np.bool_), scaled)
+
+
+def _sigmoid(x: FloatArray) -> FloatArray:
+    small = np.exp(-np.abs(x))
+    return np.where(x >= 0.0, np.float32(1.0), small) / (1.0 + small)
+
+
+def _relu(x: FloatArray) -> FloatArray:
+    return np.maximum(x, np.float32(0.0))
+
+
+def _swish(x: FloatArray) -> FloatArray:
+    return x * _sigmoid(x)
+
+
+_ACTIVATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
+    "tanh": np.tanh,
+    "relu": _relu,
+    "swish": _swish,
+    "silu": _swish,
+    "elu": lambda x: np.where(x > 0.0, x, np.expm1(np.minimum(x, np.float32(0.0)))),
+    "linear": lambda x: x,
+}
+
+
+def _mlp(description: Mapping[str, Any], name: str, arrays: Arrays) -> Forward:
+    layers = range(len(description["sizes"]) - 1)
+    weights, biases = ([arrays[f"{name}.{part}.{i}"] for i in layers] for part in ("weights", "biases"))
+    activation = _ACTIVATIONS[description["activation"]]
+
+    def forward(x: FloatArray) -> FloatArray:
+        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+            x = activation(x @ weight + bias)
+        out: FloatArray = x @ weights[-1] + biases[-1]
+        return out
+
+    return forward
+
+
+def _cnn(strides: list[int], name: str, arrays: Arrays) -> Forward:
+    kernels, biases = (
+        [arrays[f"{name}.{part}.{i}"] for i in range(len(strides))] for part in ("kernels", "biases")
+    )
+    dense, dense_bias = arrays[f"{name}.dense"], arrays[f"{name}.dense_bias"]
+
+    def forward(images: FloatArray) -> FloatArray:
+        for kernel, bias, stride in zip(kernels, biases, strides, strict=True):
+            views = np.lib.stride_tricks.sliding_window_view(images, kernel.shape[:2], axis=(1, 2))
+            views = views[:, ::stride, ::stride]  # (n, rows, columns, channels, k, k)
+            images = _relu(np.tensordot(views, kernel, axes=([4, 5, 3], [0, 1, 2])) + bias)
+        return _relu(images.reshape(len(images), -1) @ dense + dense_bias)
+
+    return forward
+
+
+def _encoder(description: Mapping[str, Any], name: str, arrays: Arrays) -> Forward:
+    return _ENCODERS[description["kind"]](description, name, arrays)
+
+
+def _flat(description: Mapping[str, Any], name: str, arrays: Arrays) -> Forward:
+    return lambda obs: obs.astype(np.float32).reshape(len(obs), -1)
+
+
+def _image(description: Mapping[str, Any], name: str, arrays: Arrays) -> Forward:
+    cnn, scale = _cnn(description["strides"], f"{name}.cnn", arrays), np.float32(description["scale"])
+    axes = (0, 1, 2, 3) if description["axis"] == 2 else (0, 2, 3, 1)
+    return lambda obs: cnn((obs.astype(np.float32) * scale).transpose(axes))
+
+
+def _choices(description: Mapping[str, Any], name: str, arrays: Arrays) -> Forward:
+    counts, large = description["counts"], description["large"]
+    starts = np.array(description["starts"], np.int64).astype(np.int32)
+    tables = [(i, arrays[f"{name}.tables.{place}"]) for place, i in enumerate(large)]
+    small = [i for i in range(len(counts)) if i not in large]
+    column = np.concatenate([np.arange(0), *(np.arange(counts[i]) for i in small)])
+    at = np.repeat(np.array(small, np.int64), [counts[i] for i in small])
+
+    def forward(obs: Array) -> FloatArray:
+        choices = obs.reshape(len(obs), -1) - starts
+        # Padding and parts that were not chosen are zeros, which need not lie in a space: hence the clip.
+        rows = [table[choices[:, i].clip(0, len(table) - 1)] for i, table in tables]
+        return np.concatenate([(choices[:, at] == column).astype(np.float32), *rows], axis=1)
+
+    return forward
+
+
+def _parts(description: Mapping[str, Any], name: str, arrays: Arrays) -> Forward:
+    parts = [_encoder(part, f"{name}.parts.{i}", arrays) for i, part in enumerate(description["parts"])]
+    places = range(len(parts)) if description["keys"] is None else description["keys"]
+    return lambda obs: np.concatenate(
+        [part(obs[place]) for part, place in zip(parts, places, strict=True)], axis=1
+    )
+
+
+def _items(description: Mapping[str, Any], name: str, arrays: Arrays) -> Forward:
+    item = _encoder(description["item"], f"{name}.item", arrays)
+    mlp, places = _mlp(description["mlp"], f"{name}.mlp", arrays), np.arange(description["maximum"])
+
+    def forward(obs: Tree) -> FloatArray:
+        length = obs["length"][:, None]
+        flat = map_leaves(lambda a: a.reshape(-1, *a.shape[2:]), obs["items"])
+        features = _relu(mlp(item(flat))).reshape(len(length), len(places), -1)
+        features = np.where((places < length)[:, :, None], features, np.float32(0.0))
+        mean = features.sum(1) / np.maximum(length, 1).astype(np.float32)
+        return np.concatenate([mean, features.max(1)], axis=1)
+
+    return forward
+
+
+def _alternatives(description: Mapping[str, Any], name: str, arrays: Arrays) -> Forward:
+    parts = [_encoder(part, f"{name}.parts.{i}", arrays) for i, part in enumerate(description["parts"])]
+
+    def forward(obs: Tree) -> FloatArray:
+        chosen = obs["choice"][:, None] == np.arange(len(parts))
+        encoded = [
+            np.where(chosen[:, i : i + 1], part(value), np.float32(0.0))
+            for i, (part, value) in enumerate(zip(parts, obs["values"], strict=True))
+        ]
+        return np.concatenate([chosen.astype(np.float32), *encoded], axis=1)
+
+    return forward
+
+
+_ENCODERS: dict[str, Callable[[Mapping[str, Any], str, Arrays], Forward]] = {
+    "flat": _flat,
+    "image": _image,
+    "choices": _choices,
+    "parts": _parts,
+    "items": _items,
+    "alternatives": _alternatives,
+}
