@@ -137,6 +137,9 @@ class ScriptedEnv:
     def health(self) -> Mapping[str, int]:
         return self.counts
 
+    def get_sub_environments(self) -> list[Any]:
+        return []
+
     def get_state(self) -> State:
         return {"at": self._at, "env_steps": self.env_steps, "awaiting": sorted(self._awaiting)}
 
@@ -246,6 +249,9 @@ class LockStepEnv:
 
     def health(self) -> Mapping[str, int]:
         return {}
+
+    def get_sub_environments(self) -> list[Any]:
+        return []
 
     def get_state(self) -> State:
         return {"turns": [list(turn) for turn in self._turns], "script": self._script.get_state()}

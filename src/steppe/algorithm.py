@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
+import math
 import os
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter
@@ -22,11 +21,14 @@ from steppe.config import AlgorithmConfig
 from steppe.envs import registry
 from steppe.errors import CheckpointError, ConfigError, SpaceError
 from steppe.learning.independent import IndependentLearner
+from steppe.learning.startup import give_back_memory, prepare_jax
 from steppe.loading import POLICIES, read_checkpoint
+from steppe.runners.evaluation import Evaluator
 from steppe.runners.local import LocalRunner
-from steppe.sampling.metrics import EpisodeWindow, summarize
-from steppe.sampling.sampler import SMALLEST_NOISE, Sample
-from steppe.seeding import EVALUATION_RUNNER, fresh_seed, stream
+from steppe.sampling.callbacks import hook_of, make_callbacks
+from steppe.sampling.metrics import EpisodeWindow, Sample, summarize
+from steppe.sampling.sampler import SMALLEST_NOISE
+from steppe.seeding import fresh_seed, stream
 from steppe.spaces import BadLeaf, collect, rows
 from steppe.types import DEFAULT_POLICY, Policy, State, Tree
 
@@ -70,7 +72,8 @@ class Algorithm:
         prepare_jax()
         self.config = config if config.seed is not None else config.copy(seed=fresh_seed())
         self._run_id = os.urandom(8).hex()
-        self.runner = LocalRunner(self.config)
+        self._callbacks = make_callbacks(self.config.callbacks_class)
+        self.runner = LocalRunner(self.config, callbacks=self._callbacks)
         try:
             seed = int(self.config.seed or 0)
             self._learner = IndependentLearner(
@@ -80,17 +83,32 @@ class Algorithm:
                 }
             )
             self._policies: Mapping[str, Policy] = self._learner.policies
-            complete = self.config.batch_mode == "complete_episodes"
-            self._start(self.runner, explore=self.config.explore, complete=complete, trained=self._policies)
+            self._learner.on_batch = hook_of(self._callbacks, "on_learn_on_batch")
+            self.runner.start(
+                self._policies,
+                trained=list(self._policies),
+                explore=self.config.explore,
+                fragment_length=self.config.fragment_length,
+                complete=self.config.batch_mode == "complete_episodes",
+            )
+            self.runner.set_weights(self._learner.publish())
         except BaseException:
             self.runner.close()
             raise
-        self._evaluator: LocalRunner | None = None
+        self._evaluator: Evaluator | None = None
         self._window = EpisodeWindow(self.config.metrics_num_episodes_for_smoothing)
         self._iteration = self._env_steps = self._agent_steps = 0
         self._total_s = 0.0
         self._noise = stream(int(self.config.seed or 0), "actions")
+        self._evaluated = self._best_evaluation = float("nan")
         self._run: Run | None = None
+        self._call("on_algorithm_init")
+
+    def _call(self, name: str, **arguments: Any) -> None:
+        """Call a hook of the whole run."""
+        hook = hook_of(self._callbacks, name)
+        if hook is not None:
+            hook(algorithm=self, **arguments)
 
     @property
     def run(self) -> Run | None:
@@ -114,15 +132,10 @@ class Algorithm:
     def run(self, run: Run | None) -> None:
         self._run = run
 
-    def _start(self, runner: LocalRunner, *, explore: bool, complete: bool, trained: Iterable[str]) -> None:
-        runner.start(
-            self._policies,
-            trained=list(trained),
-            explore=explore,
-            fragment_length=self.config.fragment_length,
-            complete=complete,
-        )
-        runner.set_weights(self._learner.publish())
+    @property
+    def iteration(self) -> int:
+        """Iterations trained so far."""
+        return self._iteration
 
     def train(self) -> Result:
         """One iteration: sample until every policy has learned, and report.
@@ -157,8 +170,15 @@ class Algorithm:
             give_back_memory()
         self._iteration += 1
         result = self._report(samples, stats, perf_counter() - began, learning)
+        self._evaluated = float("nan")
         if config.evaluation_interval and self._iteration % config.evaluation_interval == 0:
-            result = Result({**result, "evaluation": self.evaluate()})
+            evaluation = self.evaluate()
+            self._evaluated = evaluation["episode_reward_mean"]
+            result = Result({**result, "evaluation": evaluation})
+        if self._callbacks:
+            values = dict(result)
+            self._call("on_train_result", result=values)
+            result = Result(values)
         if self._run is not None or config.write_run:
             self._record(result, samples)
         return result
@@ -181,11 +201,18 @@ class Algorithm:
                 for e in episodes
             ]
         )
-        if self.config.checkpoint_freq and self._iteration % self.config.checkpoint_freq == 0:
+        record = not self._evaluated <= self._best_evaluation and not math.isnan(self._evaluated)
+        if record:
+            self._best_evaluation = self._evaluated
+        freq = self.config.checkpoint_freq
+        if freq and (record or self._iteration % freq == 0):
             self.save_to_run()
 
     def save_to_run(self) -> Path:
         """Write a checkpoint into the run folder, where the newest and the best are kept.
+
+        With evaluations, the best is the one with the highest mean reward in its own; one that was not
+        evaluated is never the best.
 
         Raises:
             ConfigError: this run writes no folder.
@@ -193,7 +220,10 @@ class Algorithm:
         if self.run is None:
             raise ConfigError("write_run=False: this run has no folder; save(path) writes anywhere")
         path = self.save(self.run.checkpoint_dir(self._env_steps))
-        self.run.register_checkpoint(path, self._env_steps, self._window.mean_reward)
+        evaluates = self.config.evaluation_interval
+        self.run.register_checkpoint(
+            path, self._env_steps, self._evaluated if evaluates else self._window.mean_reward
+        )
         return path
 
     def _report(
@@ -216,7 +246,6 @@ class Algorithm:
                 "agent_timesteps_total": self._agent_steps,
                 "training_iteration": self._iteration,
                 "info": dict(stats),
-                "custom_metrics": {},
                 "env_health": dict(self.runner.health()),
                 "num_healthy_workers": 1,
                 "discarded": {},
@@ -230,46 +259,38 @@ class Algorithm:
         )
         return result
 
-    def evaluate(self, num_episodes: int | None = None, *, explore: bool = False) -> Result:
-        """Run whole episodes in envs of their own, with the newest weights.
-
-        Episodes are shared out to the envs in advance and all awaited, or short ones would win.
+    def evaluate(self, num_episodes: int | None = None, *, explore: bool | None = None) -> Result:
+        """Run whole episodes with the newest weights, see :class:`~steppe.runners.evaluation.Evaluator`.
 
         Args:
             num_episodes: ``evaluation_duration`` when not given.
-            explore: draw actions instead of taking the most likely ones.
+            explore: draw actions instead of taking the most likely ones; as ``evaluation_config`` says when
+                not given.
 
         Returns:
             The episode keys of a result, over exactly these episodes.
         """
-        count = self.config.evaluation_duration if num_episodes is None else num_episodes
-        if count < 1:
-            raise ConfigError(f"num_episodes={count}: at least 1")
+        if num_episodes is not None and num_episodes < 1:
+            raise ConfigError(f"num_episodes={num_episodes}: at least 1")
+        self._call("on_evaluate_start")
         self._evaluator = self._evaluator or self._make_evaluator()
-        sampler = self._evaluator.sampler
-        sampler.explore = explore
-        sampler.set_weights(self._learner.publish())
-        envs = self._evaluator.env.num_envs
         try:
-            sample = sampler.sample_episodes([count // envs + (i < count % envs) for i in range(envs)])
+            sample = self._evaluator.evaluate(self._learner.publish(), num_episodes, explore)
         except BaseException:
             with contextlib.suppress(Exception):
                 self._drop_evaluator()  # its envs are in the middle of something
             raise
-        return Result(
-            {
-                **summarize(sample.episodes),
-                "episodes_this_iter": len(sample.episodes),
-                "timesteps_this_iter": sample.env_steps,
-                "env_health": dict(self._evaluator.health()),
-            }
-        )
+        metrics = {
+            **summarize(sample.episodes),
+            "episodes_this_iter": len(sample.episodes),
+            "timesteps_this_iter": sample.env_steps,
+            "env_health": dict(self._evaluator.runner.health()),
+        }
+        self._call("on_evaluate_end", evaluation_metrics=metrics)
+        return Result(metrics)
 
-    def _make_evaluator(self) -> LocalRunner:
-        envs = self.config.evaluation_num_envs or self.config.num_envs_per_env_runner
-        runner = LocalRunner(self.config, seed_runner=EVALUATION_RUNNER, num_envs=envs)
-        self._start(runner, explore=False, complete=True, trained=())
-        return runner
+    def _make_evaluator(self) -> Evaluator:
+        return Evaluator(self.config, self._policies, self._callbacks, self.runner)
 
     def _drop_evaluator(self) -> None:
         """The next evaluation, if there is one, begins with new envs."""
@@ -329,13 +350,15 @@ class Algorithm:
 
     def get_state(self) -> dict[str, State]:
         """The full state of every owner; between iterations only."""
-        owners = {
+        owners: dict[str, State] = {
             "algorithm": {
                 "window": self._window.get_state(),
                 "iteration": self._iteration,
                 "env_steps": self._env_steps,
                 "agent_steps": self._agent_steps,
+                "best_evaluation": self._best_evaluation,
             },
+            "callbacks": {str(i): one.get_state() for i, one in enumerate(self._callbacks)},
             "learner": self._learner.get_state(),
             "runner": self.runner.get_state(),
         }
@@ -343,8 +366,12 @@ class Algorithm:
             owners["evaluator"] = self._evaluator.get_state()
         return owners
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write a checkpoint, atomically, as the folder ``path``; returns it.
+
+        Args:
+            path: new, empty, or a checkpoint of this run.
+            overwrite: replace a checkpoint of another run, too.
 
         Raises:
             CheckpointError: the folder holds something else; it is left alone.
@@ -360,7 +387,9 @@ class Algorithm:
             "total_s": self._total_s,
         }
         policies = {id: self._policies[id].export(w) for id, w in self._learner.publish().items()}
-        return checkpoint.save(path, {**self.get_state(), POLICIES: policies}, meta)
+        written = checkpoint.save(path, {**self.get_state(), POLICIES: policies}, meta, overwrite=overwrite)
+        self._call("on_checkpoint", path=written)
+        return written
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Go on exactly from a checkpoint; what could not be restored exactly is logged.
@@ -385,7 +414,10 @@ class Algorithm:
         self._window.set_state(own["window"])
         self._iteration, self._env_steps = int(own["iteration"]), int(own["env_steps"])
         self._agent_steps, self._total_s = int(own["agent_steps"]), float(meta["total_s"])
+        self._best_evaluation = float(own["best_evaluation"])
         self._run_id = meta["run_id"]
+        for i, one in enumerate(self._callbacks):
+            one.set_state(owners["callbacks"].get(str(i), {}))
         for note in notes:
             logger.warning("resume is not exact: %s", note)
 
@@ -474,26 +506,3 @@ def load(path: str | os.PathLike[str], env: Any = None, *, resume: bool = True, 
 def _is_code(value: Any) -> bool:
     """Whether a field's value, or the file that it names, has to be run to be used."""
     return callable(value) or (isinstance(value, str) and ":" in value)
-
-
-def give_back_memory() -> None:
-    """Return to the system what compiling freed: about 150 MB, which glibc would keep for the process."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
-
-
-def prepare_jax() -> None:
-    """Settings that small networks need, unless the user chose otherwise; before JAX's first use."""
-    import jax
-
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "steppe" / "jax"
-    settings: dict[str, Any] = {
-        "jax_cpu_enable_async_dispatch": False,  # a small step costs less than its dispatch
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        settings["jax_compilation_cache_dir"] = str(cache)
-    for name, value in settings.items():
-        jax.config.update(name, value)  # type: ignore[no-untyped-call]

@@ -208,6 +208,9 @@ class AsyncEnv(Protocol):
     def health(self) -> Mapping[str, int]:
         """Counts since construction of what was odd but survivable, by stable code (``"E101 obs"``)."""
 
+    def get_sub_environments(self) -> list[Any]:
+        """The envs that users would recognise as theirs, by vector index; empty if there are none."""
+
     def get_state(self) -> State:
         """All that is needed to go on exactly from the last poll."""
 

@@ -24,6 +24,7 @@ def test_a_summary_of_two_episodes():
         "policy_reward_min": {"p": -4.0, "q": 2.0},
         "policy_reward_max": {"p": 5.0, "q": 2.0},
         "agent_reward_mean": {"red": 3.0, "blue": 2.0, "green": -4.0},
+        "custom_metrics": {},
     }
 
 

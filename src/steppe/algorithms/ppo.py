@@ -282,7 +282,7 @@ class PPOLearner(PolicyLearner):
         if not self._queue.full:
             return None
         config, size = self._config, self._size
-        batch, acted, continues = self._queue.take()
+        batch, acted, continues = self._queue.take(self.on_batch)
         order, count = shuffled(self._rng, acted, config.num_epochs, size, self._capacity)
         self._capacity = order.shape[1]
         *moments, old = self._state.return_scale

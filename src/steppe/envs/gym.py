@@ -211,6 +211,10 @@ class GymEnv:
         """Counts of what was odd but survivable, such as ``{"E101 obs[2]": 3}``."""
         return dict(self._guard.counts)
 
+    def get_sub_environments(self) -> list[Any]:
+        """The Gymnasium envs, by vector index."""
+        return list(self._envs)
+
     def close(self) -> None:
         """Close every env, even if one raises; then raise what the first one raised."""
         if self._closed:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, final
 
 import numpy as np
@@ -26,6 +27,8 @@ class PolicyLearner(ABC):
 
     policy: Policy
     """What runners act with."""
+    on_batch: Callable[[dict[str, Any]], None] | None = None
+    """Sees each batch before it is learned from, and may change its columns."""
 
     @abstractmethod
     def add(self, rollout: Rollout) -> None:
@@ -74,11 +77,15 @@ class IndependentLearner(Learner):
 
     Args:
         learners: by policy id.
+
+    Attributes:
+        on_batch: the hook ``on_learn_on_batch``, if it is set.
     """
 
     def __init__(self, learners: Mapping[str, PolicyLearner]) -> None:
         self._learners = dict(learners)
         self._skipped: dict[str, float] = {}
+        self.on_batch: Callable[..., None] | None = None
 
     @property
     def policies(self) -> Mapping[str, Policy]:
@@ -92,8 +99,13 @@ class IndependentLearner(Learner):
 
     def update(self, env_steps: int) -> dict[str, Stats] | None:
         """Update every policy that has what it needs."""
+        told: dict[str, Stats] = {}
+        if self.on_batch is not None:
+            for id, learner in self._learners.items():
+                told[id] = {}
+                learner.on_batch = partial(_tell, self.on_batch, learner.policy, told[id])
         updates = {id: learner.update(env_steps) for id, learner in self._learners.items()}
-        stats = {id: learned for id, learned in updates.items() if learned is not None}
+        stats = {id: learned | told.get(id, {}) for id, learned in updates.items() if learned is not None}
         for id, learned in stats.items():
             skipped = learned.get("updates_skipped", 0.0)
             if skipped > self._skipped.get(id, 0.0):
@@ -137,3 +149,7 @@ class IndependentLearner(Learner):
         checked = {id: learner.checked(state[id]) for id, learner in self._learners.items()}
         for id, learner in self._learners.items():
             learner.set_state(state[id], checked[id])
+
+
+def _tell(hook: Callable[..., None], policy: Policy, result: Stats, batch: dict[str, Any]) -> None:
+    hook(policy=policy, train_batch=batch, result=result)

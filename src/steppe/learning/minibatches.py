@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -38,8 +38,13 @@ class FragmentQueue:
         """Whether :meth:`take` may be called."""
         return sum(fragment.env_steps for fragment in self._fragments) >= self._goal
 
-    def take(self) -> tuple[dict[str, Any], BoolArray, BoolArray]:
+    def take(
+        self, on_batch: Callable[[dict[str, Any]], None] | None = None
+    ) -> tuple[dict[str, Any], BoolArray, BoolArray]:
         """The batch, its acted rows, and which of its lanes go on from the previous batch.
+
+        Args:
+            on_batch: sees the columns first, and may change what they hold.
 
         Returns:
             Columns of ``(rows, lanes, ...)``, padded with unfilled rows to a capacity that grows in few
@@ -57,6 +62,8 @@ class FragmentQueue:
             self._rows = _capacity(rows, by_runner[0])
         self._lanes = max(self._lanes, lanes)
         batch = {name: _padded([part[name] for part in parts], self._rows, self._lanes) for name in COLUMNS}
+        if on_batch is not None:
+            on_batch(batch)
         final = batch["terminated"] | batch["truncated"]
         acted = np.zeros_like(batch["filled"])
         acted[:-1] = batch["filled"][:-1] & batch["filled"][1:] & ~final[:-1]
@@ -92,8 +99,9 @@ class FragmentQueue:
 def stitch(fragments: Sequence[Rollout]) -> dict[str, Any]:
     """Join consecutive fragments of one runner, lane by lane, without holes.
 
-    Where a lane continues, its closing row is left out: the next fragment repeats it, with its action. Where
-    it should have continued and did not (its episode or its runner was lost), the closing row is truncated.
+    Where a lane continues, its closing row is left out but for its reward, which may have been changed since
+    it was sampled: the next fragment repeats it, with its action. Where it should have continued and did not
+    (its episode or its runner was lost), the closing row is truncated.
 
     Returns:
         Columns of ``(rows, lanes, ...)`` named in :data:`COLUMNS`.
@@ -102,13 +110,16 @@ def stitch(fragments: Sequence[Rollout]) -> dict[str, Any]:
         return {name: getattr(fragments[0], name) for name in COLUMNS}
     lanes = max(fragment.filled.shape[1] for fragment in fragments)
     used = np.zeros(lanes, np.int64)
-    places, lost = [], []
+    places, lost, rewards = [], [], []
     for index, fragment in enumerate(fragments):
         keep = fragment.filled.copy()
         length = keep.sum(axis=0)
         if index < len(fragments) - 1:
             goes_on = _goes_on(_who(fragment, opening=False), _who(fragments[index + 1], opening=True))
-            keep[length[goes_on] - 1, goes_on] = False
+            closing = length[goes_on] - 1
+            keep[closing, goes_on] = False
+            lane = np.flatnonzero(goes_on)
+            rewards.append((used[lane] + closing, lane, fragment.reward[closing, lane]))
             cut = np.flatnonzero(fragment.lane_continues & ~goes_on)
             lost.append((used[cut] + length[cut] - 1, cut))
         row, lane = np.nonzero(keep)
@@ -118,6 +129,8 @@ def stitch(fragments: Sequence[Rollout]) -> dict[str, Any]:
     for name in COLUMNS:
         columns = [getattr(fragment, name) for fragment in fragments]
         joined[name] = map_leaves(lambda *leaves: _join(leaves, places, int(used.max()), lanes), *columns)
+    for row, lane, reward in rewards:
+        joined["reward"][row, lane] = reward
     for row, lane in lost:
         joined["truncated"][row, lane] = True
     return joined

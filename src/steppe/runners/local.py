@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import final
+from typing import Any, final
 
 from steppe.config import AlgorithmConfig
 from steppe.envs import registry
-from steppe.sampling.sampler import Sample, Sampler
-from steppe.seeding import stream
+from steppe.envs.context import EnvContext
+from steppe.sampling.callbacks import Callbacks, EpisodeHooks, Surroundings, hook_of
+from steppe.sampling.metrics import Sample
+from steppe.sampling.sampler import Sampler
+from steppe.seeding import EVALUATION_RUNNER, stream
 from steppe.types import DEFAULT_POLICY, AsyncEnv, Policy, SpacePair, State, Weights
 
 
@@ -21,6 +24,12 @@ class LocalRunner:
         worker_index: 0 in the driver's own runner.
         seed_runner: place in the seed tree, where it is not ``worker_index``.
         num_envs: envs to build, where it is not the config's.
+        env: step this one, built by another runner, instead of building any.
+        callbacks: whose hooks are called here.
+
+    Attributes:
+        worker_index: 0 in the driver's own runner.
+        in_evaluation: whether nobody learns from what it samples.
     """
 
     def __init__(
@@ -30,10 +39,13 @@ class LocalRunner:
         worker_index: int = 0,
         seed_runner: int | None = None,
         num_envs: int | None = None,
+        env: AsyncEnv | None = None,
+        callbacks: Sequence[Callbacks] = (),
     ) -> None:
-        self._config, self._index = config, worker_index
+        self._config, self.worker_index, self._callbacks = config, worker_index, callbacks
+        self.in_evaluation = seed_runner == EVALUATION_RUNNER
         self._place = worker_index if seed_runner is None else seed_runner
-        self.env: AsyncEnv = registry.build(
+        self.env: AsyncEnv = env or registry.build(
             config.env,
             config.env_config,
             num_envs=num_envs or config.num_envs_per_env_runner,
@@ -46,8 +58,16 @@ class LocalRunner:
             max_sequence_length=config.max_sequence_length,
             observation_space=config.observation_space,
             action_space=config.action_space,
+            created=self._created,
         )
         self.sampler: Sampler
+
+    def _created(self, env: Any, context: EnvContext) -> None:
+        """One env was built."""
+        hook = hook_of(self._callbacks, "on_sub_environment_created")
+        if hook is not None:
+            index = context.vector_index
+            hook(worker=self, sub_environment=env, env_context=context, env_index=index)
 
     @property
     def spaces(self) -> Mapping[str, SpacePair]:
@@ -73,8 +93,10 @@ class LocalRunner:
             complete_episodes=complete,
             explore=explore,
             rng=stream(int(self._config.seed or 0), "noise", self._place),
-            runner=self._index,
+            runner=self.worker_index,
         )
+        hooks = EpisodeHooks(self._callbacks, Surroundings(self, self.env, policies), self.worker_index)
+        self.sampler.hooks = hooks if hooks.wanted else None
 
     def set_weights(self, weights: Mapping[str, Weights]) -> None:
         """Act with these from now on."""
@@ -82,7 +104,17 @@ class LocalRunner:
 
     def sample(self) -> Sequence[Sample]:
         """The next fragments: one."""
-        return [self.sampler.sample()]
+        sample = self.sampler.sample()
+        if self.sampler.hooks is not None:
+            self.sampler.hooks.sampled(sample)
+        return [sample]
+
+    def sample_episodes(self, quota: Sequence[int]) -> Sample:
+        """``quota[i]`` whole episodes of env ``i``."""
+        sample = self.sampler.sample_episodes(quota)
+        if self.sampler.hooks is not None:
+            self.sampler.hooks.sampled(sample)
+        return sample
 
     def health(self) -> Mapping[str, int]:
         """Counts of what was odd about the envs, by code and leaf."""

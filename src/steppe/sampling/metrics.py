@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from steppe.types import State
+from steppe.errors import ConfigError
+from steppe.types import Rollout, State
 
 
 @dataclass(slots=True)
@@ -24,6 +25,7 @@ class EpisodeRecord:
         reward: sum over agents.
         agent_rewards: by agent id.
         policy_rewards: for each policy, the returns of its agents.
+        custom_metrics: what callbacks measured.
     """
 
     env: int
@@ -33,6 +35,25 @@ class EpisodeRecord:
     reward: float = 0.0
     agent_rewards: dict[str, float] = field(default_factory=dict)
     policy_rewards: dict[str, list[float]] = field(default_factory=dict)
+    custom_metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Sample:
+    """One fragment: a Rollout per trained policy, the episodes it ended, and where its time went."""
+
+    rollouts: list[Rollout]
+    episodes: list[EpisodeRecord]
+    env_steps: int
+    agent_steps: int
+    reward: float
+    env_time: float = 0.0
+    inference_time: float = 0.0
+
+    @property
+    def count(self) -> int:
+        """Env steps."""
+        return self.env_steps
 
 
 class EpisodeWindow:
@@ -89,6 +110,23 @@ def summarize(episodes: Iterable[EpisodeRecord]) -> dict[str, Any]:
         "policy_reward_min": {policy: min(values) for policy, values in by_policy.items()},
         "policy_reward_max": {policy: max(values) for policy, values in by_policy.items()},
         "agent_reward_mean": {agent: _mean(values) for agent, values in by_agent.items()},
+        "custom_metrics": {} if not any(record.custom_metrics for record in episodes) else _custom(episodes),
+    }
+
+
+def _custom(episodes: Iterable[EpisodeRecord]) -> dict[str, float]:
+    """Mean, least and largest of what callbacks measured, over the episodes that have it."""
+    found: dict[str, list[float]] = {}
+    for record in episodes:
+        for name, value in record.custom_metrics.items():
+            if np.ndim(value) or not isinstance(value, int | float | np.number | np.bool_ | np.ndarray):
+                raise ConfigError(f"episode.custom_metrics[{name!r}]={value!r} must be one number")
+            found.setdefault(name, []).append(float(value))
+    named = sorted(found.items())
+    return {
+        **{f"{name}_mean": _mean(values) for name, values in named},
+        **{f"{name}_min": min(values) for name, values in named},
+        **{f"{name}_max": max(values) for name, values in named},
     }
 
 

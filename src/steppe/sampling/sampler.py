@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from steppe.sampling.callbacks import EpisodeHooks
 from steppe.sampling.lanes import AGENT, ENV, EPISODE, Lanes, select
-from steppe.sampling.metrics import EpisodeRecord
+from steppe.sampling.metrics import EpisodeRecord, Sample
 from steppe.spaces import map_leaves, put, take, tupled
 from steppe.types import (
     AsyncEnv,
     BoolArray,
     IntArray,
     Policy,
-    Rollout,
     SlotInfo,
     State,
     TimeStep,
@@ -36,19 +36,6 @@ _NEVER_ENDS = (
 )
 _CUT_SHORT = "sampling failed or was interrupted before, in mid-fragment: restore a checkpoint, or build anew"
 SMALLEST_NOISE = np.float32(2.0**-25)  # float32 uniforms are multiples of 2**-24: this keeps 0 out and 1 away
-
-
-@dataclass(slots=True)
-class Sample:
-    """One fragment: a Rollout per trained policy, the episodes it ended, and where its time went."""
-
-    rollouts: list[Rollout]
-    episodes: list[EpisodeRecord]
-    env_steps: int
-    agent_steps: int
-    reward: float
-    env_time: float = 0.0
-    inference_time: float = 0.0
 
 
 class _Ready(NamedTuple):
@@ -88,6 +75,10 @@ class Sampler:
         explore: draw actions; otherwise take the most likely ones.
         rng: the stream that noise comes from.
         runner: worker index, for the record.
+
+    Attributes:
+        rng: the stream of noise.
+        hooks: told of every poll; None when no hook of episodes or samples is set.
     """
 
     def __init__(
@@ -104,7 +95,8 @@ class Sampler:
         runner: int = 0,
     ) -> None:
         self.env, self._ids, self._policies = env, list(policies), list(policies.values())
-        self._mapping, self._runner, self._rng, self.explore = mapping, runner, rng, explore
+        self._mapping, self._runner, self.rng, self.explore = mapping, runner, rng, explore
+        self.hooks: EpisodeHooks | None = None
         self._fragment_steps, self._complete = fragment_length * env.num_envs, complete_episodes
         rows = fragment_length * 3 // 2 + 16
         self._lanes = [
@@ -178,7 +170,7 @@ class Sampler:
             actor, lanes = self._policies[policy], self._lanes[policy]
             table, noise = self._states[policy], None
             if self.explore:
-                noise = self._rng.random((len(slots), actor.noise_size), np.float32)
+                noise = self.rng.random((len(slots), actor.noise_size), np.float32)
                 np.maximum(noise, SMALLEST_NOISE, out=noise)
             state = None if table is None else take(table["next"], slots)
             decision = actor.act(self._weights[policy], obs, state, noise)
@@ -268,6 +260,8 @@ class Sampler:
             record = self._episodes.pop((end.env, end.episode))
             record.length = end.length
             self._tally.episodes.append(record)
+        if self.hooks is not None:
+            self.hooks.received(steps, self.policy_of, self._tally.episodes)
         return ready
 
     def _open(self, opened: Sequence[SlotInfo], chosen: Sequence[str] | None = None) -> None:
@@ -289,6 +283,10 @@ class Sampler:
             if self._initial[policy] is not None:
                 both = {"next": self._initial[policy], "last": self._initial[policy]}
                 put(self._state_table(policy, both), np.array([slot]), both)
+
+    def policy_of(self, slot: int) -> str:
+        """Id of the policy that acts for who lives in ``slot``."""
+        return self._ids[int(self._policy_of[slot])]
 
     def _by_policy(self, step: TimeStep) -> Iterator[tuple[int, TimeStep]]:
         policy = self._policy_of[step.slot]
@@ -404,7 +402,7 @@ class Sampler:
         slots = [info.slot for info in self._live.values()]
         return {
             "env": self.env.get_state(),
-            "rng": self._rng.bit_generator.state,
+            "rng": self.rng.bit_generator.state,
             "live": live,
             "policy_of": [self._ids[index] for index in self._policy_of[slots]],
             "returns": self._returns[slots],
@@ -418,12 +416,13 @@ class Sampler:
             "started": self._started,
             "sequence": self._sequence,
             "reward": self._tally.reward,
+            "hooks": [] if self.hooks is None else self.hooks.get_state(),
         }
 
     def set_state(self, state: State) -> list[str]:
         """Go on from :meth:`get_state`; returns what could not be restored exactly."""
         notes = self.env.set_state(state["env"])
-        self._rng.bit_generator.state = state["rng"]
+        self.rng.bit_generator.state = state["rng"]
         self._live, self._states = {}, [None] * len(self._ids)
         self._agents = {agent: index for index, agent in enumerate(state["agents"])}
         infos = [SlotInfo(*values) for values in state["live"]]
@@ -441,6 +440,8 @@ class Sampler:
         self._episodes = {}
         for values in deepcopy(state["episodes"]):
             self._episodes[values["env"], values["episode"]] = EpisodeRecord(**values)
+        if self.hooks is not None:
+            self.hooks.set_state(state["hooks"], infos, self.policy_of)
         self._started, self._sequence = state["started"], int(state["sequence"])
         self._cut_short = False
         self._tally = _Tally(reward=float(state["reward"]))
@@ -464,6 +465,19 @@ class Sampler:
             self._discard(info)
         return self._in_order(ready + self._receive(renewed))
 
+    def adopt(self) -> set[tuple[int, int]]:
+        """Take over the env from another sampler that drove it, between fragments.
+
+        Returns:
+            (env, episode) of the episodes that are under way; what was sampled of those that ended
+            meanwhile is dropped from the running fragment.
+        """
+        steps = self.env.pending()
+        if steps:  # else nobody has polled it yet
+            self._pending, self._started = self._resume(steps), True
+        ongoing = [rows.slots[rows.t > 0].tolist() for rows in self._pending]
+        return {(self._live[slot].env, self._live[slot].episode) for slots in ongoing for slot in slots}
+
     def _discard(self, info: SlotInfo) -> None:
         """An episode was lost: its rows in this fragment are unfilled, its record dropped."""
         lanes = self._lanes[self._policy_of[info.slot]]
@@ -472,3 +486,5 @@ class Sampler:
         self._tally.reward += float(self._returns[info.slot])
         self._episodes.pop((info.env, info.episode), None)
         del self._live[info.slot]
+        if self.hooks is not None:
+            self.hooks.lost(info)

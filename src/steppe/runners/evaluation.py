@@ -1,0 +1,98 @@
+"""Evaluation: whole episodes with the newest weights, apart from training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import final
+
+from steppe.config import AlgorithmConfig
+from steppe.runners.local import LocalRunner
+from steppe.sampling.callbacks import Callbacks, make_callbacks
+from steppe.sampling.metrics import Sample
+from steppe.seeding import EVALUATION_RUNNER
+from steppe.types import Policy, State, Weights
+
+
+@final
+class Evaluator:
+    """Plays evaluations, in envs of its own or, between fragments, in those of the training runner.
+
+    Args:
+        config: of the run; its ``evaluation_config`` is applied here.
+        policies: by id.
+        callbacks: of the run; ``evaluation_config`` may name others.
+        training: the runner whose envs are shared, if they are.
+    """
+
+    def __init__(
+        self,
+        config: AlgorithmConfig,
+        policies: Mapping[str, Policy],
+        callbacks: Sequence[Callbacks],
+        training: LocalRunner,
+    ) -> None:
+        own = config.copy(**config.evaluation_config)
+        if "callbacks_class" in config.evaluation_config:
+            callbacks = make_callbacks(own.callbacks_class)
+        self._training = training if config.evaluation_envs == "shared" else None
+        self._explore = bool(config.evaluation_config.get("explore", False))
+        self._timed = config.evaluation_duration_unit == "timesteps"
+        self._duration = config.evaluation_duration
+        self.runner = LocalRunner(
+            own,
+            callbacks=callbacks,
+            seed_runner=EVALUATION_RUNNER,
+            num_envs=config.evaluation_num_envs,
+            env=None if self._training is None else self._training.env,
+        )
+        self.runner.start(
+            policies,
+            trained=(),
+            explore=False,
+            fragment_length=math.ceil(self._duration / self.runner.env.num_envs) if self._timed else 1,
+            complete=True,
+        )
+
+    def evaluate(self, weights: Mapping[str, Weights], episodes: int | None, explore: bool | None) -> Sample:
+        """Play one evaluation.
+
+        Episodes are shared out to the envs in advance and all awaited, or short ones would win. Of a number
+        of env steps, every episode that was begun within them is awaited.
+
+        Args:
+            weights: to act with.
+            episodes: how many; None for what the config says.
+            explore: draw actions instead of taking the most likely ones; None for what the config says.
+        """
+        sampler = self.runner.sampler
+        sampler.explore = self._explore if explore is None else explore
+        sampler.set_weights(weights)
+        # In shared envs, training episodes that are under way are played to their end and not counted.
+        ongoing = set() if self._training is None else sampler.adopt()
+        if episodes is None and self._timed:
+            (sample,) = self.runner.sample()
+        else:
+            count, envs = self._duration if episodes is None else episodes, self.runner.env.num_envs
+            sample = self.runner.sample_episodes([count // envs + (i < count % envs) for i in range(envs)])
+        if self._training is not None:
+            self._training.sampler.adopt()
+            sample.episodes = [e for e in sample.episodes if (e.env, e.episode) not in ongoing]
+        return sample
+
+    def get_state(self) -> State:
+        """Of the envs, too, unless they are the training runner's."""
+        sampler = self.runner.sampler
+        return sampler.get_state() if self._training is None else {"rng": sampler.rng.bit_generator.state}
+
+    def set_state(self, state: State) -> list[str]:
+        """Go on from :meth:`get_state`; returns what could not be restored exactly."""
+        if self._training is None:
+            return self.runner.set_state(state)
+        self.runner.sampler.rng.bit_generator.state = state["rng"]
+        return []
+
+    def close(self) -> None:
+        """Close the envs, unless they are the training runner's."""
+        if self._training is None:
+            self.runner.close()
