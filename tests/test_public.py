@@ -11,6 +11,7 @@ import steppe
 
 NAMES = {
     "Algorithm",
+    "Callbacks",
     "CheckpointError",
     "ConfigError",
     "EnvContext",

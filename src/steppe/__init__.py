@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Algorithm": "algorithm",
+    "Callbacks": "sampling.callbacks",
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "EnvContext": "envs.context",
@@ -33,6 +34,7 @@ _HOME = {
 __version__ = "0.1.0"
 __all__ = [
     "Algorithm",
+    "Callbacks",
     "CheckpointError",
     "ConfigError",
     "EnvContext",

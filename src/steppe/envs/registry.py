@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -16,21 +17,27 @@ from types import ModuleType
 from typing import Any
 
 import gymnasium
+import numpy as np
 from gymnasium.envs.registration import load_env_creator
 
 from steppe.envs.context import EnvContext
 from steppe.envs.guards import OutOfSpace, show
 from steppe.envs.gym import GymEnv
-from steppe.envs.legacy_gym import modern_step, modernize
+from steppe.envs.legacy_gym import LegacyGym, modern_step, modernize
+from steppe.envs.vector import VectorRows, is_vector
 from steppe.errors import ConfigError
 from steppe.seeding import env_seed
 from steppe.types import AsyncEnv
 
 GymnasiumEnv = gymnasium.Env[Any, Any]
-Creator = Callable[[EnvContext], GymnasiumEnv]
+Creator = Callable[[EnvContext], Any]
+"""What builds one env, or one vector env."""
+
+logger = logging.getLogger("steppe")
 
 _CONTEXT_NAMES = ("env_config", "config", "ctx")
 _registered: dict[str, Callable[..., Any]] = {}
+_told: set[tuple[str, int, int]] = set()
 
 
 def register_env(name: str, creator: Callable[..., Any]) -> None:
@@ -61,9 +68,16 @@ def make(env: Any, env_config: Mapping[str, Any] | None = None) -> GymnasiumEnv:
     """Build one env, from any spelling, as training would with ``worker_index`` 0; old ones are adapted.
 
     Raises:
-        ConfigError: the spelling is unknown, or ``env_config`` does not fit.
+        ConfigError: the spelling is unknown, ``env_config`` does not fit, or it is a vector env.
     """
-    return creator_of(env)(EnvContext(env_config))
+    made: GymnasiumEnv = creator_of(env)(EnvContext(env_config))
+    if is_vector(made):
+        made.close()
+        raise ConfigError(
+            f"{env_name(env)} makes a vector env, which cannot be used as one env; call it yourself, "
+            "with an EnvContext"
+        )
+    return made
 
 
 def env_name(env: Any) -> str:
@@ -90,7 +104,7 @@ def creator_of(env: Any) -> Creator:
         )
     if isinstance(env, str):
         return _creator_of_name(env)
-    if not callable(env) or (_is_env(env) and not isinstance(env, type)):
+    if not callable(env) or ((_is_env(env) or is_vector(env)) and not isinstance(env, type)):
         raise ConfigError(
             f"env is {show(env)}: give the class or a function, so that any number of envs can be built"
         )
@@ -111,8 +125,11 @@ def build(
     max_sequence_length: int | None = None,
     observation_space: Any = None,
     action_space: Any = None,
+    created: Callable[[Any, EnvContext], None] | None = None,
 ) -> AsyncEnv:
     """Build exactly ``num_envs`` envs of one runner, each with a seed of its own.
+
+    Where a vector env is built, there is one object, and its own ``num_envs`` counts.
 
     Args:
         env: any spelling.
@@ -127,6 +144,7 @@ def build(
         max_sequence_length: for Sequence spaces that state no maximum.
         observation_space: overrides what the envs say.
         action_space: likewise.
+        created: is called with each env once it is built, and with what it was built from.
 
     Raises:
         ConfigError: the spelling is unknown, or ``env_config`` does not fit.
@@ -135,31 +153,63 @@ def build(
     """
     if num_envs < 1:
         raise ConfigError(f"the number of envs is at least 1, not {num_envs}")
-    creator = creator_of(env)
-    seeds = [
-        env_seed(run_seed, worker_index if seed_runner is None else seed_runner, i) for i in range(num_envs)
-    ]
+    creator, place = creator_of(env), worker_index if seed_runner is None else seed_runner
+    limits: dict[str, Any] = {
+        "runner": worker_index,
+        "observation_space": observation_space,
+        "action_space": action_space,
+        "max_episode_steps": max_episode_steps,
+        "max_sequence_length": max_sequence_length,
+        "on_out_of_space": on_out_of_space,
+    }
     with contextlib.ExitStack() as on_failure:
-        envs = []
-        for i in range(num_envs):
-            envs.append(_one(creator, EnvContext(env_config, worker_index, i, num_workers), env_name(env)))
-            on_failure.callback(envs[i].close)
-        built = GymEnv(
-            envs,
-            seeds=seeds,
-            runner=worker_index,
-            observation_space=observation_space,
-            action_space=action_space,
-            max_episode_steps=max_episode_steps,
-            max_sequence_length=max_sequence_length,
-            on_out_of_space=on_out_of_space,
-            modern_step=modern_step,
-        )
+        envs, wanted = list[Any](), num_envs
+        while len(envs) < wanted:
+            context = EnvContext(env_config, worker_index, len(envs), num_workers, num_envs=num_envs)
+            envs.append(_one(creator, context, env_name(env)))
+            on_failure.callback(envs[-1].close)
+            if is_vector(envs[-1]):
+                num_envs, wanted = _counted(envs, num_envs, env_name(env)), 1
+            if created is not None:
+                created(user_env(envs[-1]), context)
+        seeds = [env_seed(run_seed, place, i) for i in range(num_envs)]
+        built: AsyncEnv
+        if is_vector(envs[0]):
+            built = VectorRows(envs[0], seeds=seeds, **limits)
+        else:
+            built = GymEnv(envs, seeds=seeds, modern_step=modern_step, **limits)
         on_failure.pop_all()
     return built
 
 
-def _one(creator: Creator, ctx: EnvContext, name: str) -> GymnasiumEnv:
+def _counted(envs: list[Any], wanted: int, name: str) -> int:
+    """The number of envs in a vector env; that it is not the one that was wanted is said once.
+
+    Raises:
+        ConfigError: it is not the first env of its runner, or no number at all.
+    """
+    if len(envs) > 1:
+        raise ConfigError(f"{name} made an env first and a vector env then: make one kind only")
+    n = getattr(envs[0], "num_envs", None)
+    if not isinstance(n, int | np.integer) or n < 1:
+        fix = "call super().__init__(observation_space, action_space, num_envs)"
+        raise ConfigError(f"{name}: num_envs of a vector env is at least 1, not {show(n)}; {fix}")
+    if n != wanted and (name, n, wanted) not in _told:
+        _told.add((name, n, wanted))
+        logger.warning(
+            "%s steps %d envs, %d were asked for (num_envs_per_env_runner): %d it is; a creator reads the "
+            "number that is wanted from env_config.num_envs",
+            *(name, n, wanted, n),
+        )
+    return int(n)
+
+
+def user_env(env: Any) -> Any:
+    """The env that the user's constructor gave, without what adapts it."""
+    return env.env if isinstance(env, LegacyGym) else env
+
+
+def _one(creator: Creator, ctx: EnvContext, name: str) -> Any:
     try:
         return creator(ctx)
     except Exception as error:
@@ -209,9 +259,11 @@ def _making(name: str) -> Creator:
 
 
 def _calling(creator: Callable[..., Any], name: str) -> Creator:
-    def create(ctx: EnvContext) -> GymnasiumEnv:
+    def create(ctx: EnvContext) -> Any:
         args, keywords = _arguments(creator, ctx, name)
         env = creator(*args, **keywords)
+        if is_vector(env):
+            return env
         if not _is_env(env) or isinstance(env, type):
             raise ConfigError(
                 f"{name} made {show(env)}: that is not an env, which has reset, step and spaces"
