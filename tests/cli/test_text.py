@@ -107,6 +107,10 @@ def test_key_value():
         (float | list[list[float]], "[[0, 1e-3], [1e6, 0]]", [[0, 1e-3], [1e6, 0]]),
         (float | list[list[float]], "fast", "fast"),
         (Any, "[1]", [1]),
+        (bool, "False", False),
+        (bool, "true", True),
+        (bool, "no", "no"),
+        (str | None, "True", "True"),
     ],
 )
 def test_values_of_fields(hint, text, value):

@@ -56,6 +56,8 @@ def test_every_field_that_text_can_set_is_a_flag():
 
 def test_help_shows_docs_defaults_and_sections(steppe):
     text = " ".join(steppe("train", "--help").out.split())
+    assert text.index("Options:") < text.index("--config FILE") < text.index("--set KEY=VALUE")
+    assert text.index("--set KEY=VALUE") < text.index("Environment:")
     assert "--gamma X Discount per step. [default: 0.99]" in text
     assert "[default: 10]" in text[text.index("--checkpoint-freq") :]  # the config's is 0
     places = [
@@ -119,6 +121,167 @@ def steppe_config():
     return config_class("PPO")
 
 
+# --- a file and --set -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def built(steppe, monkeypatch):
+    """Call ``steppe train``; returns what would be trained, as the settings that are not the default."""
+
+    def call(*args):
+        seen = []
+        monkeypatch.setattr(steppe_config(), "build", lambda self: seen.append(self) or sys.exit(0))
+        done = steppe("train", *args)
+        assert len(seen) == 1, done.err
+        return seen[0].changes()
+
+    return call
+
+
+YAML = """
+env: CartPole-v1
+env_config: {size: 3, colour: red}
+num_workers: 0
+num_sgd_iter: 3
+lr: 1e-3
+train_batch_size: 2e3
+gamma: 0.9
+model: {fcnet_hiddens: [8], fcnet_activation: relu}
+"""
+
+
+def test_a_flag_wins_over_set_and_set_over_the_file(built, tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text(YAML)
+    in_file = {
+        "env": "CartPole-v1",
+        "env_config": {"size": 3, "colour": "red"},
+        "num_epochs": 3,
+        "lr": 0.001,
+        "train_batch_size": 2000,
+        "gamma": 0.9,
+        "fcnet_hiddens": [8],
+        "fcnet_activation": "relu",
+        "checkpoint_freq": 10,
+    }
+    assert built("--config", path) == in_file
+    sets = ("num_epochs=4", "env_config.size=4", "model.fcnet_hiddens=[4]", "lr=[[0, 1e-2], [2e6, 0]]")
+    sets = [word for text in (*sets, "lambda=0.5", "train_batch_size=1k") for word in ("--set", text)]
+    by_set = in_file | {
+        "num_epochs": 4,
+        "env_config": {"size": 4, "colour": "red"},
+        "fcnet_hiddens": [4],
+        "lr": [[0.0, 0.01], [2e6, 0.0]],
+        "lambda_": 0.5,
+        "train_batch_size": 1000,
+    }
+    assert built(f"--config={path}", *sets) == by_set
+    flags = ("Other-v0", "--num-epochs", "5", "-e", "size=5", "--gamma", "0.8", "--name", "x")
+    assert built(*flags, *sets, "--config", path) == by_set | {
+        "env": "Other-v0",
+        "num_epochs": 5,
+        "env_config": {"size": 5, "colour": "red"},
+        "gamma": 0.8,
+        "run_dir": str(Path("runs/Other-v0/x")),
+    }
+
+
+def test_set_alone_reads_values_as_the_field_does(built):
+    pairs = ("env=E-v0", "run_dir=3", "num_epochs=2", "num_epochs=1.2e1", "explore=False", "grad_clip=none")
+    pairs += ("fcnet_hiddens=8,8", "env_config={a = 1}", "env_config.b.c=1e-3", "env_config.lr=on")
+    pairs += ("evaluation_config.explore=true", "checkpoint_freq=2", "sgd_minibatch_size=2k")
+    assert built(*(word for pair in pairs for word in ("--set", pair))) == {
+        "env": "E-v0",
+        "run_dir": "3",
+        "num_epochs": 12,
+        "explore": False,
+        "grad_clip": None,
+        "fcnet_hiddens": [8, 8],
+        "env_config": {"a": 1, "b": {"c": 0.001}, "lr": "on"},
+        "evaluation_config": {"explore": True},
+        "checkpoint_freq": 2,
+        "minibatch_size": 2000,
+    }
+
+
+def test_mistakes_in_settings_name_what_was_meant(steppe, tmp_path):
+    def said(*args, file=""):
+        path = tmp_path / "my.yaml"
+        path.write_text(file)
+        done = steppe("train", "CartPole-v1", "--config", path, *args)
+        assert (done.status, done.out, "Traceback" in done.err) == (2, "", False)
+        return done.err.replace(f"{tmp_path}/", "")
+
+    assert "Error: my.yaml: PPOConfig has no setting 'gama'. Did you mean 'gamma'?" in said(file="gama: 1")
+    nested = said(file="model: {fcnet_hidens: [8]}")
+    assert nested.startswith("Error: my.yaml: ")
+    assert "fcnet_hiddens" in nested
+    assert said(file="lr: fast").startswith("Error: my.yaml: PPOConfig: lr='fast' must be a number")
+    assert said(file="lr: 1\nx: [").startswith("Error: my.yaml:2: ")
+    assert "disagree; keep one" in said(file="num_sgd_iter: 1\nnum_epochs: 2")
+    assert "Did you mean 'gamma'?" in said("--set", "gama=1")
+    assert "fcnet_hiddens" in said("--set", "model.fcnet_hidens=8")
+    assert "'lr' is not key=value" in said("--set", "lr")
+    assert "has a dot with no name beside it" in said("--set", "model..lr=1")
+    assert "lr={'x': 1} must be a number" in said("--set", "lr.x=1")
+    assert "no algorithm 'PPPO'" in said(file="algo: PPPO")
+    missing = steppe("train", "CartPole-v1", "--config", tmp_path / "mi.yaml")
+    assert (missing.status, "no such file. Did you mean" in missing.err) == (2, True)
+
+
+def test_a_run_is_trained_again_from_its_own_settings(steppe, trained, walk, tmp_path):
+    done = steppe("train", "--config", trained / "config.toml", "--stop-iters", "1", "--quiet")
+    assert done.status == 0, done.err
+    run = tmp_path / "runs" / "Walk" / "ppo-1"
+    was, now = (tomllib.loads((folder / "config.toml").read_text()) for folder in (trained, run))
+    assert was.pop("run_dir") == str(trained)
+    assert was == now
+    first = [row["episode_reward_mean"] for row in rows(trained)]
+    assert [row["episode_reward_mean"] for row in rows(run)] == first[:1]
+    assert "walk.py, which this run names as its env" in done.err
+
+
+def test_the_env_of_a_run_that_named_a_class_is_asked_for(steppe, built, copy, walk):
+    text = (copy / "config.toml").read_text().replace(f"{walk}:Walk", "Walk")
+    (copy / "config.toml").write_text(text)
+    assert "--env file.py:Class" in steppe("train", "--config", copy / "config.toml").err
+    assert built("CartPole-v1", "--config", copy / "config.toml")["env"] == "CartPole-v1"
+    assert built("--set", "env=Pendulum-v1", "--config", copy / "config.toml")["env"] == "Pendulum-v1"
+
+
+def test_a_tuned_example_trains_until_it_says_and_resumes_without_its_file(steppe, walk, tmp_path):
+    path = tmp_path / "walk.yaml"
+    path.write_text(
+        f"walk:\n  run: PPO\n  env: {walk}:Walk\n  stop: {{training_iteration: 2, timesteps_total: 1e9}}\n"
+        "  config: {train_batch_size: 64, sgd_minibatch_size: 64, num_sgd_iter: 1, num_envs_per_worker: 2,\n"
+        "    model: {fcnet_hiddens: [4]}, seed: 0}\n"
+    )
+    done = steppe("train", "--config", path, "--name", "tuned", "--quiet")
+    assert done.out == "reached 2 iterations; run folder: runs/Walk/tuned\n", done.err
+    run = tmp_path / "runs" / "Walk" / "tuned"
+    assert steps(run) == [64, 128]
+    path.unlink()
+    refused = steppe("train", "--resume", run)
+    assert refused.status == 2
+    assert f"{run} is at 2 of 2 iterations; more go on, such as --stop-iters 4" in refused.err
+    assert steppe("train", "--resume", run, "--stop-iters", "3", "--quiet").status == 0
+    assert steps(run) == [64, 128, 192]
+    stop = json.loads((run / "run.json").read_text())["stop"]
+    assert stop == {"total_steps": 10**9, "stop_iters": 3, "stop_reward": None, "stop_time": None}
+
+
+def test_the_algorithm_is_the_flags_or_the_files(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(
+        "steppe.cli.flags.config_class", lambda name: asked.append(name) or config_class("PPO")
+    )
+    (tmp_path / "a.toml").write_text('algo = "A"')
+    for args in (["--config", "a.toml"], ["--algo", "B", "--config=a.toml"], ["--config", "none.toml"]):
+        options = [click.Option(["--algo"]), click.Option(["--config"])]
+        ConfigCommand("x", params=options, callback=lambda **_: None).make_context("x", args)
+    assert asked == ["A", "B", "PPO"]
+
+
 def test_contradictions(steppe):
     assert "two envs: a and --env b" in steppe("train", "a", "--env", "b").err
     assert "--name and --run-dir both name" in steppe("train", "a", "--name", "x", "--run-dir", "y").err
@@ -152,10 +315,13 @@ def test_the_flags_are_those_of_the_algorithm(args, algo, monkeypatch):
         (StopWhen(stop_reward=4.6), ""),
         (StopWhen(stop_time=60), "trained for 60 s"),
         (StopWhen(stop_time=61), ""),
+        (StopWhen(stop_iters=10), "reached 10 iterations"),
+        (StopWhen(stop_iters=11), ""),
     ],
 )
 def test_stop_when(stop, reason):
-    assert stop.reached({"timesteps_total": 1000, "episode_reward_mean": 4.5}, 60.0) == reason
+    result = {"timesteps_total": 1000, "episode_reward_mean": 4.5, "training_iteration": 10}
+    assert stop.reached(result, 60.0) == reason
 
 
 def test_no_episode_yet_reaches_no_reward():
@@ -246,15 +412,19 @@ def test_resume_takes_back_what_came_after_the_checkpoint(steppe, copy):
 
 def test_resume_remembers_when_to_stop_and_keeps_its_settings(steppe, copy):
     record = json.loads((copy / "run.json").read_text())
-    record["command"] = "steppe train x.py:Walk --total-steps 128 --stop-reward 400"
+    assert record["stop"].pop("total_steps") == 128  # of the command that trained it
+    record["stop"] |= {"total_steps": 100, "stop_reward": 400}
     (copy / "run.json").write_text(json.dumps(record))
     done = steppe("train", "--resume", copy)
     assert done.status == 2
-    assert f"{copy} is at 128 of 128 steps; more go on, such as --total-steps 256" in done.err
+    assert f"{copy} is at 128 of 100 steps; more go on, such as --total-steps 256" in done.err
     assert "is at 128 of 64 steps;" in steppe("train", "--resume", copy, "--total-steps", "64").err
     done = steppe("train", "--resume", copy, "--lr", "1", "--lambda", "0.5", "--name", "x")
     assert done.status == 2
     assert "keeps its settings; leave out --lr, --lambda, --name" in done.err
+    done = steppe("train", "--resume", copy, "--config", "missing.toml", "--set", "lr=1")
+    assert done.status == 2
+    assert "keeps its settings; leave out --set, --config" in done.err
     assert "it has no run.json" in steppe("train", "--resume", bare_checkpoint(copy)).err
     assert "no such run or checkpoint" in steppe("train", "--resume", copy / "nothing").err
 

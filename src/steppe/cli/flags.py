@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, final
 
 import click
 
 from steppe.algorithms import config_class
-from steppe.cli.text import field_value, key_value
-from steppe.config import AlgorithmConfig, FieldSpec, field_docs, field_specs
+from steppe.cli.files import NOTHING, FileSettings, read_settings
+from steppe.cli.text import field_value, key_and_text, key_value
+from steppe.config import ALIASES, AlgorithmConfig, FieldSpec, field_docs, field_specs
+from steppe.errors import ConfigError
 
 DEFAULTS: dict[str, Any] = {"checkpoint_freq": 10}
 """Where the command line's default is not the config's."""
-
-_NO_FLAG = (
-    "env",  # this and the next are written otherwise; the rest are code, or hold it
-    "env_config",
-    "observation_space",
-    "action_space",
-    "evaluation_config",
-    "policies",
-    "policy_mapping_fn",
-    "policies_to_train",
-    "callbacks_class",
-)
-
 
 _WORDS = ((str, "TEXT"), (int, "N"), (float, "X"))
 
@@ -60,9 +52,13 @@ def _metavar(hint: Any) -> str:
 
 
 def field_options(cls: type[AlgorithmConfig]) -> list[click.Parameter]:
-    """A flag for every field that text can set."""
-    docs = field_docs(cls)
-    return [FieldOption(spec, docs[name]) for name, spec in field_specs(cls).items() if name not in _NO_FLAG]
+    """A flag for every field that one word can set: not those that hold code, or a dict."""
+    docs, specs = field_docs(cls), field_specs(cls)
+    return [FieldOption(spec, docs[name]) for name, spec in specs.items() if not _is_open(spec.hint)]
+
+
+def _is_open(hint: Any) -> bool:
+    return hint is Any or typing.get_origin(hint) is dict
 
 
 def env_config_option() -> click.Option:
@@ -74,6 +70,63 @@ def env_config_option() -> click.Option:
         multiple=True,
         help="An argument of the env: a JSON or TOML value, else text. May be repeated.",
     )
+
+
+def file_options() -> list[click.Parameter]:
+    """``--config FILE`` and ``--set key=value``."""
+    return [
+        click.Option(
+            ["--config"],
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="Settings in a .toml, .yaml or .json file, such as the config.toml of a run.",
+        ),
+        click.Option(
+            ["--set"],
+            type=_setting,
+            metavar="KEY=VALUE",
+            multiple=True,
+            help="A setting by its name or an old one, dotted inside of a group: env_config.size=5. Wins "
+            "over the file; a flag of its own wins over it. May be repeated.",
+        ),
+    ]
+
+
+def _setting(text: str) -> tuple[list[str], str]:
+    key, value = key_and_text(text)
+    path = key.split(".")
+    if not all(path):
+        raise click.BadParameter(f"{text!r} has a dot with no name beside it")
+    return path, value
+
+
+def settings_of(cls: type[AlgorithmConfig], pairs: Iterable[tuple[list[str], str]]) -> dict[str, Any]:
+    """What ``--set`` gave, nested as its dots say, values read as the field's; names are not checked."""
+    found: dict[str, Any] = {}
+    for path, text in pairs:
+        value = field_value(_hint(cls, path), text)
+        for key in reversed(path):
+            value = {key: value}
+        found = merged(found, value)
+    return found
+
+
+def _hint(cls: type[AlgorithmConfig], path: list[str]) -> Any:
+    """The type of a field under any of its names; Any for what is not one, such as an env's argument."""
+    specs, key = field_specs(cls), path[-1]
+    own = {spec.alias: name for name, spec in specs.items()}
+    name = key if key in specs else own.get(key) or ALIASES.get(key)
+    return Any if name not in specs or "env_config" in path[:-1] else specs[name].hint
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """``above`` over ``below``, dicts inside them key by key."""
+    result = dict(below)
+    for key, value in above.items():
+        first = result.get(key)
+        both = isinstance(first, Mapping) and isinstance(value, Mapping)
+        result[key] = merged(first, value) if both else value  # type: ignore[arg-type]
+    return result
 
 
 @final
@@ -102,10 +155,23 @@ class ConfigCommand(click.Command):
 
 
 def _algo(args: list[str]) -> str:
-    """The value of ``--algo``, needed before the flags can be parsed."""
-    for flag, value in itertools.pairwise([*args, ""]):
-        if flag == "--algo" and value:
-            return value
-        if flag.startswith("--algo="):
-            return flag.partition("=")[2]
-    return "PPO"
+    """The algorithm, needed before the flags can be parsed; what is wrong with a file is said later."""
+    file, path = NOTHING, _value(args, "--config")
+    if path:
+        with contextlib.suppress(ConfigError):
+            file = read_settings(Path(path))
+    return algo_of(_value(args, "--algo"), file)
+
+
+def algo_of(flag: str | None, file: FileSettings) -> str:
+    """The algorithm that is meant: the flag's, else the file's, else PPO."""
+    return flag or file.algo or "PPO"
+
+
+def _value(args: list[str], flag: str) -> str | None:
+    for word, following in itertools.pairwise([*args, ""]):
+        if word == flag and following:
+            return following
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return None

@@ -51,6 +51,8 @@ def field_value(hint: Any, text: str) -> Any:
     """``text`` as a value for a field annotated ``hint``; the config checks whether it is legal."""
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     members = typing.get_args(hint) if union else (hint,)
+    if bool in members and text.lower() in ("true", "false"):  # Python writes it with a capital
+        return text.lower() == "true"
     if str in members or any(text in typing.get_args(m) for m in members if typing.get_origin(m) is Literal):
         return text
     numeric = int in members or float in members
@@ -80,7 +82,13 @@ def duration(text: str) -> float:
 
 def key_value(text: str) -> tuple[str, Any]:
     """``key=value`` with a JSON or TOML value; other values are text."""
+    key, value = key_and_text(text)
+    return key, literal(value)
+
+
+def key_and_text(text: str) -> tuple[str, str]:
+    """``key=value`` whose value is yet to be read."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise click.BadParameter(f"{text!r} is not key=value")
-    return key.strip(), literal(value)
+    return key.strip(), value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import json
 import shlex
 import signal
 import time
@@ -15,8 +15,17 @@ import click
 
 from steppe.algorithms import config_class
 from steppe.cli import INTERRUPTED
-from steppe.cli.flags import DEFAULTS, ConfigCommand, env_config_option
-from steppe.cli.saved import find, restore
+from steppe.cli.files import NOTHING, read_settings
+from steppe.cli.flags import (
+    DEFAULTS,
+    ConfigCommand,
+    algo_of,
+    env_config_option,
+    file_options,
+    merged,
+    settings_of,
+)
+from steppe.cli.saved import env_of_run, find, restore
 from steppe.cli.text import count, duration
 from steppe.errors import ConfigError
 from steppe.tracking.record import read_record
@@ -25,7 +34,7 @@ if TYPE_CHECKING:
     from steppe.algorithm import Algorithm
     from steppe.tracking.progress import Display
 
-_STOP = ("total_steps", "stop_reward", "stop_time")
+_STOP = ("total_steps", "stop_reward", "stop_time", "stop_iters")
 
 
 @click.command(cls=ConfigCommand)
@@ -39,6 +48,7 @@ _STOP = ("total_steps", "stop_reward", "stop_time")
 )
 @click.option("--stop-reward", type=float, help="Stop once the mean episode reward is at least this.")
 @click.option("--stop-time", type=duration, metavar="TIME", help="Stop after this time: 45s, 10m, 1h30m.")
+@click.option("--stop-iters", type=count, metavar="COUNT", help="Stop after so many iterations.")
 @click.option("--name", help="Name of the run's folder under runs/<Env>/.")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with this run.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
@@ -49,12 +59,13 @@ def command(
     name: str | None,
     resume: Path | None,
     quiet: bool,
+    config: Path | None,
     **flags: Any,
 ) -> int:
     """Train in an env and write a run folder.
 
-    Without --total-steps, --stop-reward or --stop-time it trains until Ctrl-C: the first one ends the
-    iteration, saves, and says how to go on; the second one stops at once.
+    Without --total-steps, --stop-reward, --stop-time or --stop-iters it trains until Ctrl-C: the first one
+    ends the iteration, saves, and says how to go on; the second one stops at once.
     """
     given = {key: value for key, value in flags.items() if value not in (None, ())}
     stop = {key: given.pop(key) for key in _STOP if key in given}
@@ -62,14 +73,15 @@ def command(
         raise ConfigError(f"two envs: {env_argument} and --env {env}")
     env = env_argument or env
     if resume is not None:
-        _refuse_changes(given, algo=algo, name=name)
+        _refuse_changes(given, algo=algo, name=name, config=config)
         algorithm, stop = _reopen(resume, env, stop)
     else:
-        algorithm = _build(env, algo or "PPO", name, given)
+        algorithm, planned = _build(env, algo, name, config, given)
+        stop = planned | stop
     return _train(algorithm, StopWhen(**{key: stop.get(key) for key in _STOP}), quiet)
 
 
-command.params.append(env_config_option())
+command.params += [*file_options(), env_config_option()]
 
 
 class StopWhen(NamedTuple):
@@ -78,6 +90,7 @@ class StopWhen(NamedTuple):
     total_steps: int | None = None
     stop_reward: float | None = None
     stop_time: float | None = None
+    stop_iters: int | None = None
 
     def reached(self, result: Mapping[str, Any], seconds: float) -> str:
         """The reason to stop after an iteration, or "".
@@ -93,6 +106,8 @@ class StopWhen(NamedTuple):
             return f"reached a mean reward of {reward:.2f}"
         if self.stop_time is not None and seconds >= self.stop_time:
             return f"trained for {seconds:.0f} s"
+        if self.stop_iters is not None and result["training_iteration"] >= self.stop_iters:
+            return f"reached {result['training_iteration']:,} iterations"
         return ""
 
 
@@ -137,6 +152,8 @@ def _train(algo: Algorithm, stop: StopWhen, quiet: bool) -> int:
         with algo:  # its end writes how the run ended, unless that was said before
             run = algo.run
             where = str(run.path) if run is not None else ""
+            if run is not None:
+                run.note(stop=stop._asdict())  # for --resume; the file that said so may have changed by then
             title = " ".join(filter(None, [algo.config.algo_name, str(algo.config.env), where]))
             with Display(title, stop.total_steps, quiet=quiet) as display, Interrupts(display) as interrupts:
                 display.begin(algo.config.train_batch_size)
@@ -154,21 +171,34 @@ def _train(algo: Algorithm, stop: StopWhen, quiet: bool) -> int:
     return INTERRUPTED
 
 
-def _build(env: str | None, algo: str, name: str | None, given: dict[str, Any]) -> Algorithm:
-    settings = {**DEFAULTS, **given, "env_config": dict(given.get("env_config", ()))}
+def _build(
+    env: str | None, algo: str | None, name: str | None, config: Path | None, given: dict[str, Any]
+) -> tuple[Algorithm, dict[str, Any]]:
+    """The algorithm of a file's settings, then ``--set``, then flags; and when the file says to stop."""
+    file = NOTHING if config is None else read_settings(config)
+    cls = config_class(algo_of(algo, file))
+    try:
+        below = cls.resolved(file.settings)
+    except ConfigError as error:
+        raise ConfigError(f"{config}: {error}") from None
+    above = cls.resolved(settings_of(cls, given.pop("set", ())))
+    flags = {**given, "env_config": dict(given.get("env_config", ()))}
     if env is not None:
-        settings["env"] = env
+        flags["env"] = env
+    elif file.run is not None and "env" not in above:
+        flags["env"] = env_of_run(file.run)
+    settings = merged(merged({**DEFAULTS, **below}, above), flags)
     if name is not None:
         from steppe.envs.registry import env_name
 
         if "run_dir" in given:
             raise ConfigError("--name and --run-dir both name the run's folder; keep one")
-        settings["run_dir"] = str(Path("runs") / env_name(env) / name)
-    built: Algorithm = config_class(algo)(**settings).build()
-    return built
+        settings["run_dir"] = str(Path("runs") / env_name(settings.get("env")) / name)
+    built: Algorithm = cls(**settings).build()
+    return built, file.stop
 
 
-def _refuse_changes(given: Mapping[str, Any], **others: str | None) -> None:
+def _refuse_changes(given: Mapping[str, Any], **others: str | Path | None) -> None:
     changed = [*given, *(key for key, value in others.items() if value is not None)]
     if changed:
         flags = ", ".join(f"--{key.strip('_').replace('_', '-')}" for key in changed)
@@ -185,24 +215,31 @@ def _reopen(path: Path, env: str | None, stop: dict[str, Any]) -> tuple[Algorith
             f"{path} is not in a run's folder (it has no run.json); --resume takes such a folder"
         )
     stop = {**_first_stop(saved.run), **stop}
-    steps, total = int(saved.checkpoint.name), stop.get("total_steps") or math.inf
-    if steps >= total:
-        raise ConfigError(
-            f"{path} is at {steps:,} of {total:,} steps; more go on, such as --total-steps {2 * steps}"
-        )
+    steps = int(saved.checkpoint.name)
+    _refuse_the_end(path, "total_steps", steps, stop, "steps")
+    _refuse_the_end(path, "stop_iters", _iterations(saved.checkpoint), stop, "iterations")
     algorithm = restore(saved, env)
     algorithm.run = Run.open(saved.run, keep=algorithm.config.keep_checkpoints_num)
     algorithm.run.truncate_to(steps)
     return algorithm, stop
 
 
-def _first_stop(run: Path) -> dict[str, Any]:
-    """When the command that started the run was to stop; a total of steps or a reward, not a time."""
-    words = shlex.split(str(read_record(run).get("command", "")))
-    if "train" not in words:
-        return {}
+def _refuse_the_end(path: Path, key: str, reached: int, stop: Mapping[str, Any], what: str) -> None:
+    if key in stop and reached >= stop[key]:
+        flag = f"--{key.replace('_', '-')} {2 * reached}"
+        raise ConfigError(f"{path} is at {reached:,} of {stop[key]:,} {what}; more go on, such as {flag}")
+
+
+def _iterations(checkpoint: Path) -> int:
+    """Iterations behind a checkpoint; 0 for a damaged one, of which loading says what is wrong."""
     try:
-        params = command.make_context("train", words[words.index("train") + 1 :]).params
-    except click.ClickException:
-        return {}
-    return {key: params[key] for key in ("total_steps", "stop_reward") if params[key] is not None}
+        return int(json.loads((checkpoint / "meta.json").read_text(encoding="utf-8"))["training_iteration"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
+
+
+def _first_stop(run: Path) -> dict[str, Any]:
+    """When the run was to stop; a total of steps or iterations or a reward, not a time."""
+    stop = read_record(run).get("stop") or {}
+    kept = ("total_steps", "stop_reward", "stop_iters")
+    return {key: stop[key] for key in kept if stop.get(key) is not None}

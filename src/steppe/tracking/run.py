@@ -138,6 +138,11 @@ class Run:
         """What ``run.json`` holds; a copy."""
         return dict(self._record)
 
+    def note(self, **entries: Any) -> None:
+        """Add entries to ``run.json``, such as when the training is to stop; equal names are replaced."""
+        self._record.update(entries)
+        self._write_record()
+
     def log_result(self, result: Mapping[str, Any]) -> None:
         """Write one training result to every file that holds results."""
         flat = flatten(result)
