@@ -1,7 +1,8 @@
 """The docs are true: their programs and commands run, and what they name exists.
 
 The Python blocks of a page run one after the other in a fresh folder; a block that begins with ``# name.py``
-is saved under that name instead. ``TINY`` shows what is made smaller, so that a page takes seconds.
+is saved under that name instead, as is one of settings under ``# name.toml`` or ``# name.yaml``.
+``TINY`` shows what is made smaller, so that a page takes seconds.
 """
 
 import contextlib
@@ -45,6 +46,10 @@ TINY = {
         "--episodes 1000": "--episodes 3",
         "--total-steps 100k": f"--total-steps 128 {SMALL_FLAGS}",
         "--total-steps 120k": "--total-steps 192",
+        "num_epochs = 5": "num_epochs = 1\ntrain_batch_size = 64\nminibatch_size = 32",
+        "total_steps = 100_000": "total_steps = 128",
+        "timesteps_total: 100000": "timesteps_total: 128",
+        "num_sgd_iter: 5": "num_sgd_iter: 1\n        train_batch_size: 64\n        sgd_minibatch_size: 32",
     },
     "docs/env-contract.md": {"seed=0)": f"seed=0, {SMALL})"},
     "docs/scaffold.md": {
@@ -111,6 +116,8 @@ def test_programs_and_commands_of_a_page_run_from_top_to_bottom(name, monkeypatc
         if language == "python":
             run_program(page, line, text, namespace)
             ran += 1
+        elif language in ("toml", "yaml"):
+            Path(text.partition("\n")[0].removeprefix("# ")).write_text(text)
         elif not language:
             for command in text.splitlines():
                 if command.startswith("steppe "):
