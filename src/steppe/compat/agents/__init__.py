@@ -1,0 +1,1 @@
+"""Trainers by algorithm; short for ``steppe.compat.ray.rllib.agents``."""

@@ -1,0 +1,92 @@
+"""RLlib 1.x's callbacks: a class with its argument names, or a dict of functions that take one ``info``."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from steppe.errors import ConfigError
+from steppe.sampling.callbacks import HOOKS, Callbacks, Hook, hook_of, make_callbacks
+from steppe.types import State
+
+if TYPE_CHECKING:
+    from steppe.compat.trainer import Trainer
+
+_INFO = {"base_env": "env", "policies": "policy", "algorithm": "trainer"}
+_RENAMED = {"on_postprocess_traj": "on_postprocess_trajectory"}
+
+
+class DefaultCallbacks(Callbacks):
+    """The hooks of a run; override what you want.
+
+    The arguments are called as RLlib 1.x calls them; what it calls ``trainer`` is the program's own trainer.
+
+    Args:
+        legacy_callbacks_dict: accepted; give a dict as ``config["callbacks"]`` instead.
+    """
+
+    def __init__(self, legacy_callbacks_dict: Mapping[str, Any] | None = None) -> None:
+        if legacy_callbacks_dict:
+            raise ConfigError(
+                'a dict of functions is given as config["callbacks"], without a class around it'
+            )
+
+
+def adapted(given: Any, trainer: Trainer) -> Callbacks:
+    """The callbacks of a program, told the program's own trainer wherever steppe tells its algorithm.
+
+    Args:
+        given: what ``make_callbacks`` takes, or a dict of functions by name of a hook.
+        trainer: may still be without its algorithm.
+
+    Raises:
+        ConfigError: no callbacks, or one that there is not.
+    """
+    objects = make_callbacks(_of_functions(given) if isinstance(given, Mapping) else given)
+    hooks = {name: hook for name in HOOKS if (hook := hook_of(objects, name)) is not None}
+    members: dict[str, Any] = {name: _telling(hook, trainer) for name, hook in hooks.items()}
+    members["get_state"] = lambda self: {"each": [one.get_state() for one in objects]}
+    members["set_state"] = lambda self, state: _restore(objects, state)
+    cls: type[Callbacks] = type("ProgramCallbacks", (Callbacks,), members)
+    return cls()
+
+
+def _restore(objects: Sequence[Callbacks], state: State) -> None:
+    for one, own in zip(objects, state["each"], strict=True):
+        one.set_state(own)
+
+
+def _telling(hook: Hook, trainer: Trainer) -> Callable[..., None]:
+    def told(self: Callbacks, **arguments: Any) -> None:
+        if "algorithm" in arguments:
+            trainer.algorithm = arguments["algorithm"]  # the first hook comes before it is built
+            arguments["algorithm"] = trainer
+        hook(**arguments)
+
+    return told
+
+
+def _of_functions(functions: Mapping[str, Callable[[dict[str, Any]], Any]]) -> Callbacks:
+    members: dict[str, Any] = {}
+    for name, function in functions.items():
+        hook = _RENAMED.get(name, name)
+        if hook not in HOOKS or not callable(function):
+            near = difflib.get_close_matches(str(name), [*HOOKS, *_RENAMED], n=1)
+            meant = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(HOOKS)}"
+            raise ConfigError(f'callbacks["{name}"]={function!r}: functions by name of a hook; {meant}')
+        members[hook] = _taking_info(function)
+    cls: type[Callbacks] = type("FunctionCallbacks", (Callbacks,), members)
+    return cls()
+
+
+def _taking_info(function: Callable[[dict[str, Any]], Any]) -> Callable[..., None]:
+    def hook(self: Callbacks, **arguments: Any) -> None:
+        info = {_INFO.get(name, name): value for name, value in arguments.items()}
+        if "postprocessed_batch" in info:
+            before = info["original_batches"]
+            info |= {"pre_batch": before[info["agent_id"]], "all_pre_batches": before}
+            info["post_batch"] = info["postprocessed_batch"]
+        function(info)
+
+    return hook

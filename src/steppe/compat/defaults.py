@@ -1,0 +1,74 @@
+"""RLlib 1.x's settings with its own defaults, and what a program changed in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from copy import deepcopy
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+GROUPS = ("model", "multiagent", "evaluation_config", "exploration_config", "env_config", "tf_session_args")
+"""Settings that hold settings: a program gives those that it changes."""
+_NOTHING = object()
+
+
+def default_config(algo: str) -> dict[str, Any]:
+    """The settings of an algorithm under the names of RLlib 1.x, with its own default values; a fresh copy.
+
+    Raises:
+        KeyError: the algorithm has no such table yet.
+    """
+    from steppe.compat.callbacks import DefaultCallbacks
+
+    tables = deepcopy(_tables())
+    common = {**tables["common"], "model": tables["model"], "callbacks": DefaultCallbacks}
+    return merged(common, tables[algo])
+
+
+def known_algorithms() -> list[str]:
+    """Names of the algorithms that have a table."""
+    return sorted(_tables().keys() - {"common", "model"})
+
+
+def merged(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """``config`` with what is ``given``; of a group only the keys that are named."""
+    result = dict(config)
+    for key, value in given.items():
+        inside = result.get(key)
+        result[key] = value
+        if key in GROUPS and isinstance(inside, Mapping) and isinstance(value, Mapping):
+            # Another kind of exploration has arguments of its own.
+            result[key] = dict(value) if "type" in value else {**inside, **value}
+    return result
+
+
+def changed(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings of ``config`` that are not RLlib's default, of a group those inside it."""
+    result: dict[str, Any] = {}
+    for key, value in config.items():
+        default = defaults.get(key, _NOTHING)
+        if key in GROUPS and isinstance(value, Mapping) and isinstance(default, Mapping):
+            inside = {k: v for k, v in value.items() if not _equal(v, default.get(k, _NOTHING))}
+            if inside:
+                result[key] = inside
+        elif not _equal(value, default):
+            result[key] = value
+    return result
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    try:
+        return isinstance(a, bool) == isinstance(b, bool) and bool(a == b)
+    except ValueError:  # arrays
+        return False
+
+
+@lru_cache
+def _tables() -> dict[str, dict[str, Any]]:
+    text = resources.files("steppe.compat").joinpath("rllib_defaults.json").read_text(encoding="utf-8")
+    tables: dict[str, dict[str, Any]] = json.loads(text)
+    return tables

@@ -1,0 +1,175 @@
+"""Old gym's ``Env`` and wrappers: four items out of ``step``, an observation out of ``reset``, ``seed()``."""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from typing import Any, final
+
+import gymnasium
+
+from steppe.compat.gym.utils import seeding
+from steppe.envs.legacy_gym import modern_step
+from steppe.envs.replay import first_obs
+
+
+class Env(gymnasium.Env[Any, Any]):
+    """Base class of envs: Gymnasium's, with the ``seed`` that every old one has."""
+
+    def seed(self, seed: int | None = None) -> list[int]:
+        """Make ``np_random`` anew from ``seed``, also in an env held as ``self.env``; gives ``[seed]``."""
+        rng, used = seeding.np_random(seed)
+        self.np_random = rng  # type: ignore[assignment]  # the generator that old programs know
+        inside = getattr(vars(self).get("env"), "seed", None)
+        if callable(inside):
+            inside(used)
+        return [used]
+
+
+_OLD_RESET = inspect.Signature([inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)])
+
+
+class _Around(Env):
+    """An env around another, whose attributes it shows as its own."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "reset" in vars(cls):
+            # Wrappers pass on **kwargs, which says nothing; what is around an old env is old.
+            vars(cls)["reset"].__signature__ = _OLD_RESET
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+        for name in ("metadata", "render_mode", "spec"):  # these have a value in every class
+            setattr(self, name, getattr(env, name, None))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "env":
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(self.env, name)
+
+    @property
+    def unwrapped(self) -> Any:
+        """The innermost env."""
+        return getattr(self.env, "unwrapped", self.env)
+
+    def render(self, mode: str = "human", **kwargs: Any) -> Any:
+        """Render in this mode; Gymnasium's envs are told it by attribute."""
+        if "mode" in inspect.signature(self.env.render).parameters:
+            return self.env.render(mode=mode, **kwargs)
+        self.unwrapped.render_mode = mode
+        return self.env.render()
+
+    def close(self) -> None:
+        """Close the env, if it can be."""
+        close = getattr(self.env, "close", None)
+        if close is not None:
+            close()
+
+
+@final
+class OldInterface(_Around):
+    """Any env, with the interface that gym had before 0.26, and a limit on its steps.
+
+    A limit that is reached gives ``done`` with ``info["TimeLimit.truncated"]``, as gym's own did.
+
+    Args:
+        env: old or modern.
+        max_episode_steps: ends an episode; None leaves it to the env.
+    """
+
+    def __init__(self, env: Any, max_episode_steps: int | None = None) -> None:
+        super().__init__(env)
+        self._max_episode_steps, self._elapsed_steps = max_episode_steps, 0
+        self._seed: int | None = None
+
+    def reset(self, *, seed: int | None = None, return_info: bool = False, options: Any = None) -> Any:
+        """The first observation; ``(observation, {})`` with ``return_info``."""
+        self._elapsed_steps = 0
+        if seed is not None:
+            self.seed(seed)
+        keywords = {} if self._seed is None else {"seed": self._seed}
+        self._seed = None
+        obs = first_obs(self.env.reset(**keywords))
+        return (obs, {}) if return_info else obs
+
+    def step(self, action: Any) -> Any:
+        """Observation, reward, done, info."""
+        obs, reward, terminated, truncated, info = modern_step(self.env.step(action))
+        self._elapsed_steps += 1
+        limit = self._max_episode_steps
+        truncated = bool(truncated) or (limit is not None and self._elapsed_steps >= limit and not terminated)
+        if truncated:
+            info = {**info, "TimeLimit.truncated": not terminated}
+        return obs, reward, bool(terminated) or truncated, info
+
+    def seed(self, seed: int | None = None) -> list[int]:
+        """Seed the env: at once if it has ``seed()``, else at its next reset."""
+        own = getattr(self.env, "seed", None)
+        if callable(own):
+            seeds: list[int] = own(seed)
+            return seeds
+        _, self._seed = seeding.np_random(seed)
+        return [self._seed]
+
+
+class Wrapper(_Around):
+    """Around an env; override what shall be different."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        """Reset the env."""
+        return self.env.reset(**kwargs)
+
+    def step(self, action: Any) -> Any:
+        """Step the env."""
+        return self.env.step(action)
+
+
+class ObservationWrapper(_Around):
+    """Around an env; changes its observations."""
+
+    @abstractmethod
+    def observation(self, observation: Any) -> Any:
+        """The changed observation."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        """Reset the env."""
+        return self.observation(self.env.reset(**kwargs))
+
+    def step(self, action: Any) -> Any:
+        """Step the env."""
+        observation, *rest = self.env.step(action)
+        return self.observation(observation), *rest
+
+
+class RewardWrapper(_Around):
+    """Around an env; changes its rewards."""
+
+    @abstractmethod
+    def reward(self, reward: Any) -> Any:
+        """The changed reward."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        """Reset the env."""
+        return self.env.reset(**kwargs)
+
+    def step(self, action: Any) -> Any:
+        """Step the env."""
+        observation, reward, *rest = self.env.step(action)
+        return observation, self.reward(reward), *rest
+
+
+class ActionWrapper(_Around):
+    """Around an env; changes the actions that it gets."""
+
+    @abstractmethod
+    def action(self, action: Any) -> Any:
+        """The changed action."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        """Reset the env."""
+        return self.env.reset(**kwargs)
+
+    def step(self, action: Any) -> Any:
+        """Step the env."""
+        return self.env.step(self.action(action))

@@ -1,0 +1,5 @@
+"""Mirrors ``gym.envs``."""
+
+from steppe.compat.gym.envs import registration
+
+__all__ = ["registration"]

@@ -1,0 +1,55 @@
+"""The few functions of ``ray`` that an RLlib 1.x program calls. Nothing is started by any of them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_state: dict[str, bool] = {"initialized": False, "local_mode": False}
+
+
+def init(
+    address: str | None = None,
+    *,
+    local_mode: bool = False,
+    ignore_reinit_error: bool = False,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Note that the program wants Ray; only runners that are asked for would start it.
+
+    Args:
+        address: accepted; there is no cluster to join until a runner needs one.
+        local_mode: sample in this process, whatever ``num_workers`` says.
+        ignore_reinit_error: accepted; calling this again is no error.
+        settings: whatever else Ray takes (``num_cpus``, ``object_store_memory`` ...); without effect.
+
+    Returns:
+        An empty dict, where Ray gives its addresses.
+    """
+    _state.update(initialized=True, local_mode=local_mode)
+    return {}
+
+
+def shutdown() -> None:
+    """Forget :func:`init`; may be called at any time."""
+    _state.update(initialized=False, local_mode=False)
+
+
+def is_initialized() -> bool:
+    """Whether :func:`init` was called and :func:`shutdown` was not."""
+    return _state["initialized"]
+
+
+def is_local_mode() -> bool:
+    """Whether :func:`init` was told ``local_mode=True``."""
+    return _state["local_mode"]
+
+
+def __getattr__(name: str) -> Any:
+    """``ray.tune`` and ``ray.rllib`` after a plain ``import ray``."""
+    if name in ("rllib", "tune"):
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(
+        f"steppe.compat.ray has no {name!r}: it holds init, shutdown, is_initialized, rllib and tune. "
+        "For Ray's tasks and actors install Ray and import it under its own name"
+    )

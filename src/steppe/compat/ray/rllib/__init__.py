@@ -1,0 +1,1 @@
+"""What RLlib 1.x programs import from ``ray.rllib``."""

@@ -1,0 +1,1 @@
+"""Trainers by algorithm, and the callbacks."""

@@ -1,0 +1,5 @@
+"""Mirrors ``ray.rllib.agents.callbacks``."""
+
+from steppe.compat.callbacks import DefaultCallbacks
+
+__all__ = ["DefaultCallbacks"]

@@ -1,0 +1,5 @@
+"""Mirrors ``ray.rllib.env.env_context``."""
+
+from steppe.envs.context import EnvContext
+
+__all__ = ["EnvContext"]
