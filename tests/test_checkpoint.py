@@ -527,3 +527,22 @@ def test_diff_names_places_and_what_is_there():
     ]
     assert diff({"a": {"b": 1}}, {"a": 1}) == ["a: a dict of 1, 1"]
     assert diff({"a": "y" * 90}, {"a": 1}) == ["a: '" + "y" * 56 + "..., 1"]
+
+
+# --- some owners --------------------------------------------------------------------------------------------
+
+
+def test_some_owners_are_read_and_only_their_files_are_checked(tmp_path):
+    folder = save(tmp_path / "c", {**SMALL, "other": {"a": 1}, "third": {"b": [2]}}, {"run_id": "r"})
+    (folder / "learner.safetensors").unlink()
+    owners, meta = load(folder, ["third", "other"])
+    assert (owners, meta) == ({"third": {"b": [2]}, "other": {"a": 1}}, {"run_id": "r"})
+    assert load(folder, []) == ({}, {"run_id": "r"})
+    with pytest.raises(CheckpointError, match=r"learner\.safetensors is missing"):
+        load(folder, iter(["learner"]))
+    with pytest.raises(CheckpointError, match="holds no fourth; it holds learner, other, third"):
+        load(folder, ["fourth"])
+    (folder / "other.json").write_text("2")
+    with pytest.raises(CheckpointError, match=r"other\.json has 1 bytes"):
+        load(folder, ["other"])
+    assert load(folder, ["third"])[0] == {"third": {"b": [2]}}

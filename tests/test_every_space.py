@@ -1,8 +1,11 @@
-"""Every kind of observation and action space trains without model code, and comes back from a checkpoint."""
+"""Every kind of space trains without model code, comes back from a checkpoint, and acts in numpy."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import gymnasium
+import jax
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -94,8 +97,15 @@ def test_it_trains_acts_and_resumes(observation, action, tmp_path):
             mine, theirs = (checkpoint.state_hash(one.get_state()["learner"]) for one in (algo, again))
             assert mine == theirs
             again.train()
-        taken = algo.compute_single_action(observation.sample())
-        assert action.contains(taken), taken
+        loaded = steppe.load_policy(saved)
+        algo.restore(saved)
+        for _ in range(5):
+            obs = observation.sample()
+            taken = algo.compute_single_action(obs)
+            assert action.contains(taken), taken
+            alike = jax.tree.map(partial(np.allclose, rtol=1e-5, atol=1e-5), taken, loaded.act(obs))
+            assert jax.tree.all(alike), (taken, loaded.act(obs))
+            assert action.contains(loaded.act(obs, explore=True))
 
 
 @pytest.mark.parametrize(

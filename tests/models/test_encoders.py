@@ -192,16 +192,16 @@ def test_any_space_is_encoded_and_normalised(space, seed):
     assert all(np.isfinite(s).all() for s in stats)
 
 
-def shorten(space, value):
-    """Gymnasium draws sequences of any length; ours hold four items."""
+def shorten(space, value, longest=4):
+    """Gymnasium draws sequences of any length; ours hold so many items."""
     if isinstance(space, spaces.Sequence):
-        return tuple(shorten(space.feature_space, item) for item in value[:4])
+        return tuple(shorten(space.feature_space, item, longest) for item in value[:longest])
     if isinstance(space, spaces.OneOf):
-        return (value[0], shorten(space.spaces[int(value[0])], value[1]))
+        return (value[0], shorten(space.spaces[int(value[0])], value[1], longest))
     if isinstance(space, spaces.Dict):
-        return {key: shorten(part, value[key]) for key, part in space.spaces.items()}
+        return {key: shorten(part, value[key], longest) for key, part in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
-        return tuple(shorten(part, item) for part, item in zip(space.spaces, value, strict=True))
+        return tuple(shorten(part, item, longest) for part, item in zip(space.spaces, value, strict=True))
     return value
 
 

@@ -92,7 +92,7 @@ class ActorCriticPolicy:
         arrays = {jax.tree_util.keystr(path, simple=True, separator="."): array for path, array in named}
         covered = normalized_leaves(self.observation) if weights.normalizer else ()
         names = [f"normalizer.{path}.{name}" for path in covered for name in ("count", "mean", "m2")]
-        arrays |= dict(zip(names, weights.normalizer, strict=True))
+        arrays |= dict(zip(names, map(np.asarray, weights.normalizer), strict=True))
         network = {
             "kind": "actor",
             "observation": describe(self.observation),
