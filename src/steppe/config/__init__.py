@@ -9,15 +9,15 @@ give equal objects. A field is checked when it is set; what several fields say t
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import difflib
-import keyword
 import logging
 import math
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, final
 
 from steppe.config.fields import (
     Check,
@@ -33,9 +33,20 @@ from steppe.config.fields import (
     run_field,
     scheduled,
 )
-from steppe.config.names import ALIASES, GROUPS, NO_EFFECT, SCHEDULE_ALIASES
-from steppe.config.policies import PolicySpec, parsed_evaluation, parsed_policies
-from steppe.config.values import MismatchError, coerced, named, plain, same, short, without_none
+from steppe.config.names import ALIASES, NONE
+from steppe.config.policies import PolicySpec, described, parsed_callbacks, parsed_evaluation, parsed_policies
+from steppe.config.reading import not_a_keyword, read
+from steppe.config.values import (
+    MismatchError,
+    coerced,
+    frozen,
+    is_plain,
+    named,
+    plain,
+    same,
+    short,
+    without_none,
+)
 from steppe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -72,6 +83,22 @@ def say_once(text: str) -> None:
     if text not in _said:
         _said.add(text)
         logger.warning(text)
+
+
+@final
+class _Screen(logging.Handler):
+    """Writes messages to standard error, unless the program says where messages go."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not logging.getLogger().handlers:
+            print(self.format(record), file=sys.stderr)
+
+
+def _show_messages(level: str) -> None:
+    """Set the least level. A run's log file would else be the one place where messages go."""
+    logger.setLevel(level)
+    if not any(isinstance(handler, _Screen) for handler in logger.handlers):
+        logger.addHandler(_Screen())
 
 
 def _space(_: type, value: Any) -> Any:
@@ -202,7 +229,7 @@ class AlgorithmConfig(ABC):
     policies_to_train: Any = run_field(None, section="multi_agent")
     """Ids of the policies that learn, or a function of an id that says whether; None is all."""
 
-    callbacks_class: Any = run_field(None, section="callbacks")
+    callbacks_class: Any = run_field(None, section="callbacks", convert=parsed_callbacks)
     """A Callbacks subclass, an instance of one, or a list of those; also written .callbacks(MyCallbacks)."""
 
     checkpoint_freq: int = run_field(0, section="checkpointing", check=at_least(0))
@@ -239,7 +266,7 @@ class AlgorithmConfig(ABC):
             raise ConfigError(f"{cls.__name__} takes settings by name: {cls.__name__}(env={args[0]!r})")
         for key in settings:
             if key not in field_specs(cls):
-                raise ConfigError(cls._unknown(key))
+                raise ConfigError(not_a_keyword(cls, key))
         return super().__new__(cls)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -272,15 +299,22 @@ class AlgorithmConfig(ABC):
         """
 
     @classmethod
-    def checked(cls, name: str, value: Any) -> Any:
+    def checked(cls, name: str, value: Any, written: str | None = None) -> Any:
         """``value`` as the field ``name`` stores it.
+
+        Args:
+            name: of the field.
+            value: that it is to have.
+            written: what the message calls it, if not by its name.
 
         Raises:
             ConfigError: no such field, or not a legal value; the text says what is legal.
         """
         spec = field_specs(cls).get(name)
         if spec is None:
-            raise ConfigError(cls._unknown(name))
+            raise ConfigError(not_a_keyword(cls, name))
+        if value is None and name in NONE:
+            value = copy.copy(NONE[name])
         try:
             if spec.convert is not None and value is not None:
                 value = spec.convert(cls, value)
@@ -289,7 +323,7 @@ class AlgorithmConfig(ABC):
         except MismatchError:
             legal = False
         if not legal:
-            raise ConfigError(f"{cls.__name__}: {name}={short(value)} must be {spec.legal()}")
+            raise ConfigError(f"{cls.__name__}: {written or name}={short(value)} must be {spec.legal()}")
         return result
 
     @classmethod
@@ -301,7 +335,7 @@ class AlgorithmConfig(ABC):
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:
-        """A config from today's or old names (:data:`ALIASES`, with nested ``model`` dicts).
+        """A config from today's or RLlib's names, with nested ``model`` and ``multiagent`` dicts.
 
         Raises:
             ConfigError: unknown names, illegal values, or two spellings of one field that disagree.
@@ -309,65 +343,37 @@ class AlgorithmConfig(ABC):
         return cls(**cls.resolved(settings))
 
     @classmethod
-    def resolved(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """``settings`` under today's names, each value checked; keys without effect are said and left out."""
-        if not isinstance(settings, Mapping):
-            raise ConfigError(f"{cls.__name__} settings must be a dict, got {short(settings)}")
-        found: dict[str, tuple[str, Any]] = {}
-        schedules: dict[str, Any] = {}
-        for key, given in _flattened(settings):
-            if key in NO_EFFECT and key not in field_specs(cls):
-                say_once(f"{key} is accepted and has no effect: {NO_EFFECT[key]}")
-                continue
-            name = cls._field_named(key)
-            if key in SCHEDULE_ALIASES and key not in field_specs(cls):
-                if given is not None:
-                    schedules[name] = cls.checked(name, given)
-                continue
-            value = cls.checked(name, given)
-            first = found.setdefault(name, (key, value))
-            if not same(first[1], value):
-                raise ConfigError(
-                    f"{first[0]}={short(first[1])} and {key}={short(value)} are two spellings of one "
-                    f"setting ({name}) and disagree; keep one"
-                )
-        return {name: value for name, (_, value) in found.items()} | schedules
+    def resolved(cls, settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+        """``settings`` under today's names, each value checked; keys without effect are said and left out.
 
-    @classmethod
-    def _field_named(cls, key: str) -> str:
-        """Today's name of ``key`` in this class."""
-        specs = field_specs(cls)
-        own = {spec.alias: name for name, spec in specs.items() if spec.alias is not None}
-        name = key if key in specs else own.get(key) or ALIASES.get(key) or SCHEDULE_ALIASES.get(key, key)
-        if name not in specs:
-            raise ConfigError(cls._unknown(str(key)))
-        return name
+        Args:
+            settings: by name, today's or RLlib's.
+            where: what stands before their names in messages.
+        """
+        values, notes = read(cls, settings, where)
+        for note in notes:
+            say_once(note)
+        return values
 
-    @classmethod
-    def _unknown(cls, key: str) -> str:
-        specs = field_specs(cls)
-        today = ALIASES.get(key) or SCHEDULE_ALIASES.get(key)
-        if today in specs:
-            return f"{cls.__name__}: {key} is the old name of {today}; write {today}, or use from_dict"
-        close = difflib.get_close_matches(key, [*specs, *ALIASES], n=1)
-        meant = close[0] if close else ""
-        if keyword.iskeyword(meant):  # no program can write it as an argument
-            meant = ALIASES[meant]
-        hint = f" Did you mean {meant!r}?" if ALIASES.get(meant, meant) in specs else ""
-        return f"{cls.__name__} has no setting {key!r}.{hint}"
+    def update_from_dict(self, settings: Mapping[str, Any]) -> Self:
+        """Set what ``settings`` say, named as :meth:`from_dict` takes them; nothing, if one is wrong."""
+        return self._set(self.resolved(settings))
 
-    def _section(self, section: str, settings: dict[str, Any]) -> Self:
+    def _set(self, values: Mapping[str, Any]) -> Self:
+        for name, value in values.items():
+            setattr(self, name, value)
+        return self
+
+    def _section(self, section: str, settings: dict[str, Any], also: Iterable[str] = ()) -> Self:
         """Set fields of one fluent section: all of them or, if one is wrong, none."""
-        resolved = self.resolved(settings)
-        for name in resolved:
+        values = self.resolved(settings)
+        for name in values:
             home = field_specs(type(self))[name].section
-            if home != section:
+            if home != section and name not in also:
                 raise ConfigError(
                     f"{type(self).__name__}: {name} belongs to .{home}(...), not .{section}(...)"
                 )
-        for name, value in resolved.items():
-            setattr(self, name, value)
-        return self
+        return self._set(values)
 
     def environment(self, env: Any = None, **settings: Any) -> Self:
         """Set the env, its arguments, and how its spaces are treated."""
@@ -375,14 +381,18 @@ class AlgorithmConfig(ABC):
 
     def env_runners(self, **settings: Any) -> Self:
         """Set how experience is sampled."""
-        return self._section("env_runners", settings)
+        return self._section("env_runners", settings, also=("max_episode_steps",))
+
+    rollouts = exploration = env_runners
 
     def training(self, **settings: Any) -> Self:
         """Set how the algorithm learns, its networks included."""
         return self._section("training", settings)
 
+    rl_module = training
+
     def evaluation(self, **settings: Any) -> Self:
-        """Set when and how long the policy is evaluated."""
+        """Set when, where and how long the policy is evaluated."""
         return self._section("evaluation", settings)
 
     def multi_agent(self, **settings: Any) -> Self:
@@ -406,13 +416,15 @@ class AlgorithmConfig(ABC):
         """Set the seed and the log level."""
         return self._section("debugging", settings)
 
-    def framework(self, framework: str = "jax", **_: Any) -> Self:
+    def framework(self, framework: str = "jax", **settings: Any) -> Self:
         """Accepted for old programs; there is one framework."""
-        return self._section("training", {"framework": framework} if framework != "jax" else {})
+        return self._section("framework", {"framework": framework, **settings})
 
     def resources(self, **settings: Any) -> Self:
-        """Accepted for old programs: ``num_gpus`` and its like have no effect."""
-        return self._section("training", settings)
+        """Accepted for old programs, as are the sections below: they hold no field yet."""
+        return self._section("resources", settings)
+
+    learners = offline_data = fault_tolerance = api_stack = experimental = python_environment = resources
 
     @property
     def fragment_length(self) -> int:
@@ -510,6 +522,18 @@ class AlgorithmConfig(ABC):
                 f"policies_to_train={short(named(train))} leaves out {DEFAULT_POLICY!r}, the only policy"
             )
 
+    def code_fields(self) -> list[str]:
+        """Names of the fields that hold code, or name a file of it: plain data cannot give them back."""
+        values = {name: getattr(self, name) for name in field_specs(type(self))}
+        for data in ("env_config", "observation_space", "action_space"):
+            del values[data]
+        values["policies"] = [spec.policy_class for spec in (self.policies or {}).values()]
+        files = {
+            name: isinstance(env, str) and ":" in env
+            for name, env in (("env", self.env), ("evaluation_config", self.evaluation_config.get("env")))
+        }
+        return sorted(name for name, value in values.items() if files.get(name) or not is_plain(value))
+
     def build(self, env: Any = None) -> Algorithm:
         """The algorithm, ready to train; from then on this config does not change.
 
@@ -524,11 +548,16 @@ class AlgorithmConfig(ABC):
         if env is not None:
             self.env = env
         self.validate()
-        logger.setLevel(self.log_level)
+        _show_messages(self.log_level)
         algorithm = Algorithm(self)
         for config in (self, algorithm.config):  # two, where the algorithm drew a seed
-            object.__setattr__(config, "_frozen", True)
+            config._freeze()
         return algorithm
+
+    def _freeze(self) -> None:
+        for name in field_specs(type(self)):
+            object.__setattr__(self, name, frozen(getattr(self, name)))
+        object.__setattr__(self, "_frozen", True)
 
     def copy(self, **changes: Any) -> Self:
         """A config of its own with ``changes``, free to change even if this one was built."""
@@ -544,12 +573,11 @@ class AlgorithmConfig(ABC):
         """All fields as plain values; code stands as its name, spaces as their description."""
         values = {name: getattr(self, name) for name in field_specs(type(self))}
         for name in ("observation_space", "action_space"):
-            if values[name] is not None:
-                from steppe.spaces import describe, spec_of
-
-                values[name] = describe(spec_of(values[name], max_sequence_length=self.max_sequence_length))
+            values[name] = described(values[name], self.max_sequence_length)
         if self.policies is not None:
-            values["policies"] = {id: vars(spec) for id, spec in self.policies.items()}
+            values["policies"] = {
+                id: spec.to_dict(self.max_sequence_length) for id, spec in self.policies.items()
+            }
         return {name: plain(value) for name, value in values.items()}
 
     def to_toml_dict(self) -> dict[str, Any]:
@@ -565,13 +593,3 @@ class AlgorithmConfig(ABC):
 AlgorithmConfig.POLICY_SCOPE = frozenset(
     f.name for f in dataclasses.fields(AlgorithmConfig) if f.metadata.get("scope") == "policy"
 )
-
-
-def _flattened(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if key not in GROUPS:
-            yield key, value
-        elif isinstance(value, Mapping):
-            yield from value.items()
-        else:
-            raise ConfigError(f"{key}={short(value)} must be a dict of settings")

@@ -1,44 +1,83 @@
-"""Names that fields had before, as programs of other libraries still write them."""
+"""What becomes of the keys of RLlib's configs: one table, read from ``rllib.toml``."""
 
 from __future__ import annotations
 
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, final
+
+from steppe.config.values import named, plain
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key and its fate.
+
+    Attributes:
+        name: dotted where it stands in a dict of its own, such as ``model.fcnet_hiddens``.
+        kind: it sets a field, is accepted without effect, or refused.
+        field: that it sets.
+        schedule: it sets the field as a schedule and wins over the constant.
+        why: it has no effect or is refused.
+        defaults: RLlib's own values, which are accepted in silence.
+    """
+
+    name: str
+    kind: Literal["maps", "no effect", "refused"]
+    field: str = ""
+    schedule: bool = False
+    why: str = ""
+    defaults: tuple[Any, ...] = ()
+
+
+def is_one_of(value: Any, values: tuple[Any, ...]) -> bool:
+    """Whether a value, classes by their name, is among plain ones."""
+    flat = plain(named(value))
+    return any(flat == one and isinstance(flat, bool) == isinstance(one, bool) for one in values)
+
+
+def _values(items: list[Any]) -> tuple[Any, ...]:
+    return tuple(None if item == "None" else item for item in items)
+
+
+_TABLE: dict[str, dict[str, Any]] = tomllib.loads(
+    Path(__file__).with_name("rllib.toml").read_text(encoding="utf-8")
+)
+
+
+def _keys() -> dict[str, Key]:
+    found = [Key(name, "maps", field) for name, field in _TABLE["maps"].items()]
+    found += [Key(name, "maps", field, schedule=True) for name, field in _TABLE["schedules"].items()]
+    for why, group in _TABLE["no_effect"].items():
+        found += [Key(name, "no effect", why=why, defaults=_values(items)) for name, items in group.items()]
+    for why, group in _TABLE["refused"].items():
+        found += [Key(name, "refused", why=why, defaults=_values(items)) for name, items in group.items()]
+    return {key.name: key for key in found}
+
+
+KEYS: dict[str, Key] = _keys()
+"""Every key that is not simply a field, by name."""
+
+NONE: dict[str, Any] = _TABLE["none"]
+"""What None means for a field that does not hold it."""
+
+UNSET: dict[str, tuple[Any, ...]] = {name: _values(items) for name, items in _TABLE["unset"].items()}
+"""Values with which a key says nothing."""
+
+YIELDS: dict[str, Any] = _TABLE["yields"]
+"""Values that give way to another spelling of the same field."""
+
 ALIASES: dict[str, str] = {
-    "callbacks": "callbacks_class",
-    "evaluation_num_workers": "evaluation_num_env_runners",
-    "evaluation_num_episodes": "evaluation_duration",
-    "horizon": "max_episode_steps",
-    "lambda": "lambda_",
-    "metrics_smoothing_episodes": "metrics_num_episodes_for_smoothing",
-    "min_iter_time_s": "min_time_s_per_iteration",
-    "min_sample_timesteps_per_reporting": "min_sample_timesteps_per_iteration",
-    "min_time_s_per_reporting": "min_time_s_per_iteration",
-    "num_envs_per_worker": "num_envs_per_env_runner",
-    "num_rollout_workers": "num_env_runners",
-    "num_sgd_iter": "num_epochs",
-    "num_workers": "num_env_runners",
-    "sample_batch_size": "rollout_fragment_length",
-    "sgd_minibatch_size": "minibatch_size",
-    "timesteps_per_iteration": "min_sample_timesteps_per_iteration",
-    "train_batch_size_per_learner": "train_batch_size",
+    key.name: key.field for key in KEYS.values() if key.kind == "maps" and "." not in key.name
 }
 """Old names of fields, in every algorithm that has the field."""
 
-SCHEDULE_ALIASES: dict[str, str] = {"lr_schedule": "lr", "entropy_coeff_schedule": "entropy_coeff"}
-"""Old names under which a schedule used to stand beside the constant; given, it wins over the constant."""
-
-GROUPS: tuple[str, ...] = ("model", "multiagent")
-"""Old keys that hold a dict of fields."""
-
-NO_EFFECT: dict[str, str] = {
-    "eager_tracing": "there is one framework, JAX",
-    "framework": "there is one framework, JAX",
-    "local_tf_session_args": "there is one framework, JAX",
-    "log_sys_usage": "the run's record always holds it",
-    "num_cpus_for_driver": "nothing is reserved in one process",
-    "num_cpus_per_worker": "nothing is reserved in one process",
-    "num_gpus": "JAX uses the accelerator that it finds",
-    "num_gpus_per_worker": "acting needs no accelerator",
-    "simple_optimizer": "there is one optimizer",
-    "tf_session_args": "there is one framework, JAX",
+GROUPS: dict[str, str] = {
+    "model": "model",
+    "model_config": "model",
+    "model_config_dict": "model",
+    "multiagent": "multiagent",
 }
-"""Old keys that are accepted and change nothing, with the reason."""
+"""Keys that hold a dict of settings, and the name under which the table has what is in it."""

@@ -41,6 +41,23 @@ class PolicySpec:
     action_space: Any = None
     config: dict[str, Any] = field(default_factory=dict)
 
+    def to_dict(self, max_sequence_length: int | None) -> dict[str, Any]:
+        """The parts, spaces as their description; :func:`parsed_policies` takes it back."""
+        spaces = {
+            name: described(getattr(self, name), max_sequence_length)
+            for name in ("observation_space", "action_space")
+        }
+        return {**vars(self), **spaces}
+
+
+def described(space: Any, max_sequence_length: int | None) -> Any:
+    """A space as plain data; None as it is."""
+    if space is None:
+        return None
+    from steppe.spaces import describe, spec_of
+
+    return describe(spec_of(space, max_sequence_length=max_sequence_length))
+
 
 _PARTS = tuple(part.name for part in dataclasses.fields(PolicySpec))
 
@@ -90,17 +107,26 @@ def _spec(cls: type[AlgorithmConfig], id: str, given: Any) -> PolicySpec:
 def _overrides(cls: type[AlgorithmConfig], id: str, given: Any) -> dict[str, Any]:
     if isinstance(given, cls):
         given = given.changes()
-    try:
-        settings = cls.resolved(given or {})
-    except ConfigError as error:
-        raise ConfigError(f"policy {id!r}: {error}") from None
+    settings = cls.resolved({} if given is None else given, f"policies[{id!r}].config.")
     for name, value in settings.items():
         if name not in cls.POLICY_SCOPE:
             raise ConfigError(
-                f"policy {id!r}: {name}={short(value)} holds for the whole run; "
+                f"{cls.__name__}: policies[{id!r}].config.{name}={short(value)} holds for the whole run; "
                 f"a policy may set {', '.join(sorted(cls.POLICY_SCOPE))}"
             )
     return settings
+
+
+def parsed_callbacks(_: type, value: Any) -> Any:
+    """``callbacks_class``, once everything in it is known to be callbacks.
+
+    Raises:
+        ConfigError: see :func:`~steppe.sampling.callbacks.check_callbacks`.
+    """
+    from steppe.sampling.callbacks import check_callbacks
+
+    check_callbacks(value)
+    return value
 
 
 def parsed_evaluation(cls: type[AlgorithmConfig], value: Any) -> Any:
@@ -113,10 +139,7 @@ def parsed_evaluation(cls: type[AlgorithmConfig], value: Any) -> Any:
         value = value.changes()
     if not isinstance(value, Mapping):
         return value  # of a wrong type: the field says so
-    try:
-        settings = cls.resolved({key: item for key, item in value.items() if key != "in_evaluation"})
-    except ConfigError as error:
-        raise ConfigError(f"evaluation_config: {error}") from None
+    settings = cls.resolved(value, "evaluation_config.")
     for name, item in settings.items():
         if name not in EVALUATION_FIELDS:
             raise ConfigError(

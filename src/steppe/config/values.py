@@ -7,7 +7,9 @@ import os
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, final
+
+from steppe.errors import ConfigError
 
 
 class MismatchError(Exception):
@@ -91,9 +93,18 @@ def same(a: Any, b: Any) -> bool:
     if a is b:
         return True
     try:
-        return type(a) is type(b) and bool(a == b)
+        return (isinstance(a, type(b)) or isinstance(b, type(a))) and bool(a == b)
     except ValueError:  # arrays somewhere inside
         return bool(plain(a) == plain(b))
+
+
+def is_plain(value: Any) -> bool:
+    """Whether JSON holds the value, so that no code is needed to have it back."""
+    if isinstance(value, Mapping):
+        return all(map(is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str) or hasattr(value, "tolist")
 
 
 def named(value: Any) -> Any:
@@ -113,6 +124,42 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return getattr(value, "__name__", type(value).__name__)
+
+
+def _refuse(self: Any, *_: Any, **__: Any) -> Any:
+    raise ConfigError(
+        f"{self!r}: this config was built and no longer changes; change a copy: config.copy(...)"
+    )
+
+
+@final
+class _FrozenDict(dict[Any, Any]):
+    """A dict that only reads; copies of it are dicts again."""
+
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+
+@final
+class _FrozenList(list[Any]):
+    """A list that only reads; copies of it are lists again."""
+
+    __setitem__ = __delitem__ = __iadd__ = __imul__ = append = extend = insert = _refuse
+    remove = pop = clear = sort = reverse = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)
+
+
+def frozen(value: Any) -> Any:
+    """Dicts and lists that say why they do not change any more; what is in an env's dict is the env's."""
+    if type(value) is list:
+        return _FrozenList(map(frozen, value))
+    if type(value) is dict:
+        return _FrozenDict(value)
+    return value
 
 
 def without_none(value: Any) -> Any:

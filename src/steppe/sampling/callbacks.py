@@ -125,22 +125,26 @@ class Callbacks:
         """Go on from :meth:`get_state`."""
 
 
-def make_callbacks(given: Any) -> tuple[Callbacks, ...]:
-    """The callbacks of a config: one or a list of subclasses and objects.
+def check_callbacks(given: Any) -> list[Any]:
+    """The callbacks of a config: one or a list of subclasses and objects, as a list.
 
     Raises:
         ConfigError: it is something else, a hook is misspelt, or takes an argument that there is not.
     """
-    found = []
-    for one in given if isinstance(given, list | tuple) else [] if given is None else [given]:
+    found = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
+    for one in found:
         cls = one if isinstance(one, type) else type(one)
         if not issubclass(cls, Callbacks):
             raise ConfigError(
                 f"callbacks={one!r}: give a subclass of steppe.Callbacks, an object of one, or a list of them"
             )
         _check(cls)
-        found.append(cls() if isinstance(one, type) else one)
-    return tuple(found)
+    return found
+
+
+def make_callbacks(given: Any) -> tuple[Callbacks, ...]:
+    """The callbacks of a config, which :func:`check_callbacks` passes, as objects."""
+    return tuple(one() if isinstance(one, type) else one for one in check_callbacks(given))
 
 
 def hook_of(callbacks: Sequence[Callbacks], name: str) -> Hook | None:
