@@ -539,7 +539,7 @@ def test_some_owners_are_read_and_only_their_files_are_checked(tmp_path):
     assert (owners, meta) == ({"third": {"b": [2]}, "other": {"a": 1}}, {"run_id": "r"})
     assert load(folder, []) == ({}, {"run_id": "r"})
     with pytest.raises(CheckpointError, match=r"learner\.safetensors is missing"):
-        load(folder, iter(["learner"]))
+        load(folder, ["learner"])
     with pytest.raises(CheckpointError, match="holds no fourth; it holds learner, other, third"):
         load(folder, ["fourth"])
     (folder / "other.json").write_text("2")

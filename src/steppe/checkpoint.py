@@ -27,7 +27,7 @@ import re
 import shutil
 import struct
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ _OWNER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _OWN_HASH = re.compile(rb'"sha256": "([0-9a-f]{64})"\n\}\n\Z')
 _RLLIB_NAMES = frozenset(["rllib_checkpoint.json", "algorithm_state.pkl", ".is_checkpoint", ".tune_metadata"])
 _RLLIB_FILE = re.compile(r"checkpoint-\d+")
+_UNREADABLE = (SafetensorError, ValueError, TypeError, LookupError, AttributeError, RecursionError, OSError)
 _PICKLE_SUFFIXES = frozenset([".pkl", ".pickle", ".pt", ".pth", ".joblib"])
 
 
@@ -97,7 +98,7 @@ def save(
 
 
 def load(
-    path: str | os.PathLike[str], owners: Iterable[str] | None = None
+    path: str | os.PathLike[str], owners: Sequence[str] | None = None
 ) -> tuple[dict[str, State], dict[str, Any]]:
     """Read a checkpoint after checking every byte of what is read.
 
@@ -115,11 +116,10 @@ def load(
         CheckpointError: damaged, incomplete, of another format version, or no checkpoint of steppe; or it
             holds nothing of an owner that was asked for.
     """
-    wanted = None if owners is None else list(owners)
     while True:
         before = _peek(path)
         try:
-            loaded = _load(Path(path), wanted)
+            loaded = _load(Path(path), owners)
         except CheckpointError:
             if _peek(path) == before:
                 raise
@@ -459,7 +459,7 @@ def _peek(path: str | os.PathLike[str]) -> bytes | None:
         return None
 
 
-def _load(path: Path, wanted: list[str] | None) -> tuple[dict[str, State], dict[str, Any]]:
+def _load(path: Path, wanted: Sequence[str] | None) -> tuple[dict[str, State], dict[str, Any]]:
     folder = _locate(path)
     manifest = _manifest(folder)
     wanted = _check_files(folder, manifest, wanted)
@@ -472,15 +472,7 @@ def _load(path: Path, wanted: list[str] | None) -> tuple[dict[str, State], dict[
             arrays = load_file(folder / name)
             name = f"{owner}.json"
             owners[owner] = _decode(json.loads((folder / name).read_bytes()), arrays)
-    except (
-        SafetensorError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        RecursionError,
-        OSError,
-    ) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(f"checkpoint {folder}: {name} cannot be read: {error!r}") from error
     return owners, meta
 
@@ -512,10 +504,12 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_files(folder: Path, manifest: Mapping[str, Any], wanted: list[str] | None = None) -> list[str]:
+def _check_files(
+    folder: Path, manifest: Mapping[str, Any], wanted: Sequence[str] | None = None
+) -> Sequence[str]:
     """Check the files of the wanted owners, or of all, who are returned."""
     try:
-        owners: list[str] = manifest["owners"]
+        owners: Sequence[str] = manifest["owners"]
         expected = {META, *_files_of(owners)}
         listed: Mapping[str, Any] = manifest["files"]
         if not all(_OWNER.fullmatch(owner) for owner in owners) or set(listed) != expected:
@@ -532,7 +526,7 @@ def _check_files(folder: Path, manifest: Mapping[str, Any], wanted: list[str] | 
     return wanted
 
 
-def _files_of(owners: Iterable[str]) -> list[str]:
+def _files_of(owners: Sequence[str]) -> list[str]:
     return [f"{owner}.{kind}" for owner in owners for kind in ("json", "safetensors")]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -140,7 +140,7 @@ def load_policy(path: str | os.PathLike[str], policy_id: str = DEFAULT_POLICY) -
 
 
 def read_checkpoint(
-    path: str | os.PathLike[str], owners: Iterable[str] | None = None
+    path: str | os.PathLike[str], owners: Sequence[str] | None = None
 ) -> tuple[dict[str, State], dict[str, Any]]:
     """A checkpoint; if it is damaged, the error offers the newest one beside it that is not."""
     try:

@@ -247,4 +247,4 @@ class Policy(Protocol):
         """Recurrent state of ``n`` fresh trajectories, or None."""
 
     def export(self, weights: Weights) -> State:
-        """What acting needs outside of training: ``network``, JSON values, and ``arrays`` by readable name."""
+        """What acting needs elsewhere: ``network``, JSON values, and ``arrays`` by readable name."""

@@ -80,9 +80,8 @@ def _statistics(spec: Spec, arrays: Arrays) -> list[tuple[Any, Any, Any]]:
     found = []
     for path in normalized_leaves(spec):
         count, mean, m2 = (arrays[f"normalizer.{path}.{name}"] for name in ("count", "mean", "m2"))
-        found.append(
-            (count, mean, 1.0 / np.sqrt(m2 / np.maximum(count, np.float32(1.0)) + np.float32(EPSILON)))
-        )
+        variance = m2 / np.maximum(count, 1.0)
+        found.append((count, mean, 1.0 / np.sqrt(variance + EPSILON)))
     return found
 
 
@@ -96,17 +95,13 @@ def _normalized(spec: Spec, statistics: list[tuple[Any, Any, Any]], column: Tree
     return visit(spec, column, np.ones((), np.bool_), scaled)
 
 
-def _sigmoid(x: FloatArray) -> FloatArray:
-    small = np.exp(-np.abs(x))
-    return np.where(x >= 0.0, np.float32(1.0), small) / (1.0 + small)
-
-
 def _relu(x: FloatArray) -> FloatArray:
     return np.maximum(x, np.float32(0.0))
 
 
 def _swish(x: FloatArray) -> FloatArray:
-    return x * _sigmoid(x)
+    share: FloatArray = 0.5 + 0.5 * np.tanh(0.5 * x)
+    return x * share
 
 
 _ACTIVATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
