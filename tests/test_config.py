@@ -534,9 +534,9 @@ def test_policies_are_ids_or_specs():
 @pytest.mark.parametrize(
     ("policies", "said"),
     [
-        ("a", "policies='a' must be a set or list of ids"),
-        ([], "policies=[] must be a set or list of ids"),
-        ({3: None}, "policies={3: None} must be a set or list of ids"),
+        ("a", "policies='a' must be a set or list of ids, or a dict"),
+        ([], "policies=[] must be a set or list of ids, or a dict"),
+        ({3: None}, "policies={3: None} must be a set or list of ids, or a dict"),
         ({"a": 3}, "policies['a']=3 must be None, a PolicySpec or (policy_class, observation_space"),
         ({"a": (None, None)}, "must be None, a PolicySpec or"),
         ({"a": {"gama": 1}}, "must be None, a PolicySpec or"),

@@ -126,6 +126,20 @@ def _one_kernel(row: Any) -> list[Any]:
     return [x[0] if isinstance(x, list | tuple) and len(x) == 2 and x[0] == x[1] else x for x in row]
 
 
+def _ids(_: type, value: Any) -> Any:
+    """Ids of policies as a list."""
+    return sorted(value, key=str) if isinstance(value, set | frozenset) else value
+
+
+def _are_ids(value: Any) -> bool:
+    return callable(value) or (isinstance(value, list | tuple) and all(isinstance(id, str) for id in value))
+
+
+_NO_SPACE = (bool, int, float, str, list, tuple, set, type)
+_SPACE = Check("a Gymnasium space", lambda value: not isinstance(value, _NO_SPACE), whole=True)
+_FUNCTION = Check("a function of agent_id, episode and worker", callable, whole=True)
+_IDS = Check("a list of ids of policies, or a function of an id", _are_ids, whole=True)
+_POLICIES = Check("a set or list of ids, or a dict of id: None or PolicySpec", bool, whole=True)
 _FRAGMENT = Check("a whole number at least 1, or 'auto'", lambda v: v == "auto" or v >= 1, whole=True)
 _FILTERS = Check("[[channels, kernel, stride], ...]", _are_filters, whole=True)
 
@@ -150,9 +164,9 @@ class AlgorithmConfig(ABC):
     """The env: a registered name, a Gymnasium id, a class or function, "file.py:Class" or "module:Class"."""
     env_config: dict[str, Any] = run_field({}, section="environment")
     """Handed to the env's constructor."""
-    observation_space: Any = run_field(None, section="environment", convert=_space)
+    observation_space: Any = run_field(None, section="environment", convert=_space, check=_SPACE)
     """Observation space, where the env does not say it."""
-    action_space: Any = run_field(None, section="environment", convert=_space)
+    action_space: Any = run_field(None, section="environment", convert=_space, check=_SPACE)
     """Action space, where the env does not say it."""
     max_episode_steps: int | None = run_field(None, section="environment", check=at_least(1))
     """Episodes are truncated after so many env steps; None leaves it to the env."""
@@ -222,11 +236,11 @@ class AlgorithmConfig(ABC):
     evaluation_envs: Literal["separate", "shared"] = run_field("separate", section="evaluation")
     """Evaluate in envs of its own, or in the training envs, for a plant that exists once."""
 
-    policies: Any = run_field(None, section="multi_agent", convert=parsed_policies)
+    policies: Any = run_field(None, section="multi_agent", convert=parsed_policies, check=_POLICIES)
     """Ids of the policies, or a dict of id: PolicySpec; None is the one policy "default_policy"."""
-    policy_mapping_fn: Any = run_field(None, section="multi_agent")
+    policy_mapping_fn: Any = run_field(None, section="multi_agent", check=_FUNCTION)
     """Function of an agent's id, its episode and the worker that names the agent's policy."""
-    policies_to_train: Any = run_field(None, section="multi_agent")
+    policies_to_train: Any = run_field(None, section="multi_agent", convert=_ids, check=_IDS)
     """Ids of the policies that learn, or a function of an id that says whether; None is all."""
 
     callbacks_class: Any = run_field(None, section="callbacks", convert=parsed_callbacks)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
-from steppe.config.values import short
+from steppe.config.values import MismatchError, short
 from steppe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def parsed_policies(cls: type[AlgorithmConfig], value: Any) -> dict[str, PolicyS
     """``policies`` in one form: ids, or a dict of ids with None, a PolicySpec, a tuple or a dict.
 
     Raises:
-        ConfigError: an id is no text, a spec is of another form, or its settings are not for one policy.
+        MismatchError: there is no id, or one that is no text.
+        ConfigError: a spec is of another form, or its settings are not for one policy.
     """
     if isinstance(value, Mapping):
         specs = dict(value)
@@ -75,10 +76,7 @@ def parsed_policies(cls: type[AlgorithmConfig], value: Any) -> dict[str, PolicyS
     else:
         specs = {}
     if not specs or not all(isinstance(id, str) and id for id in specs):
-        raise ConfigError(
-            f"{cls.__name__}: policies={short(value)} must be a set or list of ids such as "
-            '{"default_policy"}, or a dict of id: None or PolicySpec'
-        )
+        raise MismatchError
     return {id: _spec(cls, id, spec) for id, spec in specs.items()}
 
 

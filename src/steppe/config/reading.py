@@ -104,14 +104,15 @@ def unknown(cls: type[AlgorithmConfig], path: str, written: str) -> str:
 
 
 def _nearest(cls: type[AlgorithmConfig], path: str, written: str) -> str:
-    """A name like the one written in the same dict, else the same word elsewhere."""
+    """The same word in another place, else a name like the one written in its own."""
     specs = field_specs(cls)
     known = [*specs, *(key.name for key in KEYS.values() if key.kind != "maps" or key.field in specs)]
     group, _, last = path.rpartition(".")
+    elsewhere = next((name for name in known if name.rpartition(".")[2] == last), "")
     beside = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == group]
     close = difflib.get_close_matches(last, beside, n=1)
-    if not close:
-        return next((name for name in known if name.rpartition(".")[2] == last), "")
+    if elsewhere or not close:
+        return elsewhere
     # No program can write a word of Python as an argument.
     name = ALIASES[close[0]] if keyword.iskeyword(close[0]) else close[0]
     return written.removesuffix(last) + name

@@ -1,0 +1,369 @@
+"""Every key of RLlib's configs has one fate, is taken in every spelling, and a wrong one is named in full."""
+
+import dataclasses
+import logging
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import steppe.config
+from steppe import PPOConfig
+from steppe.config import field_specs
+from steppe.config.names import ALIASES, GROUPS, KEYS, NONE, UNSET, YIELDS
+from steppe.config.reading import read
+from steppe.errors import ConfigError
+from tests import rllib_keys as rllib
+
+FIELDS = field_specs(PPOConfig)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_said_yet(monkeypatch):
+    monkeypatch.setattr(steppe.config, "_said", set())
+
+
+def refusal(call):
+    with pytest.raises(ConfigError) as caught:
+        call()
+    return str(caught.value)
+
+
+def paths(settings):
+    """Every key of a dict of RLlib's, those of its groups with their group."""
+    for key, value in settings.items():
+        if key in GROUPS:
+            yield from (f"{GROUPS[key]}.{inner}" for inner in value or {})
+        else:
+            yield key
+
+
+def every_key():
+    """Every key in the lists of RLlib's keys, dotted as in the table."""
+    found = {key for release in rllib.RELEASES for key in paths(rllib.default_config(release))}
+    found |= {key for parameters in rllib.SETTERS.values() for key in parameters if key not in GROUPS}
+    return found | {f"model.{key}" for key in [*rllib.LATER_MODEL_DEFAULTS, *rllib.MODEL_CONFIG]}
+
+
+def fates(key):
+    """Which of the classes a key is in."""
+    in_table = [KEYS[key].kind] if key in KEYS else []
+    return in_table + (["field"] if key in FIELDS else [])
+
+
+# --- the table --------------------------------------------------------------------------------------------
+
+
+def test_the_lists_hold_what_programs_write():
+    keys = every_key()
+    assert {"num_workers", "multiagent.policies", "model.use_lstm", "no_done_at_end", "vf_clip_param"} <= keys
+    assert {
+        "num_learners",
+        "env_to_module_connector",
+        "evaluation_duration_unit",
+        "sgd_minibatch_size",
+    } <= keys
+    assert len(keys) > 350
+
+
+def test_every_key_of_rllib_has_exactly_one_fate():
+    assert {key: fates(key) for key in every_key() if len(fates(key)) != 1} == {}
+
+
+def test_the_table_names_no_key_that_rllib_never_had():
+    assert set(KEYS) - every_key() == set()
+    assert set(YIELDS) <= set(KEYS)
+    assert set(UNSET) <= {*KEYS, *FIELDS}
+    assert set(NONE) <= set(FIELDS)
+
+
+def test_what_is_mapped_leads_to_a_field_of_an_algorithm():
+    assert {key.field for key in KEYS.values() if key.kind == "maps"} <= set(FIELDS)
+    assert all(bool(key.why) == (key.kind != "maps") for key in KEYS.values())
+
+
+def test_what_none_means_is_legal():
+    for name, value in NONE.items():
+        assert PPOConfig.checked(name, None) == PPOConfig.checked(name, value)
+
+
+@pytest.mark.parametrize("release", rllib.RELEASES)
+def test_a_whole_default_config_passes_without_a_word(release, caplog):
+    config = PPOConfig.from_dict(rllib.default_config(release))
+    assert caplog.messages == []
+    assert (config.lr, config.lambda_, config.num_epochs, config.minibatch_size) == (5e-5, 1.0, 30, 128)
+    assert (config.fcnet_hiddens, config.vf_share_layers, config.num_env_runners) == ([256, 256], False, 2)
+    assert (config.train_batch_size, config.rollout_fragment_length, config.policies) == (4000, 200, None)
+
+
+def test_every_setter_takes_what_it_takes_in_rllib(caplog):
+    for setter, parameters in rllib.SETTERS.items():
+        for name, defaults in parameters.items():
+            for default in [*defaults, None]:
+                if default is None and not optional(field_of(name)):
+                    continue
+                config = PPOConfig()
+                assert getattr(config, setter)(**{name: default}) is config, (setter, name)
+    assert caplog.messages == []
+
+
+def optional(name):
+    if name not in FIELDS or name in NONE or FIELDS[name].hint is Any:
+        return True
+    return type(None) in getattr(FIELDS[name].hint, "__args__", ())
+
+
+@pytest.mark.parametrize(
+    "model", [rllib.LATER_MODEL_DEFAULTS, rllib.MODEL_CONFIG], ids=["later", "dataclass"]
+)
+def test_defaults_of_models_pass(model, caplog):
+    assert PPOConfig().rl_module(model_config=model) == PPOConfig().training(model=model)
+    assert caplog.messages == []
+
+
+def test_other_values_are_said_or_refused():
+    """A number that nobody's default is: every key either takes it as its field does, says so, or refuses."""
+    for key in every_key():
+        nested: Any = {key: -7.5}
+        for part in reversed(key.split(".")[:-1]):
+            nested = {part: {key.rpartition(".")[2]: -7.5}}
+        kind = KEYS[key].kind if key in KEYS else "maps"
+        if kind == "no effect":
+            values, notes = read(PPOConfig, nested)
+            assert values == {}
+            assert notes == [f"{key} is accepted and has no effect: {KEYS[key].why}"]
+        elif key != "env":
+            assert f"{key.replace('callbacks_class', 'callbacks')}=-7.5" in refusal(
+                lambda nested=nested: PPOConfig.from_dict(nested)
+            ), key
+
+
+# --- three spellings --------------------------------------------------------------------------------------
+
+SETTINGS: dict[str, tuple[str, st.SearchStrategy[Any]]] = {
+    # RLlib's name: the setter that has it, values
+    "num_workers": ("rollouts", st.integers(0, 4)),
+    "num_rollout_workers": ("rollouts", st.integers(0, 4)),
+    "num_envs_per_worker": ("rollouts", st.integers(1, 9)),
+    "horizon": ("rollouts", st.none() | st.integers(1, 99)),
+    "sample_batch_size": ("env_runners", st.integers(1, 500)),
+    "batch_mode": ("rollouts", st.sampled_from(["truncate_episodes", "complete_episodes"])),
+    "explore": ("exploration", st.booleans()),
+    "observation_filter": ("env_runners", st.sampled_from(["NoFilter", "MeanStdFilter"])),
+    "lambda": ("training", st.floats(0, 1)),
+    "num_sgd_iter": ("training", st.integers(1, 30)),
+    "sgd_minibatch_size": ("training", st.integers(1, 512)),
+    "train_batch_size_per_learner": ("training", st.integers(1, 9000)),
+    "vf_clip_param": ("training", st.none() | st.floats(0.1, 10)),
+    "lr_schedule": ("training", st.just([[0, 1e-3], [1000, 1e-5]])),
+    "grad_clip": ("training", st.none() | st.floats(0.1, 40)),
+    "model.fcnet_hiddens": ("training", st.lists(st.integers(1, 99), max_size=3)),
+    "model.fcnet_activation": ("rl_module", st.sampled_from(["tanh", "relu", None])),
+    "model.free_log_std": ("training", st.booleans()),
+    "multiagent.policies": ("multi_agent", st.sampled_from([{"default_policy"}, ["a", "b"], {"a": None}])),
+    "multiagent.policies_to_train": ("multi_agent", st.none() | st.just(["a"])),
+    "clip_actions": ("environment", st.booleans()),
+    "env_config": ("environment", st.dictionaries(st.sampled_from("ab"), st.integers(), max_size=2)),
+    "evaluation_num_episodes": ("evaluation", st.integers(1, 50)),
+    "evaluation_num_workers": ("evaluation", st.integers(0, 2)),
+    "evaluation_config": ("evaluation", st.just({"horizon": 5, "explore": False})),
+    "metrics_smoothing_episodes": ("reporting", st.integers(1, 200)),
+    "min_iter_time_s": ("reporting", st.none() | st.floats(0, 9)),
+    "timesteps_per_iteration": ("reporting", st.integers(0, 9000)),
+    "seed": ("debugging", st.none() | st.integers(0, 1 << 40)),
+    "log_level": ("debugging", st.sampled_from(["WARN", "INFO"])),
+    "num_gpus": ("resources", st.just(0)),
+    "framework": ("framework", st.just("torch")),
+}
+
+
+@st.composite
+def settings_of_rllib(draw):
+    keys = draw(st.lists(st.sampled_from(sorted(SETTINGS)), unique_by=field_of))
+    return {key: draw(SETTINGS[key][1]) for key in keys}
+
+
+def field_of(key):
+    return KEYS[key].field or key if key in KEYS else key.rpartition(".")[2]
+
+
+def nested(settings):
+    result: dict[str, Any] = {}
+    for key, value in settings.items():
+        group, _, name = key.rpartition(".")
+        (result.setdefault(group, {}) if group else result)[name] = value
+    return result
+
+
+@given(settings_of_rllib())
+def test_three_spellings_give_equal_configs(settings):
+    by_dict = PPOConfig.from_dict(nested(settings))
+    fluent = PPOConfig()
+    for key, value in settings.items():
+        group, _, name = key.rpartition(".")
+        setter = getattr(fluent, SETTINGS[key][0])
+        setter(**({"model": {name: value}} if group == "model" else {name: value}))
+    today = {field_of(key): value for key, value in settings.items() if field_of(key) in FIELDS}
+    keywords = PPOConfig(**{name: in_todays_words(name, value) for name, value in today.items()})
+    assert by_dict == fluent == keywords
+    assert PPOConfig().update_from_dict(nested(settings)) == by_dict == PPOConfig().copy(**nested(settings))
+    assert PPOConfig.from_dict(by_dict.to_dict()) == by_dict
+
+
+def in_todays_words(name, value):
+    return {"max_episode_steps": 5, "explore": False} if name == "evaluation_config" else value
+
+
+def test_most_old_names_are_tried_above():
+    tried = {field_of(key) for key in SETTINGS}
+    assert len({key.field for key in KEYS.values() if key.kind == "maps"} & tried) >= 18
+
+
+# --- rules of single keys ---------------------------------------------------------------------------------
+
+
+def test_a_default_of_the_model_gives_way_to_ppos_own():
+    assert PPOConfig.from_dict({"model": {"vf_share_layers": True}}).vf_share_layers
+    assert not PPOConfig.from_dict(
+        {"model": {"vf_share_layers": True}, "vf_share_layers": False}
+    ).vf_share_layers
+    assert PPOConfig.from_dict({"model": {"vf_share_layers": True}, "vf_share_layers": -1}).vf_share_layers
+    text = refusal(
+        lambda: PPOConfig.from_dict({"vf_share_layers": True, "model": {"vf_share_layers": False}})
+    )
+    assert "vf_share_layers=True and model.vf_share_layers=False are two spellings of one setting" in text
+
+
+def test_no_value_of_a_given_up_name_says_nothing_only_where_rllib_writes_it():
+    assert (
+        PPOConfig.from_dict({"evaluation_num_episodes": -1, "evaluation_duration": 3}).evaluation_duration
+        == 3
+    )
+    assert "num_workers=-1 must be" in refusal(lambda: PPOConfig.from_dict({"num_workers": -1}))
+
+
+def test_true_is_not_one_and_tuples_are_lists():
+    assert read(PPOConfig, {"num_gpus": False}).notes
+    assert not read(PPOConfig, {"output_compress_columns": ("obs", "new_obs")}).notes
+    assert "num_learners=False" in refusal(lambda: PPOConfig.from_dict({"num_learners": False}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"model": {"use_lstm": True}}, "model.use_lstm=True: networks with memory are not available yet"),
+        ({"model": {"custom_model": "mine"}}, "model.custom_model='mine': models of your own are not"),
+        ({"clip_rewards": True}, "clip_rewards=True: wrap the env: gymnasium.wrappers.TransformReward"),
+        ({"use_gae": False}, "use_gae=False: write lambda_=1.0"),
+        ({"exploration_config": {"type": "EpsilonGreedy"}}, "policies explore by drawing from their own"),
+        ({"input": "/tmp/x.json"}, "input='/tmp/x.json': learning from files, and writing them, is not"),
+        ({"remote_worker_envs": True}, "envs in processes of their own are not available yet"),
+        (
+            {"multiagent": {"count_steps_by": "agent_steps"}},
+            "multiagent.count_steps_by='agent_steps': batches",
+        ),
+        ({"optimizer": {"momentum": 1}}, "the optimizer is Adam; lr and grad_clip are its settings"),
+        ({"soft_horizon": True}, "soft_horizon=True: every episode begins with a reset"),
+    ],
+)
+def test_a_refusal_says_what_to_do(settings, reason):
+    assert reason in refusal(lambda: PPOConfig.from_dict(settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"num_worker": 2}, "'num_worker'. Did you mean 'num_workers'?"),
+        ({"num_gpu": 2}, "'num_gpu'. Did you mean 'num_gpus'?"),
+        ({"multiagent": {"polices": {}}}, "'multiagent.polices'. Did you mean 'multiagent.policies'?"),
+        ({"model": {"fcnet_hidens": [1]}}, "'model.fcnet_hidens'. Did you mean 'model.fcnet_hiddens'?"),
+        (
+            {"model_config": {"fcnet_hidens": [1]}},
+            "'model_config.fcnet_hidens'. Did you mean 'model_config.fcnet_hiddens'?",
+        ),
+        (
+            {"evaluation_config": {"env_confg": {}}},
+            "'evaluation_config.env_confg'. Did you mean 'evaluation_config.env_config'?",
+        ),
+        (
+            {"evaluation_config": {"model": {"use_lsm": 1}}},
+            "'evaluation_config.model.use_lsm'. Did you mean 'evaluation_config.model.use_lstm'?",
+        ),
+        (
+            {"multiagent": {"policies": {"a": (None, None, None, {"gama": 1})}}},
+            "\"policies['a'].config.gama\". Did you mean \"policies['a'].config.gamma\"?",
+        ),
+        ({"use_lstm": True}, "'use_lstm'. Did you mean 'model.use_lstm'?"),
+        ({"model": {"lr": 1}}, "'model.lr'. Did you mean 'lr'?"),
+        ({"qqqq": {"lr": 1}}, "'qqqq'."),
+    ],
+)
+def test_a_misspelt_key_is_named_with_its_whole_path(settings, said):
+    assert refusal(lambda: PPOConfig.from_dict(settings)) == f"PPOConfig has no setting {said}"
+    assert refusal(lambda: PPOConfig().update_from_dict(settings)) == f"PPOConfig has no setting {said}"
+
+
+@given(st.sampled_from(sorted(ALIASES)), st.data())
+def test_a_slip_of_the_keyboard_is_never_taken(key, data):
+    place = data.draw(st.integers(0, len(key) - 1))
+    wrong = key[:place] + key[place + 1 :]
+    if wrong in KEYS or wrong in FIELDS:
+        return
+    assert re.match(
+        f"PPOConfig has no setting '{wrong}'", refusal(lambda: PPOConfig.from_dict({wrong: object()}))
+    )
+
+
+def test_values_are_named_as_they_were_written():
+    assert "num_workers='2' must be a whole number at least 0" in refusal(
+        lambda: PPOConfig.from_dict({"num_workers": "2"})
+    )
+    assert "model.fcnet_hiddens=[0] must be" in refusal(
+        lambda: PPOConfig.from_dict({"model": {"fcnet_hiddens": [0]}})
+    )
+    assert "evaluation_config.horizon=0 must be" in refusal(
+        lambda: PPOConfig.from_dict({"evaluation_config": {"horizon": 0}})
+    )
+    assert "model=3 must be a dict of settings" in refusal(lambda: PPOConfig().training(model=3))
+    assert PPOConfig.from_dict({"model": None, "multiagent": None}) == PPOConfig()
+
+
+def test_nothing_is_set_when_one_setting_is_wrong():
+    config = PPOConfig()
+    refusal(lambda: config.update_from_dict({"lr": 0.5, "num_workers": 1, "gama": 1}))
+    refusal(lambda: config.training(lr=0.5, clip_param=0))
+    refusal(lambda: config.resources(num_gpus=1, lr=0.5))
+    assert config == PPOConfig()
+
+
+def test_an_algorithm_without_a_field_does_not_know_its_old_name():
+    @dataclasses.dataclass(kw_only=True)
+    class PlainConfig(steppe.config.AlgorithmConfig):
+        algo_name = "Plain"
+
+        def make_learner(self, id, pair, seed):
+            raise NotImplementedError
+
+    assert refusal(lambda: PlainConfig.from_dict({"num_sgd_iter": 3})).startswith(
+        "PlainConfig has no setting 'num_sgd_iter'."
+    )
+
+
+# --- the level of messages --------------------------------------------------------------------------------
+
+
+def test_messages_reach_the_screen_at_the_level_asked_for(monkeypatch, capsys):
+    logger = logging.getLogger("steppe.test_config_names")
+    monkeypatch.setattr(steppe.config, "logger", logger)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(logger, "propagate", False)
+    for level in ("INFO", "INFO", "ERROR"):
+        steppe.config._show_messages(level)
+        logger.info("told")
+        logger.warning("warned")
+    assert capsys.readouterr().err == "told\nwarned\n" * 2
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])
+    logger.error("left to the program")
+    assert capsys.readouterr().err == ""
