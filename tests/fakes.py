@@ -70,6 +70,8 @@ class ScriptedEnv:
     the contract allows: the rows of answered slots at once, all others at the next poll.
     """
 
+    steps_together = False
+
     def __init__(
         self,
         script: Sequence[Sequence[Row]],
@@ -207,6 +209,8 @@ class LockStepEnv:
 
     ``tracks[i]`` lists what env ``i`` yields, poll by poll. ``played`` is what came out, as one script.
     """
+
+    steps_together = False
 
     def __init__(
         self, tracks: Sequence[Sequence[Sequence[Row]]], *, pairs: tuple[SpacePair, ...] | None = None

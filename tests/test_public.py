@@ -21,6 +21,7 @@ NAMES = {
     "Result",
     "SpaceError",
     "SteppeError",
+    "VectorEnv",
     "load",
     "load_policy",
     "make",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from steppe.algorithms.ppo import PPOConfig
     from steppe.envs.context import EnvContext
     from steppe.envs.registry import make, register_env
+    from steppe.envs.vector import VectorEnv
     from steppe.errors import CheckpointError, ConfigError, EnvError, SpaceError, SteppeError
     from steppe.loading import load_policy
     from steppe.types import Policy
@@ -26,6 +27,7 @@ _HOME = {
     "Result": "algorithm",
     "SpaceError": "errors",
     "SteppeError": "errors",
+    "VectorEnv": "envs.vector",
     "load": "algorithm",
     "load_policy": "loading",
     "make": "envs.registry",
@@ -44,6 +46,7 @@ __all__ = [
     "Result",
     "SpaceError",
     "SteppeError",
+    "VectorEnv",
     "load",
     "load_policy",
     "make",

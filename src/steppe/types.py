@@ -193,6 +193,8 @@ class AsyncEnv(Protocol):
 
     spaces: tuple[SpacePair, ...]
     num_envs: int
+    steps_together: bool
+    """Whether no env steps before the awaited slots of all are answered, as those of a vector env do."""
     env_steps: int
     """Env steps executed since construction; a step that moves many agents counts once."""
 

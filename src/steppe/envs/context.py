@@ -15,6 +15,7 @@ class EnvContext(dict[str, Any]):
         vector_index: 0..M-1 among the envs of one runner.
         num_workers: N, the runners of this run.
         remote: whether the env lives in a process of its own.
+        num_envs: M, the envs that this runner wants; for creators of vector envs.
     """
 
     def __init__(
@@ -24,10 +25,11 @@ class EnvContext(dict[str, Any]):
         vector_index: int = 0,
         num_workers: int = 0,
         remote: bool = False,
+        num_envs: int = 1,
     ) -> None:
         super().__init__(env_config or {})
         self.worker_index, self.vector_index = worker_index, vector_index
-        self.num_workers, self.remote = num_workers, remote
+        self.num_workers, self.remote, self.num_envs = num_workers, remote, num_envs
 
     def copy_with_overrides(
         self,
@@ -36,6 +38,7 @@ class EnvContext(dict[str, Any]):
         vector_index: int | None = None,
         num_workers: int | None = None,
         remote: bool | None = None,
+        num_envs: int | None = None,
     ) -> EnvContext:
         """A new context; what is None stays as it is here. ``env_config`` replaces the whole dict."""
         return EnvContext(
@@ -44,6 +47,7 @@ class EnvContext(dict[str, Any]):
             self.vector_index if vector_index is None else vector_index,
             self.num_workers if num_workers is None else num_workers,
             self.remote if remote is None else remote,
+            self.num_envs if num_envs is None else num_envs,
         )
 
     def set_defaults(self, defaults: Mapping[str, Any]) -> None:
@@ -54,9 +58,9 @@ class EnvContext(dict[str, Any]):
     def __repr__(self) -> str:
         return (
             f"EnvContext({dict(self)!r}, worker_index={self.worker_index}, vector_index={self.vector_index}, "
-            f"num_workers={self.num_workers}, remote={self.remote})"
+            f"num_workers={self.num_workers}, remote={self.remote}, num_envs={self.num_envs})"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        place = (self.worker_index, self.vector_index, self.num_workers, self.remote)
+        place = (self.worker_index, self.vector_index, self.num_workers, self.remote, self.num_envs)
         return EnvContext, (dict(self), *place)

@@ -65,6 +65,8 @@ class GymEnv:
         SpaceError: a space is missing or cannot be handled.
     """
 
+    steps_together = False
+
     def __init__(
         self,
         envs: Sequence[gymnasium.Env[Any, Any]],

@@ -139,10 +139,10 @@ class EpisodeMemory:
 
     def _save(self, i: int, t: int, envs: IntArray, actions: Tree) -> State:
         if self._native[i]:
-            native = _plain(self._envs[i].unwrapped.get_state(), "get_state()", i)  # type: ignore[attr-defined]
+            native = plain(self._envs[i].unwrapped.get_state(), "get_state()", i)  # type: ignore[attr-defined]
             now = {path: _capture(owner[key]) for path, owner, key in _holders(self._envs[i])}
-            return {"native": native, "rng": _plain(now, "rng", i), "t": t}
-        rng = _plain(self._captures(i), "rng", i)
+            return {"native": native, "rng": plain(now, "rng", i), "t": t}
+        rng = plain(self._captures(i), "rng", i)
         if self.start[i] < self.base:
             return {"rng": rng, "actions": None}
         mine = np.flatnonzero(envs == i)
@@ -300,7 +300,7 @@ def _set_generator(value: Any, state: Any) -> None:
         value.setstate((version, tuple(words), gauss))
 
 
-def _plain(value: Any, path: str, env: int) -> Any:
+def plain(value: Any, path: str, env: int) -> Any:
     """A deep copy out of JSON values and arrays; tuples become lists, numpy scalars Python numbers."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -309,7 +309,7 @@ def _plain(value: Any, path: str, env: int) -> Any:
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return value.copy()
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _plain(item, f"{path}[{key!r}]", env) for key, item in value.items()}
+        return {key: plain(item, f"{path}[{key!r}]", env) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item, f"{path}[{index}]", env) for index, item in enumerate(value)]
+        return [plain(item, f"{path}[{index}]", env) for index, item in enumerate(value)]
     raise NotPlain(env, f"{path} is a {type(value).__name__}: only JSON values and numpy arrays can be saved")
