@@ -8,6 +8,7 @@ from typing import Any, final
 from steppe.config import AlgorithmConfig
 from steppe.envs import registry
 from steppe.envs.context import EnvContext
+from steppe.errors import ConfigError
 from steppe.sampling.callbacks import Callbacks, EpisodeHooks, Surroundings, hook_of
 from steppe.sampling.metrics import Sample
 from steppe.sampling.sampler import Sampler
@@ -83,7 +84,16 @@ class LocalRunner:
         fragment_length: int,
         complete: bool,
     ) -> None:
-        """Make the sampler; the envs are reset by the first :meth:`sample`."""
+        """Make the sampler; the envs are reset by the first :meth:`sample`.
+
+        Raises:
+            ConfigError: episodes cannot be completed one by one in envs that step together.
+        """
+        if complete and trained and self.env.steps_together:
+            raise ConfigError(
+                "batch_mode='complete_episodes': the envs of a vector env step together, so that no episode "
+                "can be waited for alone; use 'truncate_episodes'"
+            )
         self.sampler = Sampler(
             self.env,
             policies,

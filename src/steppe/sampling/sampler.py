@@ -141,10 +141,12 @@ class Sampler:
         if not self._started:
             self._begin()
         before, ready = self.env.env_steps, self._pending
+        earlier = self._under_way(ready) if self._complete and self.env.steps_together else set()
         while self.env.env_steps < before + self._fragment_steps:
             ready = self._round(ready)
         if self._complete:
-            ready = self._finish(ready, [0] * self.env.num_envs)
+            ready = self._finish(ready, [0] * self.env.num_envs, self._under_way(ready) - earlier)
+            self._tally.episodes = [e for e in self._tally.episodes if (e.env, e.episode) not in earlier]
         self._pending = self._in_order(ready)
         return self._close(self.env.env_steps - before)
 
@@ -156,7 +158,7 @@ class Sampler:
         if not self._started:
             self._begin()
         before = self.env.env_steps
-        self._pending = self._in_order(self._finish(self._pending, list(quota)))
+        self._pending = self._in_order(self._finish(self._pending, list(quota), set()))
         return self._close(self.env.env_steps - before)
 
     def _begin(self) -> None:
@@ -186,10 +188,16 @@ class Sampler:
         self._tally.inference_time += acted - began
         return self._receive(steps)
 
-    def _finish(self, ready: Sequence[_Ready], quota: list[int]) -> list[_Ready]:
-        """Step until open episodes, and ``quota[i]`` new ones in env ``i``, are over."""
+    def _finish(
+        self, ready: Sequence[_Ready], quota: list[int], allowed: set[tuple[int, int]]
+    ) -> list[_Ready]:
+        """Step until open episodes, and ``quota[i]`` new ones in env ``i``, are over.
+
+        Envs that step together cannot be held back one by one: there all go on until the ``allowed`` episodes
+        and the new ones are over, and the others are not counted.
+        """
         waiting: list[_Ready] = []
-        allowed: set[tuple[int, int]] = set()
+        together, counted = self.env.steps_together, len(self._tally.episodes)
         began = self.env.env_steps
         patience: float = began + _PATIENCE * self.env.num_envs
 
@@ -199,7 +207,7 @@ class Sampler:
             if t == 0 and episode not in allowed and quota[info.env] > 0:
                 quota[info.env] -= 1
                 allowed.add(episode)
-            return t > 0 or episode in allowed
+            return episode in allowed or (t > 0 and not together)
 
         while True:
             running = []
@@ -210,17 +218,21 @@ class Sampler:
                 running += [rows.where(mask)] if mask.any() else []
                 waiting += [rows.where(~mask)] if not mask.all() else []
             if not running and not self._owed(waiting, quota):
+                ended, tally = self._tally.episodes[counted:], self._tally.episodes
+                tally[counted:] = [e for e in ended if not together or (e.env, e.episode) in allowed]
                 return waiting
             if self.env.env_steps > patience and not self._tally.episodes:
                 logger.warning(_NEVER_ENDS, self.env.env_steps - began)
                 patience = np.inf
+            if together:
+                running, waiting = list(ready), []
             ready = self._round(running)
 
     def _owed(self, waiting: Sequence[_Ready], quota: Sequence[int]) -> bool:
         """Whether an env that waits for no answer has an episode to end, or yet to begin."""
         held = {self._live[slot].env for rows in waiting for slot in rows.slots.tolist()}
         begun = {env for env, _ in self._episodes}
-        return any((n > 0 or env in begun) and env not in held for env, n in enumerate(quota))
+        return any(n > 0 or (env in begun and env not in held) for env, n in enumerate(quota))
 
     def _in_order(self, ready: Sequence[_Ready]) -> list[_Ready]:
         """One batch a policy, by env: the same after a restore, so that noise falls on the same rows."""
@@ -475,8 +487,12 @@ class Sampler:
         steps = self.env.pending()
         if steps:  # else nobody has polled it yet
             self._pending, self._started = self._resume(steps), True
-        ongoing = [rows.slots[rows.t > 0].tolist() for rows in self._pending]
-        return {(self._live[slot].env, self._live[slot].episode) for slots in ongoing for slot in slots}
+        return self._under_way(self._pending)
+
+    def _under_way(self, ready: Sequence[_Ready]) -> set[tuple[int, int]]:
+        """(env, episode) of the rows that are not the first of their episodes."""
+        slots = [slot for rows in ready for slot in rows.slots[rows.t > 0].tolist()]
+        return {(self._live[slot].env, self._live[slot].episode) for slot in slots}
 
     def _discard(self, info: SlotInfo) -> None:
         """An episode was lost: its rows in this fragment are unfilled, its record dropped."""
