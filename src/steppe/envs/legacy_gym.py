@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any, final
 
@@ -78,7 +78,7 @@ class LegacyGym(gymnasium.Env[Any, Any]):
         self.metadata = getattr(env, "metadata", None) or {}
         self.render_mode = getattr(env, "render_mode", None)
         self.spec = getattr(env, "spec", None)
-        self._reset_takes = _parameters(env.reset)
+        self._reset_takes = _takes(env)
 
     @property
     def unwrapped(self) -> Any:
@@ -117,8 +117,10 @@ class LegacyGym(gymnasium.Env[Any, Any]):
             close()
 
     def _seed(self, seed: int) -> None:
-        seed_spaces(self.env, seed)
-        for layer in (self.env, self.unwrapped):
+        layers = list(_layers(self.env))
+        for layer in layers:
+            seed_spaces(layer, seed)
+        for layer in (*layers, self.unwrapped):
             if callable(getattr(layer, "seed", None)):
                 layer.seed(seed)
                 return
@@ -146,9 +148,9 @@ def modern_space(space: Any) -> Any:
 
 
 def _box(space: Any) -> gymnasium.Space[Any]:
-    dtype = np.dtype(space.dtype)
-    low, high = (np.broadcast_to(bound, space.shape).astype(dtype) for bound in (space.low, space.high))
-    return gymnasium.spaces.Box(low, high, tuple(space.shape), dtype.type)
+    spec = spaces.spec_of(space)  # it knows what to do with infinite bounds of integers
+    assert isinstance(spec, spaces.BoxSpec)
+    return gymnasium.spaces.Box(spec.low, spec.high, spec.shape, spec.dtype.type)
 
 
 def _dict(space: Any) -> gymnasium.Space[Any]:
@@ -166,10 +168,32 @@ _SPACES: dict[str, Callable[[Any], gymnasium.Space[Any]]] = {
 
 
 def _old_reset(env: Any) -> bool:
-    takes = _parameters(env.reset)
+    # A modern wrapper that hands on whatever it gets stays; the old env inside it is adapted instead.
+    takes = _parameters(env.reset) if isinstance(env, gymnasium.Wrapper) else _takes(env)
     if "return_info" in takes:  # gym 0.22 to 0.25: seed, but an observation alone
         return True
     return "seed" not in takes and "**" not in takes
+
+
+def _layers(env: Any) -> Iterator[Any]:
+    """The env, the one that it holds as ``env``, and so on inwards."""
+    seen: set[int] = set()
+    while env is not None and id(env) not in seen:
+        seen.add(id(env))
+        yield env
+        env = getattr(env, "env", None)
+
+
+def _takes(env: Any) -> set[str]:
+    """What ``env.reset`` takes; where it hands on all keywords, what the env inside takes, too."""
+    names: set[str] = set()
+    for layer in _layers(env):
+        if not callable(getattr(layer, "reset", None)):
+            break
+        names = (names - {"**"}) | _parameters(layer.reset)
+        if "**" not in names:
+            break
+    return names
 
 
 def _parameters(method: Any) -> set[str]:
