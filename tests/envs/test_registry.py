@@ -277,6 +277,18 @@ def test_names_for_folders(env, name):
     assert env_name(env) == name
 
 
+def test_a_module_is_imported_for_the_name_that_it_registers(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "has_mazes.py").write_text(
+        "import steppe\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv, PendulumEnv as Maze\n"
+        "steppe.register_env('Maze-v0', CartPoleEnv)\n"
+        "steppe.register_env('Maze', CartPoleEnv)\n"
+    )
+    assert type(make("has_mazes:Maze-v0").unwrapped).__name__ == "CartPoleEnv"
+    assert type(make("has_mazes:Maze").unwrapped).__name__ == "PendulumEnv", "what is in it comes first"
+
+
 def test_a_registered_name_with_a_colon_is_a_name_as_a_whole():
     register_env("a:b", Corridor)
     assert env_name("a:b") == "a-b"

@@ -28,7 +28,11 @@ _WORD_ENDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[\s_-]
 @click.command()
 @click.argument("name")
 @click.option(
-    "--kind", type=click.Choice(["single"]), default="single", show_default=True, help="What a step steps."
+    "--kind",
+    type=click.Choice(["single", "vector"]),
+    default="single",
+    show_default=True,
+    help="An env of Gymnasium's, or one that steps many copies at once in numpy arrays.",
 )
 @click.option(
     "--path",
