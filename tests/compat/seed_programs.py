@@ -100,14 +100,17 @@ EDITS = {
             "double spaces became single ones; the first line of the printed rollout still has them",
         ),
         Edit(
-            "print(s.format(self.state, self.reward,", "print(s.format(self.state, self.reward, self.info))", INFO
+            "print(s.format(self.state, self.reward,",
+            "print(s.format(self.state, self.reward, self.info))",
+            INFO,
         ),
         Edit("def close (self):", "def close (self):\npass", f"{LOST_LINE}: the text says `pass`"),
     ],
     "setup": [
         Edit(
             'from setuptools import setupsetup(name="gym_example",',
-            'from setuptools import setup\nsetup(name="gym_example",\nversion="0.0.1",\ninstall_requires=["gym"])',
+            'from setuptools import setup\nsetup(name="gym_example",\n'
+            'version="0.0.1",\ninstall_requires=["gym"])',
             f"{GLUED}, and the rest is missing",
         )
     ],
@@ -267,7 +270,9 @@ def edited(name):
 def translated(source):
     """The one rule for import lines: ``gym`` and ``ray`` are found under ``steppe.compat``."""
     source = re.sub(r"^(\s*)from (gym|ray)\b", r"\1from steppe.compat.\2", source, flags=re.MULTILINE)
-    source = re.sub(r"^(\s*)import ((?:gym|ray)\.\S+ as)", r"\1import steppe.compat.\2", source, flags=re.MULTILINE)
+    source = re.sub(
+        r"^(\s*)import ((?:gym|ray)\.\S+ as)", r"\1import steppe.compat.\2", source, flags=re.MULTILINE
+    )
     return re.sub(
         r"^(\s*)import ((?:gym|ray)(?:, (?:gym|ray))*)$",
         r"\1from steppe.compat import \2",

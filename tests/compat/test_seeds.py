@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gymnasium
 import pytest
 
 from steppe.compat.agents import ppo
@@ -67,7 +66,9 @@ def test_the_rule_for_import_lines(before, after):
     assert translated(before) == after
 
 
-@pytest.mark.skipif(not PAGES.is_dir(), reason="the seeds' pages lie beside the checkout where it is developed")
+@pytest.mark.skipif(
+    not PAGES.is_dir(), reason="the seeds' pages lie beside the checkout where it is developed"
+)
 def test_each_block_of_the_pages_runs_or_waits():
     text = "".join(without_indentation(page.read_text()) for page in sorted(PAGES.iterdir()))
     lines = text.splitlines()
@@ -215,17 +216,6 @@ def until(results):
     return keep
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Small batches, where a program neither sets nor shows its own; registries are put back."""
-    small = {"train_batch_size": 64, "sgd_minibatch_size": 32, "num_sgd_iter": 1, "seed": 0}
-    for key, value in small.items():
-        monkeypatch.setitem(ppo.DEFAULT_CONFIG, key, value)
-    monkeypatch.setitem(ppo.DEFAULT_CONFIG["model"], "fcnet_hiddens", [16])
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
-    monkeypatch.setattr(gymnasium.envs.registration, "registry", dict(gymnasium.registry))
-
-
 def execute(name, **names):
     exec(compile(program(name), f"{name}.py", "exec"), names)
     return names
@@ -274,7 +264,7 @@ def test_an_ensemble_of_envs_is_chosen_by_worker_and_vector_index(quick):
     names = {"choose_env_for": choose_env_for}
     exec(translated("import gym\nfrom ray.tune.registry import register_env"), names)
     exec(compile(program("multi_env"), "multi_env.py", "exec"), names)
-    trainer = ppo.PPOTrainer(env="multienv", config={"num_envs_per_worker": 4, "num_workers": 0})
+    trainer = ppo.PPOTrainer(env="multienv", config={"num_envs_per_worker": 4, "rollout_fragment_length": 16})
     assert asked == [(0, 0), (0, 1), (0, 2), (0, 3)]
     result = trainer.train()
     assert result["timesteps_total"] == 64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import weakref
@@ -250,23 +251,25 @@ def checkpoint_of(path: str | Path) -> Path:
 
 
 def _config(trainer: Trainer) -> AlgorithmConfig:
-    """What a program's settings mean here: RLlib's defaults as the preset, and what it changed."""
-    cls, settings = config_class(trainer.algo), trainer.config
-    given = changed(settings, default_config(trainer.algo))
+    """What a program's settings mean here: RLlib's own defaults, and on top what the program changed."""
+    cls, settings, defaults = config_class(trainer.algo), trainer.config, default_config(trainer.algo)
+    given = changed(settings, defaults)
     if given.get("callbacks") is not None:
         given["callbacks"] = adapted(given["callbacks"], trainer)
     # Evaluation explores as training does, unless it is told otherwise.
     given["evaluation_config"] = {"explore": settings["explore"], **settings["evaluation_config"]}
-    given = cls.resolved(given)
+    values = cls.resolved(defaults | {"callbacks": None}) | cls.resolved(given)
     for name, old in _RUNNERS.items():
-        wanted = given.get(name, settings[old])
-        given[name] = 0
-        if wanted and not ray.is_local_mode():
-            say_once(f"{old}={wanted}: runners on Ray are not available yet; all envs run in this process")
-    return cls.preset("rllib").copy(**given)
+        if values[name] and not ray.is_local_mode():
+            say_once(
+                f"{old}={values[name]}: runners on Ray are not available yet; all envs run in this process"
+            )
+        values[name] = 0
+    return cls.preset("rllib").copy(**values)
 
 
 def _end(algorithm: Algorithm) -> None:
     """Close what the program did not, and say in its record how the program ended."""
     error = getattr(sys, "last_value", None)
-    algorithm.__exit__(type(error) if error else None, error, None)
+    with contextlib.suppress(OSError):  # the folder was deleted, or the program works in another one now
+        algorithm.__exit__(type(error) if error else None, error, None)
