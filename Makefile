@@ -9,7 +9,7 @@ STAMP := .venv/.steppe-setup
 BENCH_STAMP := .venv-bench/.steppe-setup
 DEMO := examples/hot_and_cold
 
-.PHONY: help setup check format test test-slow learn bench demo lock clean
+.PHONY: help setup check format test test-slow learn docs bench demo lock clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test-slow: setup  ## The long-running tests
 
 learn: setup  ## The learning tests: every algorithm reaches its score
 	$(BIN)/python -m pytest -q -m slow tests/learning
+
+docs: setup  ## Write the parts of the docs that are made from the code
+	$(BIN)/python docs/generate.py
 
 demo: setup  ## The hot-and-cold tutorial: random baseline, five iterations, the restored policy
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e $(DEMO)

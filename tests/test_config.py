@@ -569,6 +569,8 @@ def test_evaluation_config_holds_todays_names():
     )
     assert config.evaluation_config == {"explore": False, "max_episode_steps": 9, "env_config": {"n": 1}}
     assert ToyConfig.from_dict(config.to_dict()) == config
+    overrides = ToyConfig.overrides(horizon=9, explore=False)
+    assert ToyConfig().evaluation(evaluation_config=overrides).evaluation_config == overrides
     for wrong, said in [
         ({"lr": 1}, "evaluation_config.lr=1.0 cannot differ while evaluating; it may set env, env_config"),
         ({"explor": 1}, "no setting 'evaluation_config.explor'. Did you mean 'evaluation_config.explore'?"),

@@ -369,6 +369,11 @@ class AlgorithmConfig(ABC):
             say_once(note)
         return values
 
+    @classmethod
+    def overrides(cls, **settings: Any) -> dict[str, Any]:
+        """``settings`` as :meth:`resolved` gives them, for an ``evaluation_config`` or for one policy."""
+        return cls.resolved(settings)
+
     def update_from_dict(self, settings: Mapping[str, Any]) -> Self:
         """Set what ``settings`` say, named as :meth:`from_dict` takes them; nothing, if one is wrong."""
         return self._set(self.resolved(settings))

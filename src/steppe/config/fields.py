@@ -127,7 +127,7 @@ class FieldSpec:
 
     def legal(self) -> str:
         """The words for what the field accepts."""
-        optional = types.NoneType in typing.get_args(self.hint)
+        optional = self.hint is Any or types.NoneType in typing.get_args(self.hint)
         text = words(self.hint)
         if self.check is not None:
             text = self.check.text if self.check.whole else f"{text} {self.check.text}"
