@@ -529,3 +529,13 @@ def test_a_failed_run_says_so(tmp_path):
         algo.train()
     assert json.loads((folder / "run.json").read_text())["status"] == "failed"
     assert "cable pulled" in json.loads((folder / "run.json").read_text())["error"]
+
+
+def test_drawn_actions_go_on_after_a_restore(tmp_path):
+    obs = {str(i): np.zeros(4, np.float32) for i in range(64)}
+    with tiny().build() as algo:
+        algo.compute_actions(obs, explore=True)
+        path = algo.save(tmp_path / "c")
+        expected = algo.compute_actions(obs, explore=True)
+    with steppe.load(path) as algo:
+        assert algo.compute_actions(obs, explore=True) == expected

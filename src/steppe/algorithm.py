@@ -88,7 +88,7 @@ class Algorithm:
                 self._policies,
                 trained=list(self._policies),
                 explore=self.config.explore,
-                fragment_length=self.config.fragment_length,
+                fragment_length=self._fragment_length(),
                 complete=self.config.batch_mode == "complete_episodes",
             )
             self.runner.set_weights(self._learner.publish())
@@ -103,6 +103,11 @@ class Algorithm:
         self._evaluated = self._best_evaluation = float("nan")
         self._run: Run | None = None
         self._call("on_algorithm_init")
+
+    def _fragment_length(self) -> int:
+        """Env steps per env; "auto" is worked out with the envs there are: a vector env brings its own."""
+        asked, envs = self.config.rollout_fragment_length, self.runner.env.num_envs
+        return asked if isinstance(asked, int) else math.ceil(self.config.train_batch_size / envs)
 
     def _call(self, name: str, **arguments: Any) -> None:
         """Call a hook of the whole run."""
@@ -358,6 +363,7 @@ class Algorithm:
                 "agent_steps": self._agent_steps,
                 "best_evaluation": self._best_evaluation,
             },
+            "actions": {"rng": self._noise.bit_generator.state},
             "callbacks": {str(i): one.get_state() for i, one in enumerate(self._callbacks)},
             "learner": self._learner.get_state(),
             "runner": self.runner.get_state(),
@@ -380,7 +386,7 @@ class Algorithm:
             "run_id": self._run_id,
             "algo": self.config.algo_name,
             "config": self.config.to_dict(),
-            "code": sorted(name for name in vars(self.config) if _is_code(getattr(self.config, name))),
+            "code": self.config.code_fields(),
             "steppe": metadata.version("steppe"),
             "timesteps_total": self._env_steps,
             "training_iteration": self._iteration,
@@ -415,6 +421,7 @@ class Algorithm:
         self._iteration, self._env_steps = int(own["iteration"]), int(own["env_steps"])
         self._agent_steps, self._total_s = int(own["agent_steps"]), float(meta["total_s"])
         self._best_evaluation = float(own["best_evaluation"])
+        self._noise.bit_generator.state = owners["actions"]["rng"]
         self._run_id = meta["run_id"]
         for i, one in enumerate(self._callbacks):
             one.set_state(owners["callbacks"].get(str(i), {}))
@@ -501,8 +508,3 @@ def load(path: str | os.PathLike[str], env: Any = None, *, resume: bool = True, 
         algorithm.close()
         raise
     return algorithm
-
-
-def _is_code(value: Any) -> bool:
-    """Whether a field's value, or the file that it names, has to be run to be used."""
-    return callable(value) or (isinstance(value, str) and ":" in value)

@@ -29,7 +29,9 @@ def trajectories(rollout: Rollout) -> list[Trajectory]:
     who = np.stack([rollout.env, rollout.episode, rollout.agent], axis=-1)
     for lane in range(acted.shape[1]):
         rows = np.flatnonzero(acted[:, lane])
-        changes = np.flatnonzero((np.diff(who[rows, lane], axis=0) != 0).any(axis=-1)) + 1
+        # A final row lies between an agent that leaves an episode and the same one that comes back to it.
+        apart = (np.diff(who[rows, lane], axis=0) != 0).any(axis=-1) | (np.diff(rows) > 1)
+        changes = np.flatnonzero(apart) + 1
         for part in np.split(rows, changes) if len(rows) else []:
             env, episode, agent = who[part[0], lane].tolist()
             found.append(Trajectory(env, episode, rollout.agents[agent], part, lane))
