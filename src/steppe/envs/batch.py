@@ -29,11 +29,11 @@ _FINAL_KEYS = ("final_obs", "final_info")
 
 
 class BadResult(Exception):  # noqa: N818 - an answer for the adapter, which turns it into an EnvError
-    """What a vector env returned has a wrong form; ``env`` is the culprit, as far as that is known."""
+    """What a vector env returned has a wrong form; ``row`` is the env that did, as far as that is known."""
 
-    def __init__(self, code: str, message: str, leaf: str, env: int = 0) -> None:
+    def __init__(self, code: str, message: str, leaf: str, row: int = 0) -> None:
         super().__init__(message)
-        self.code, self.leaf, self.env = code, leaf, env
+        self.code, self.leaf, self.row = code, leaf, row
 
 
 class Stepped(NamedTuple):
@@ -91,7 +91,7 @@ class OwnBatch(Batch):
     """A :class:`~steppe.envs.vector.VectorEnv`, in today's or the older spelling."""
 
     def __init__(self, env: Any, observation: Callable[[], Spec]) -> None:
-        self.env, self.num_envs, self.subs = env, int(env.num_envs), list(env.get_sub_environments())
+        self.env, self.num_envs, self.subs = env, int(env.num_envs), list(env.get_sub_environments() or ())
         self.names, self.listed, self.can_reset = type(env).__name__, True, True
         self.mode = AutoresetMode.DISABLED
         self.odd: list[tuple[str, str, str]] = []
@@ -364,6 +364,7 @@ def final_values(infos: Any, envs: IntArray, spec: Spec, n: int) -> list[Any]:
     """Last observations of envs that were reset within their last step.
 
     Raises:
+        BadLeaf: they are neither n nor in the form of their space.
         BadResult: they are not in the infos.
     """
     found = infos.get("final_obs") if isinstance(infos, Mapping) else None
@@ -459,3 +460,9 @@ def check_infos(infos: Any, n: int, *, listed: bool) -> None:
         raise BadResult("E303", f"infos: got {_kind(infos)}; return a list of {n} dicts", "info")
     if not listed and not isinstance(infos, Mapping):
         raise BadResult("E303", f"infos: got {_kind(infos)}; return a dict, {{}} if it is empty", "info")
+
+
+def check_kind(own: Array, given: Any) -> None:
+    """As an assignment would cut fractions off without a word."""
+    if not np.can_cast(given.dtype, own.dtype, "same_kind"):
+        raise TypeError(f"an action column of {given.dtype}, the space is of {own.dtype}")

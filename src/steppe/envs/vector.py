@@ -244,6 +244,7 @@ class VectorRows:
         for leaf in spaces.leaves(actions):
             if np.shape(leaf)[:1] != slots.shape:
                 raise ValueError(f"{slots.shape[0]} slots, but an action column of shape {np.shape(leaf)}")
+        spaces.map_leaves(batch.check_kind, self._actions, actions)
         everyone = self._awaited == len(self._live_envs) and np.array_equal(slots, self._live_slots)
         envs = self._live_envs if everyone else self._envs_of(slots)
         spaces.put(self._actions, envs, actions)
@@ -338,7 +339,7 @@ class VectorRows:
             now = _Now(slot, t, episode, obs, reward, terminated, truncated)
             if turn.ended.any():
                 return self._turn_over(now, begun, turn, raw.infos, place)
-        except BadResult as bad:
+        except (BadResult, BadLeaf) as bad:
             raise self._bad(bad, place) from None
         self._keep(now)
         if len(begun):
@@ -456,8 +457,7 @@ class VectorRows:
         try:
             return batch.values_of(self._obs_spec, given, self.num_envs, listed=self._batch.listed)
         except BadLeaf as bad:
-            message = f"{bad.leaf}: expected {bad.expected}, got {bad.got}"
-            raise self._guard.error(bad.code, message, where(bad.row), bad.leaf) from None
+            raise self._bad(bad, where) from None
 
     def _observed(self, values: list[Any], where: Where) -> Tree:
         found = spaces.stack(self._obs_spec, values)
@@ -477,8 +477,11 @@ class VectorRows:
             self._guard.odd(code, leaf, 0, text)
         self._batch.odd.clear()
 
-    def _bad(self, bad: BadResult, place: Where) -> EnvError:
-        return self._guard.error(bad.code, str(bad), place(bad.env), bad.leaf)
+    def _bad(self, bad: BadResult | BadLeaf, where: Where) -> EnvError:
+        message = str(bad)
+        if isinstance(bad, BadLeaf):
+            message = f"{bad.leaf}: expected {bad.expected}, got {bad.got}"
+        return self._guard.error(bad.code, message, where(bad.row), bad.leaf)
 
     def get_state(self) -> State:
         """All envs at their newest rows; only between a poll and the send that answers it.
