@@ -194,6 +194,7 @@ def _counted(envs: list[Any], wanted: int, name: str) -> int:
     if not isinstance(n, int | np.integer) or n < 1:
         fix = "call super().__init__(observation_space, action_space, num_envs)"
         raise ConfigError(f"{name}: num_envs of a vector env is at least 1, not {show(n)}; {fix}")
+    n = int(n)
     if n != wanted and (name, n, wanted) not in _told:
         _told.add((name, n, wanted))
         logger.warning(
@@ -201,7 +202,7 @@ def _counted(envs: list[Any], wanted: int, name: str) -> int:
             "number that is wanted from env_config.num_envs",
             *(name, n, wanted, n),
         )
-    return int(n)
+    return n
 
 
 def user_env(env: Any) -> Any:
@@ -232,6 +233,8 @@ def _creator_of_name(name: str) -> Creator:
     module = _module(place, name)
     if attribute in gymnasium.registry:  # Gymnasium's own "module:Env-v0"
         return _making(attribute)
+    if attribute in _registered and attribute not in vars(module):  # the import registered it
+        return _calling(_registered[attribute], attribute)
     return _calling(_attribute(module, attribute, name), attribute)
 
 
