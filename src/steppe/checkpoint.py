@@ -516,7 +516,8 @@ def _check_files(
             raise ValueError("owners and files do not belong together")
         wanted = owners if wanted is None else wanted
         if absent := [owner for owner in wanted if owner not in owners]:
-            raise CheckpointError(f"checkpoint {folder} holds no {absent[0]}; it holds {', '.join(owners)}")
+            remedy = "If an older steppe wrote it, steppe.load it and save it again"
+            raise CheckpointError(f"{folder} holds no {absent[0]}, only {', '.join(owners)}. {remedy}")
         files = [(folder / name, listed[name]) for name in sorted({META, *_files_of(wanted)})]
         problems = [p for path, file in files if (p := _problem(path, file["size"], file["sha256"]))]
     except (ValueError, LookupError, TypeError, AttributeError) as error:

@@ -147,7 +147,7 @@ def read_checkpoint(
         return checkpoint.load(path, owners)
     except CheckpointError as error:
         other = checkpoint.newest_intact(Path(path).resolve().parent)
-        if other is not None:
+        if other is not None and other != Path(path).resolve():  # which may lack what was asked for
             raise CheckpointError(f"{error}; the newest intact checkpoint beside it is {other}") from None
         raise
 
