@@ -723,6 +723,8 @@ def test_training_and_evaluation_in_a_vector_env():
         assert len(made) == 2
     with pytest.raises(ConfigError, match="use 'truncate_episodes'"):
         config_of(create, batch_mode="complete_episodes").build()
+    with pytest.raises(ConfigError, match="leave episodes half played to training; use 'separate'"):
+        config_of(create, evaluation_envs="shared").build()
 
 
 class Saved(Fleet):
@@ -757,33 +759,42 @@ def test_a_run_goes_on(tmp_path, caplog, exact):
     assert found["timesteps_total"] == expected["timesteps_total"]
 
 
+class Cycling:
+    """Draws one of three actions from its noise."""
+
+    noise_size = 1
+
+    def __init__(self, pair):
+        self.observation, self.action = pair
+
+    def load(self, weights):
+        return weights
+
+    def initial_state(self, n):
+        return None
+
+    def to_env(self, action):
+        return action + 1
+
+    def act(self, weights, obs, state, noise):
+        chosen = (noise[:, 0] * 3).astype(np.int64)
+        return Decision(chosen, np.zeros(len(chosen), np.float32))
+
+
+def sampler_of(env, trained=(DEFAULT_POLICY,), **options):
+    policies = {DEFAULT_POLICY: Cycling(env.spaces[0])}
+    rng = np.random.default_rng(0)
+    sampler = Sampler(env, policies, trained=trained, mapping=lambda _: DEFAULT_POLICY, rng=rng, **options)
+    sampler.set_weights({DEFAULT_POLICY: Weights(0, np.zeros(0))})
+    return sampler
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_the_sampler_counts_and_joins_rows_in_every_mode(mode):
     """Each row's action, written by the sampler, is what the env says in the row below."""
     env = vector_of(sync([Scripted(i, [(2, True), (5, False)]) for i in range(3)], mode))
 
-    class Cycling:
-        observation, action = env.spaces[0]
-        noise_size = 1
-
-        def load(self, weights):
-            return weights
-
-        def initial_state(self, n):
-            return None
-
-        def to_env(self, action):
-            return action + 1
-
-        def act(self, weights, obs, state, noise):
-            chosen = (noise[:, 0] * 3).astype(np.int64)
-            return Decision(chosen, np.zeros(len(chosen), np.float32))
-
-    sampler = Sampler(
-        env, {DEFAULT_POLICY: Cycling()}, trained=[DEFAULT_POLICY], mapping=lambda _: DEFAULT_POLICY,
-        fragment_length=12, rng=np.random.default_rng(0),
-    )  # fmt: skip
-    sampler.set_weights({DEFAULT_POLICY: Weights(0, np.zeros(0))})
+    sampler = sampler_of(env, fragment_length=12)
     total = 0
     for _ in range(4):
         sample = sampler.sample()
@@ -805,3 +816,17 @@ def test_the_sampler_counts_and_joins_rows_in_every_mode(mode):
             counted[episode.env] += 1
             assert episode.length in (2, 5)
         assert counted == quota
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_episodes_that_others_had_to_wait_for_are_not_counted(mode):
+    """A number of env steps, and the episodes that began within them: not those that began while waiting."""
+    env = vector_of(sync([Scripted(0, [(2, True)]), Scripted(1, [(11, True)])], mode))
+    sampler = sampler_of(env, trained=(), fragment_length=3, complete_episodes=True)
+    first = sampler.sample().episodes
+    # Six env steps: env 0 ends an episode and begins another; env 1 needs eight more, and env 0 goes on.
+    assert sorted((e.env, e.episode, e.length) for e in first) == [(0, 0, 2), (0, 1, 2), (1, 0, 11)]
+    second = sampler.sample().episodes
+    assert not {(e.env, e.episode) for e in first} & {(e.env, e.episode) for e in second}
+    assert all(e.length == (2 if e.env == 0 else 11) for e in second)
+    assert all(e.reward >= e.length * (e.length + 1) / 2 for e in first + second)  # of the whole episode

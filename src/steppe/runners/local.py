@@ -89,6 +89,11 @@ class LocalRunner:
         Raises:
             ConfigError: episodes cannot be completed one by one in envs that step together.
         """
+        if self.env.steps_together and self._config.evaluation_envs == "shared":
+            raise ConfigError(
+                "evaluation_envs='shared': the envs of a vector env step together, so that evaluation would "
+                "leave episodes half played to training; use 'separate'"
+            )
         if complete and trained and self.env.steps_together:
             raise ConfigError(
                 "batch_mode='complete_episodes': the envs of a vector env step together, so that no episode "
