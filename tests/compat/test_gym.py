@@ -111,6 +111,15 @@ def test_registering_again_replaces(quick):
     assert gym.make("walk-v0").stride == 3
 
 
+def test_a_module_that_registers_is_imported_first(quick, monkeypatch, tmp_path):
+    (tmp_path / "walks_for_test.py").write_text(
+        "from steppe.compat.gym.envs.registration import register\n"
+        "register(id='walk-v7', entry_point='tests.compat.test_gym:Walk', kwargs={'stride': 7})\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert gym.make("walks_for_test:walk-v7").stride == 7
+
+
 def test_an_unknown_name_is_said():
     with pytest.raises(gymnasium.error.UnregisteredEnv, match="walkk"):
         gym.make("walkk-v0")

@@ -245,7 +245,6 @@ def test_forms_of_an_action(trainer):
     policy = trainer.get_policy()
     assert policy.compute_single_action(1, explore=False) == (best, [], {})
     assert policy.compute_single_action(1, [], explore=False)[0] == best
-    assert policy.compute_actions([1, 1, 1], explore=False) == ([best] * 3, [], {})
     with pytest.raises(steppe.ConfigError, match="default_policy"):
         trainer.get_policy("other")
     with pytest.raises(steppe.SpaceError):
@@ -445,6 +444,39 @@ def test_envs_of_rllib_come_as_steppe_has_them():
     assert EnvContext is ByModule is steppe.EnvContext
     with pytest.raises(ImportError):
         from steppe.compat.ray.rllib.env import NoSuchEnv  # noqa: F401
+
+
+def test_a_vector_env_with_the_old_spelling_is_trained_in(quick):
+    from steppe.compat.ray.rllib.env import VectorEnv
+    from steppe.compat.ray.rllib.env.vector_env import VectorEnv as ByModule
+
+    class Two(VectorEnv):
+        def __init__(self):
+            space = gym.spaces.Discrete(2)
+            super().__init__(observation_space=space, action_space=space, num_envs=2)
+
+        def vector_reset(self):
+            self.counts = [0, 0]
+            return [0, 0]
+
+        def reset_at(self, index):
+            self.counts[index] = 0
+            return 0
+
+        def vector_step(self, actions):
+            self.counts = [count + 1 for count in self.counts]
+            dones = [count == 2 + index for index, count in enumerate(self.counts)]
+            return [1, 1], [1.0, 1.0], dones, [{}, {}]
+
+        def get_sub_environments(self):
+            return []
+
+    trainer = ppo.PPOTrainer(env=lambda config: Two(), config={"num_envs_per_worker": 2})
+    result = trainer.train()
+    assert ByModule is VectorEnv is steppe.VectorEnv
+    assert result["episode_reward_min"] == 2.0
+    assert result["episode_reward_max"] == 3.0
+    trainer.stop()
 
 
 def test_fields_that_the_fallback_sets_exist():

@@ -56,11 +56,6 @@ def test_it_ends_at_each_kind_of_criterion(config, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_time_budget_ends_it_too(config):
-    analysis = tune.run(ppo.PPOTrainer, config=config, time_budget_s=1e-6, verbose=0)
-    assert analysis.best_result["training_iteration"] == 1
-
-
 def test_what_it_leaves(config, capsys):
     analysis = mirrored.run(
         "PPO",
@@ -80,7 +75,7 @@ def test_what_it_leaves(config, capsys):
     assert analysis.get_last_checkpoint() == analysis.best_checkpoint == paths[2]
     assert analysis.get_best_checkpoint(trial, metric="episode_reward_mean", mode="min") == paths[0]
     assert analysis.results == {"PPO_rising_00000": trial.last_result}
-    assert analysis.best_trial is analysis.get_best_trial("episode_reward_mean", "max") is trial
+    assert analysis.best_trial is trial
     assert (analysis.best_result, analysis.best_config["env"]) == (trial.last_result, "rising")
     assert Path(analysis.best_logdir) == folder
     assert (folder / "progress.csv").exists()
@@ -110,21 +105,6 @@ def test_a_second_run_of_a_name_gets_a_folder_of_its_own_and_may_restore(config)
     assert runs[1].best_result["timesteps_total"] == 128
 
 
-def test_old_checkpoints_go_when_so_many_are_kept(config):
-    analysis = tune.run(
-        "PPO",
-        "kept",
-        config=config,
-        stop={"training_iteration": 4},
-        checkpoint_freq=1,
-        keep_checkpoints_num=2,
-        verbose=0,
-    )
-    left = sorted(path.name for path in Path(analysis.best_logdir).glob("checkpoint_*"))
-    assert left == ["checkpoint_3", "checkpoint_4"]
-    assert [Path(path).name for path, _ in analysis.trials[0].checkpoints] == ["checkpoint-3", "checkpoint-4"]
-
-
 def test_checkpoints_are_compared_by_known_results():
     trial = Trial("t", {}, None)
     analysis = ExperimentAnalysis(trial, None, None)
@@ -147,7 +127,7 @@ def test_search_spaces_are_refused_with_what_to_do_instead(name):
 def test_what_else_is_refused(config):
     stop = {"training_iteration": 1}
     for arguments, message in (
-        ({"num_samples": 3}, "num_samples=3.*one trial"),
+        ({"num_samples": 3}, "num_samples=3.*several trials.*loop"),
         ({"scheduler": object()}, "scheduler.*several trials"),
         ({"resume": True}, "resume"),
         ({"chekpoint_freq": 1}, "did you mean 'checkpoint_freq'"),

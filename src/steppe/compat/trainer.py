@@ -6,7 +6,7 @@ import contextlib
 import re
 import sys
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -23,6 +23,7 @@ from steppe.types import DEFAULT_POLICY
 
 _PATH = re.compile(r"checkpoint-\d+")
 _RUNNERS = {"num_env_runners": "num_workers", "evaluation_num_env_runners": "evaluation_num_workers"}
+Settings = Mapping[str, Any]
 
 
 class Trainer:
@@ -41,12 +42,7 @@ class Trainer:
     algo: ClassVar[str]
     default_config: ClassVar[dict[str, Any]]
 
-    def __init__(
-        self,
-        config: Mapping[str, Any] | None = None,
-        env: Any = None,
-        logger_creator: Callable[..., Any] | None = None,
-    ) -> None:
+    def __init__(self, config: Settings | None = None, env: Any = None, logger_creator: Any = None) -> None:
         if logger_creator is not None:
             say_once("logger_creator is accepted and has no effect: results go to the run's folder")
         self.config = merged(self.default_config, config or {})
@@ -135,29 +131,22 @@ class Trainer:
             full_fetch: return ``(action, state, {})``, as it is returned wherever ``state`` is given.
             explore: ``config["explore"]`` if None.
         """
+        before = state or None
         action = self.algorithm.compute_single_action(
-            observation, policy_id=policy_id, explore=self._explores(explore)
+            observation, before, policy_id=policy_id, explore=self._explores(explore)
         )
-        return (action, state or [], {}) if state or full_fetch else action
+        action, after = action if before is not None else (action, [])
+        return (action, after, {}) if before is not None or full_fetch else action
 
     compute_single_action = compute_action
 
     def compute_actions(
-        self,
-        observations: Mapping[str, Any],
-        state: Any = None,
-        prev_action: Any = None,
-        prev_reward: Any = None,
-        info: Any = None,
-        policy_id: str = DEFAULT_POLICY,
-        full_fetch: bool = False,
-        explore: bool | None = None,
-    ) -> Any:
+        self, observations: Settings, *_: Any, policy_id: str = DEFAULT_POLICY, explore: bool | None = None
+    ) -> dict[str, Any]:
         """Actions by the keys of ``observations``; arguments as in :meth:`compute_action`."""
-        actions = self.algorithm.compute_actions(
+        return self.algorithm.compute_actions(
             observations, policy_id=policy_id, explore=self._explores(explore)
         )
-        return (actions, state or [], {}) if state or full_fetch else actions
 
     def get_policy(self, policy_id: str = DEFAULT_POLICY) -> TrainerPolicy:
         """One policy, to act with and to read and write the weights of."""
@@ -169,7 +158,7 @@ class Trainer:
         weights = self.algorithm.get_weights()
         return weights if policies is None else {policy: weights[policy] for policy in policies}
 
-    def set_weights(self, weights: Mapping[str, Any]) -> None:
+    def set_weights(self, weights: Settings) -> None:
         """Replace the weights of some policies."""
         self.algorithm.set_weights(weights)
 
@@ -195,26 +184,12 @@ class TrainerPolicy:
         self._trainer, self.policy_id, self.config = trainer, policy_id, trainer.config
 
     def compute_single_action(
-        self, obs: Any, state: Any = None, *_: Any, explore: bool | None = None, **__: Any
+        self, obs: Any, state: Any = None, **others: Any
     ) -> tuple[Any, Any, dict[str, Any]]:
-        """``(action, state, {})`` for one observation."""
-        action, state, extra = self._trainer.compute_action(
-            obs, state, policy_id=self.policy_id, full_fetch=True, explore=explore
-        )
-        return action, state, extra
-
-    def compute_actions(
-        self,
-        obs_batch: Sequence[Any],
-        state_batches: Any = None,
-        *_: Any,
-        explore: bool | None = None,
-        **__: Any,
-    ) -> tuple[list[Any], Any, dict[str, Any]]:
-        """``(actions, state, {})`` for several observations."""
-        named = {str(row): obs for row, obs in enumerate(obs_batch)}
-        actions = self._trainer.compute_actions(named, policy_id=self.policy_id, explore=explore)
-        return list(actions.values()), state_batches or [], {}
+        """``(action, state, {})`` for one observation; other arguments as a trainer's."""
+        others |= {"policy_id": self.policy_id, "full_fetch": True}
+        answer: tuple[Any, Any, dict[str, Any]] = self._trainer.compute_action(obs, state, **others)
+        return answer
 
     def get_weights(self) -> Any:
         """The policy's weights."""
@@ -232,12 +207,8 @@ def trainer_class(algo: str) -> type[Trainer]:
     Raises:
         ConfigError: no such algorithm.
     """
-    members = {
-        "__doc__": f"RLlib 1.x's trainer for {algo}; see :class:`~steppe.compat.trainer.Trainer`.",
-        "algo": config_class(algo).algo_name,
-        "default_config": default_config(algo),
-    }
-    return type(f"{algo}Trainer", (Trainer,), members)
+    members = {"algo": config_class(algo).algo_name, "default_config": default_config(algo)}
+    return type(f"{algo}Trainer", (Trainer,), {"__doc__": Trainer.__doc__, **members})
 
 
 def checkpoint_of(path: str | Path) -> Path:
@@ -260,11 +231,9 @@ def _config(trainer: Trainer) -> AlgorithmConfig:
     given["evaluation_config"] = {"explore": settings["explore"], **settings["evaluation_config"]}
     values = cls.resolved(defaults | {"callbacks": None}) | cls.resolved(given)
     for name, old in _RUNNERS.items():
-        if values[name] and not ray.is_local_mode():
-            say_once(
-                f"{old}={values[name]}: runners on Ray are not available yet; all envs run in this process"
-            )
-        values[name] = 0
+        wanted, values[name] = values[name], 0
+        if wanted and not ray.is_local_mode():
+            say_once(f"{old}={wanted}: runners on Ray are not available yet; all envs run in this process")
     return cls.preset("rllib").copy(**values)
 
 

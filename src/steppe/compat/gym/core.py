@@ -26,17 +26,8 @@ class Env(gymnasium.Env[Any, Any]):
         return [used]
 
 
-_OLD_RESET = inspect.Signature([inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)])
-
-
-class _Around(Env):
-    """An env around another, whose attributes it shows as its own."""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "reset" in vars(cls):
-            # Wrappers pass on **kwargs, which says nothing; what is around an old env is old.
-            vars(cls)["reset"].__signature__ = _OLD_RESET
+class Wrapper(Env):
+    """An env around another, whose attributes it shows as its own. As in gym, made to be overridden."""
 
     def __init__(self, env: Any) -> None:
         self.env = env
@@ -53,6 +44,14 @@ class _Around(Env):
         """The innermost env."""
         return getattr(self.env, "unwrapped", self.env)
 
+    def reset(self) -> Any:  # type: ignore[override]  # the old interface
+        """Reset the env."""
+        return self.env.reset()
+
+    def step(self, action: Any) -> Any:
+        """Step the env."""
+        return self.env.step(action)
+
     def render(self, mode: str = "human", **kwargs: Any) -> Any:
         """Render in this mode; Gymnasium's envs are told it by attribute."""
         if "mode" in inspect.signature(self.env.render).parameters:
@@ -62,13 +61,53 @@ class _Around(Env):
 
     def close(self) -> None:
         """Close the env, if it can be."""
-        close = getattr(self.env, "close", None)
-        if close is not None:
-            close()
+        getattr(self.env, "close", lambda: None)()
+
+
+class ObservationWrapper(Wrapper):
+    """Around an env; ``observation(observation)``, which is yours, changes its observations."""
+
+    @abstractmethod
+    def observation(self, observation: Any) -> Any:
+        """The changed observation."""
+
+    def reset(self) -> Any:  # type: ignore[override]  # the old interface
+        """Reset the env."""
+        return self.observation(self.env.reset())
+
+    def step(self, action: Any) -> Any:
+        """Step the env."""
+        observation, *rest = self.env.step(action)
+        return self.observation(observation), *rest
+
+
+class RewardWrapper(Wrapper):
+    """Around an env; ``reward(reward)``, which is yours, changes its rewards."""
+
+    @abstractmethod
+    def reward(self, reward: Any) -> Any:
+        """The changed reward."""
+
+    def step(self, action: Any) -> Any:
+        """Step the env."""
+        observation, reward, *rest = self.env.step(action)
+        return observation, self.reward(reward), *rest
+
+
+class ActionWrapper(Wrapper):
+    """Around an env; ``action(action)``, which is yours, changes the actions that it gets."""
+
+    @abstractmethod
+    def action(self, action: Any) -> Any:
+        """The changed action."""
+
+    def step(self, action: Any) -> Any:
+        """Step the env."""
+        return self.env.step(self.action(action))
 
 
 @final
-class OldInterface(_Around):
+class OldInterface(Wrapper):
     """Any env, with the interface that gym had before 0.26, and a limit on its steps.
 
     A limit that is reached gives ``done`` with ``info["TimeLimit.truncated"]``, as gym's own did.
@@ -83,15 +122,11 @@ class OldInterface(_Around):
         self._max_episode_steps, self._elapsed_steps = max_episode_steps, 0
         self._seed: int | None = None
 
-    def reset(self, *, seed: int | None = None, return_info: bool = False, options: Any = None) -> Any:
-        """The first observation; ``(observation, {})`` with ``return_info``."""
-        self._elapsed_steps = 0
-        if seed is not None:
-            self.seed(seed)
+    def reset(self) -> Any:  # type: ignore[override]  # the old interface
+        """The first observation."""
         keywords = {} if self._seed is None else {"seed": self._seed}
-        self._seed = None
-        obs = first_obs(self.env.reset(**keywords))
-        return (obs, {}) if return_info else obs
+        self._elapsed_steps, self._seed = 0, None
+        return first_obs(self.env.reset(**keywords))
 
     def step(self, action: Any) -> Any:
         """Observation, reward, done, info."""
@@ -111,65 +146,3 @@ class OldInterface(_Around):
             return seeds
         _, self._seed = seeding.np_random(seed)
         return [self._seed]
-
-
-class Wrapper(_Around):
-    """Around an env; override what shall be different."""
-
-    def reset(self, **kwargs: Any) -> Any:
-        """Reset the env."""
-        return self.env.reset(**kwargs)
-
-    def step(self, action: Any) -> Any:
-        """Step the env."""
-        return self.env.step(action)
-
-
-class ObservationWrapper(_Around):
-    """Around an env; changes its observations."""
-
-    @abstractmethod
-    def observation(self, observation: Any) -> Any:
-        """The changed observation."""
-
-    def reset(self, **kwargs: Any) -> Any:
-        """Reset the env."""
-        return self.observation(self.env.reset(**kwargs))
-
-    def step(self, action: Any) -> Any:
-        """Step the env."""
-        observation, *rest = self.env.step(action)
-        return self.observation(observation), *rest
-
-
-class RewardWrapper(_Around):
-    """Around an env; changes its rewards."""
-
-    @abstractmethod
-    def reward(self, reward: Any) -> Any:
-        """The changed reward."""
-
-    def reset(self, **kwargs: Any) -> Any:
-        """Reset the env."""
-        return self.env.reset(**kwargs)
-
-    def step(self, action: Any) -> Any:
-        """Step the env."""
-        observation, reward, *rest = self.env.step(action)
-        return observation, self.reward(reward), *rest
-
-
-class ActionWrapper(_Around):
-    """Around an env; changes the actions that it gets."""
-
-    @abstractmethod
-    def action(self, action: Any) -> Any:
-        """The changed action."""
-
-    def reset(self, **kwargs: Any) -> Any:
-        """Reset the env."""
-        return self.env.reset(**kwargs)
-
-    def step(self, action: Any) -> Any:
-        """Step the env."""
-        return self.env.step(self.action(action))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import gymnasium
@@ -11,39 +12,26 @@ from gymnasium.envs.registration import load_env_creator
 
 from steppe.compat.gym.core import OldInterface
 
+_OPTIONS = ("max_episode_steps", "nondeterministic", "reward_threshold")
+
 
 def register(
-    id: str,
-    entry_point: str | Callable[..., Any] | None = None,
-    reward_threshold: float | None = None,
-    nondeterministic: bool = False,
-    max_episode_steps: int | None = None,
-    kwargs: Mapping[str, Any] | None = None,
-    **_: Any,
+    id: str, entry_point: Any = None, *, kwargs: Mapping[str, Any] | None = None, **options: Any
 ) -> None:
     """Make ``gym.make(id)`` and ``env=id`` mean an env; a later registration replaces an earlier one.
 
     Args:
         id: such as ``"example-v0"``.
         entry_point: ``"package.module:Class"``, or the class or function itself.
-        reward_threshold: recorded.
-        nondeterministic: recorded.
-        max_episode_steps: episodes end after so many steps.
         kwargs: arguments of the constructor.
-        _: options of gym that concern its own wrappers.
+        options: ``max_episode_steps`` ends episodes; ``reward_threshold`` and ``nondeterministic`` are
+            recorded; others concern wrappers of gym's own.
     """
+    known = {name: options[name] for name in _OPTIONS if name in options}
+    # Gymnasium's wrappers expect its own interface.
+    known |= {"order_enforce": False, "disable_env_checker": True}
     gymnasium.registry.pop(id, None)
-    gymnasium.register(
-        id=id,
-        entry_point=entry_point,
-        reward_threshold=reward_threshold,
-        nondeterministic=nondeterministic,
-        max_episode_steps=max_episode_steps,
-        kwargs=dict(kwargs or {}),
-        # Gymnasium's wrappers expect its own interface.
-        order_enforce=False,
-        disable_env_checker=True,
-    )
+    gymnasium.register(id=id, entry_point=entry_point, kwargs=dict(kwargs or {}), **known)
 
 
 def make(id: str, **kwargs: Any) -> Any:
@@ -53,9 +41,12 @@ def make(id: str, **kwargs: Any) -> Any:
     reached; others, and those with a limit on their steps, are wrapped in :class:`OldInterface`.
 
     Args:
-        id: registered here, or one of Gymnasium's.
+        id: registered here, or one of Gymnasium's; ``"module:id"`` imports the module first.
         kwargs: arguments of the constructor, over those of the registration.
     """
+    module, _, id = id.rpartition(":")
+    if module:
+        import_module(module)
     spec = gymnasium.spec(id)
     if spec.entry_point is None:
         return OldInterface(gymnasium.make(id, **kwargs))
@@ -63,7 +54,8 @@ def make(id: str, **kwargs: Any) -> Any:
     env: Any = entry(**{**spec.kwargs, **kwargs})
     if isinstance(env, gymnasium.Env) and env.spec is None:
         env.spec = spec
-    old = not {"seed", "kwargs"} & inspect.signature(env.reset).parameters.keys()
+    takes = inspect.signature(env.reset).parameters.values()
+    old = not any(one.name == "seed" or one.kind is one.VAR_KEYWORD for one in takes)
     if old and spec.max_episode_steps is None:
         return env
     return OldInterface(env, spec.max_episode_steps)

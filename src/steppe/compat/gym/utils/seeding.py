@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self, final
+from typing import Any, final
 
 import numpy as np
 
@@ -30,11 +30,6 @@ class OldRandom(np.random.RandomState):
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies stay of this class; numpy's own way makes them plain."""
         return OldRandom, (), self.get_state(legacy=False)
-
-    def __deepcopy__(self, _: Any) -> Self:
-        copied = type(self)()
-        copied.set_state(self.get_state(legacy=False))
-        return copied
 
 
 def np_random(seed: int | None = None) -> tuple[OldRandom, int]:

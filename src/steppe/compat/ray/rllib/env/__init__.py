@@ -6,18 +6,10 @@ from typing import Any
 
 import steppe
 
-_NAMES = (
-    "BaseEnv",
-    "EnvContext",
-    "ExternalEnv",
-    "ExternalMultiAgentEnv",
-    "MultiAgentEnv",
-    "ParallelPettingZooEnv",
-    "PettingZooEnv",
-    "PolicyClient",
-    "PolicyServerInput",
-    "VectorEnv",
-)
+_NAMES = [
+    *("BaseEnv", "EnvContext", "ExternalEnv", "ExternalMultiAgentEnv", "MultiAgentEnv"),
+    *("ParallelPettingZooEnv", "PettingZooEnv", "PolicyClient", "PolicyServerInput", "VectorEnv"),
+]
 
 
 def __getattr__(name: str) -> Any:

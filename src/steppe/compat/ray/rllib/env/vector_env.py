@@ -1,0 +1,5 @@
+"""Mirrors ``ray.rllib.env.vector_env``."""
+
+from steppe import VectorEnv
+
+__all__ = ["VectorEnv"]
