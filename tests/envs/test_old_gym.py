@@ -1,5 +1,6 @@
 """Envs written for the old gym package, for which a module of that name stands in."""
 
+import logging
 import sys
 from collections import OrderedDict
 from types import ModuleType
@@ -224,7 +225,9 @@ def test_the_action_space_that_the_env_samples_from_is_seeded(walk):
 
 
 @pytest.mark.parametrize("forwards_seed", [True, False])
-def test_its_wrappers_hand_on_no_seed_to_reset(gym, walk, forwards_seed):
+def test_its_wrappers_hand_on_no_seed_to_reset(gym, walk, forwards_seed, caplog, monkeypatch):
+    monkeypatch.setattr("steppe.envs.legacy_gym._told", set())
+
     class Mute(gym.Wrapper):
         seed = None  # such as a wrapper of no base class that holds `.env`
 
@@ -232,7 +235,9 @@ def test_its_wrappers_hand_on_no_seed_to_reset(gym, walk, forwards_seed):
     wrapped = gym.TimeLimit(inner if forwards_seed else Mute(inner), 3)
     if not forwards_seed:
         wrapped.seed = None
-    env = GymEnv([modernize(wrapped)], seeds=[5], modern_step=modern_step)
+    with caplog.at_level(logging.WARNING, "steppe.envs"):
+        env = GymEnv([modernize(wrapped)], seeds=[5], modern_step=modern_step)
+    assert "E401 old gym interface adapted: TimeLimit" in caplog.text
     (first,) = env.poll()
     assert inner.calls == [("seed", 5), ("reset",)]
     assert first.obs.tolist() == [[np.random.RandomState(5).randint(100_000)]]
@@ -243,6 +248,22 @@ def test_its_wrappers_hand_on_no_seed_to_reset(gym, walk, forwards_seed):
     assert step.truncated.tolist() == [False, True]
     assert not step.terminated.any()
     assert modernize(wrapped).unwrapped is inner
+
+
+def test_a_holder_of_no_base_class_gets_what_it_holds_seeded(walk):
+    class Holder:
+        def __init__(self, env):
+            self.env, self.observation_space, self.action_space = env, env.observation_space, env.action_space
+
+        def reset(self):
+            return self.env.reset()
+
+        def step(self, action):
+            return self.env.step(action)
+
+    inner = walk(9)
+    GymEnv([modernize(Holder(Holder(inner)))], seeds=[5], modern_step=modern_step).poll()
+    assert inner.calls == [("seed", 5), ("reset",)]
 
 
 def test_an_end_of_its_own_at_the_limit_is_no_truncation(gym, walk):

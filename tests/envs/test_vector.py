@@ -821,12 +821,15 @@ def test_the_sampler_counts_and_joins_rows_in_every_mode(mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_episodes_that_others_had_to_wait_for_are_not_counted(mode):
     """A number of env steps, and the episodes that began within them: not those that began while waiting."""
-    env = vector_of(sync([Scripted(0, [(2, True)]), Scripted(1, [(11, True)])], mode))
+    env = vector_of(sync([Scripted(0, [(4, True)]), Scripted(1, [(11, True)])], mode))
     sampler = sampler_of(env, trained=(), fragment_length=3, complete_episodes=True)
     first = sampler.sample().episodes
-    # Six env steps: env 0 ends an episode and begins another; env 1 needs eight more, and env 0 goes on.
-    assert sorted((e.env, e.episode, e.length) for e in first) == [(0, 0, 2), (0, 1, 2), (1, 0, 11)]
+    # Six env steps leave both in their first episodes. Until that of env 1 is over, env 0 ends a second one,
+    # which is not counted, and is in the midst of a third, which the next sample does not count.
+    assert sorted((e.env, e.episode, e.length) for e in first) == [(0, 0, 4), (1, 0, 11)]
     second = sampler.sample().episodes
-    assert not {(e.env, e.episode) for e in first} & {(e.env, e.episode) for e in second}
-    assert all(e.length == (2 if e.env == 0 else 11) for e in second)
-    assert all(e.reward >= e.length * (e.length + 1) / 2 for e in first + second)  # of the whole episode
+    # Where resets take a step of their own, env 0 only just begins its fourth within the second six steps.
+    within = [] if mode is AutoresetMode.NEXT_STEP else [(0, 3, 4)]
+    assert sorted((e.env, e.episode, e.length) for e in second) == [*within, (1, 1, 11)]
+    for e in first + second:  # rewards are of the whole episode: t + action / 8, the action 1 to 3
+        assert 1 / 8 <= (e.reward - e.length * (e.length + 1) / 2) / e.length <= 3 / 8
