@@ -83,6 +83,19 @@ def test_settings_of_its_own():
     assert seen == [(True, 7)] * 8
 
 
+def test_env_config_of_an_evaluation_adds_to_that_of_the_run():
+    seen = []
+
+    class Watch(steppe.Callbacks):
+        def on_sub_environment_created(self, *, env_context):
+            seen.append(dict(env_context))
+
+    changes = {"env_config": {"length": 6, "kind": "a"}, "evaluation_config": {"env_config": {"kind": "b"}}}
+    with tiny(callbacks_class=Watch, evaluation_num_envs=1, **changes).build() as algo:
+        algo.evaluate(num_episodes=1)
+    assert seen == [{"length": 6, "kind": "a"}] * 2 + [{"length": 6, "kind": "b"}]
+
+
 def test_shared_envs_are_the_training_envs_and_training_goes_on_in_them():
     with tiny(evaluation_envs="shared", evaluation_interval=1, evaluation_duration=3).build() as algo:
         results = [algo.train() for _ in range(3)]

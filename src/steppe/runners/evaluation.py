@@ -32,7 +32,10 @@ class Evaluator:
         callbacks: Sequence[Callbacks],
         training: LocalRunner,
     ) -> None:
-        own = config.copy(**config.evaluation_config)
+        changes = dict(config.evaluation_config)
+        if "env_config" in changes:  # says what differs; the rest of the env's arguments stays
+            changes["env_config"] = {**config.env_config, **changes["env_config"]}
+        own = config.copy(**changes)
         if "callbacks_class" in config.evaluation_config:
             callbacks = make_callbacks(own.callbacks_class)
         self._training = training if config.evaluation_envs == "shared" else None
