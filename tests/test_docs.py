@@ -1,7 +1,7 @@
 """The docs are true: their programs and commands run, and what they name exists.
 
 The Python blocks of a page run one after the other in a fresh folder; a block that begins with ``# name.py``
-is saved under that name instead, as is one of settings under ``# name.toml`` or ``# name.yaml``.
+is saved under that name (or path) instead, as is one of settings under ``# name.toml`` or ``# name.yaml``.
 ``TINY`` shows what is made smaller, so that a page takes seconds.
 """
 
@@ -22,6 +22,7 @@ from steppe.cli import cli
 from steppe.config import field_specs
 from steppe.envs import registry
 from steppe.errors import CODES
+from steppe.sampling.callbacks import HOOKS, SYNONYMS, Episode
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -46,6 +47,7 @@ TINY = {
         "--episodes 1000": "--episodes 3",
         "--total-steps 100k": f"--total-steps 128 {SMALL_FLAGS}",
         "--total-steps 120k": "--total-steps 192",
+        "--evaluation-interval 5 --set": "--evaluation-interval 1 --set",
         "num_epochs = 5": "num_epochs = 1\ntrain_batch_size = 64\nminibatch_size = 32",
         "total_steps = 100_000": "total_steps = 128",
         "timesteps_total: 100000": "timesteps_total: 128",
@@ -55,6 +57,22 @@ TINY = {
     "docs/scaffold.md": {
         '{"size": 8}, seed=0)': f'{{"size": 8}}, seed=0, {SMALL})',
         "--total-steps 20k": f"--total-steps 128 {SMALL_FLAGS}",
+    },
+    "docs/callbacks.md": {
+        '"CartPole-v1", seed=0)': f'"CartPole-v1", seed=0, max_episode_steps=3, {SMALL})',
+        "Calm, seed=0)": f"Calm, seed=0, max_episode_steps=3, {SMALL})",
+        "seed=0\n)": f"seed=0, {SMALL}\n)",
+        "Rewards], seed=0)": f"Rewards], seed=0, {SMALL})",
+        "train_batch_size=512": SMALL,
+        "range(12)": "range(2)",
+    },
+    "docs/tutorial.md": {
+        "--episodes 10000": "--episodes 3",
+        "seed=0)\nwith": f"seed=0, {SMALL})\nwith",
+        "range(5)": "range(2)",
+        "--stop-iters 5": f"--stop-iters 2 {SMALL_FLAGS}",
+        "--episodes 100": "--episodes 3",
+        'config["log_level"] = "WARN"': 'config |= {"train_batch_size": 64, "num_sgd_iter": 1}',
     },
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -82,7 +100,7 @@ def smaller(name, text, used):
 
 def run_program(page, line, code, namespace):
     first = code.partition("\n")[0]
-    if re.fullmatch(r"# \w+\.py", first):
+    if re.fullmatch(r"# [\w/-]+\.py", first):
         Path(first[2:]).write_text(code)
     else:
         exec(compile("\n" * line + code, str(page), "exec"), namespace)
@@ -166,6 +184,42 @@ def keys_of_table(text, title):
     section = text.partition(f"## {title}\n")[2].partition("\n## ")[0]
     cells = re.findall(r"^\| ([^|]*`[^|]*) \|", section, re.MULTILINE)
     return sorted(name for cell in cells for name in re.findall(r"`(\w+)`", cell))
+
+
+def rows_below(text, header):
+    """The names in the first and in the last cell of each row of the table whose header begins so."""
+    table = text.partition(f"\n{header}")[2].partition("\n\n")[0].splitlines()[2:]
+    cells = [line.strip("| ").split(" | ") for line in table]
+    return [tuple(re.findall(r"`(\w+)[`(]", cell) for cell in (row[0], row[-1])) for row in cells]
+
+
+def test_the_page_on_callbacks_lists_every_hook_with_its_arguments():
+    text = (DOCS / "callbacks.md").read_text()
+    hooks = [(hook, tuple(arguments)) for (hook,), arguments in rows_below(text, "| hook |")]
+    assert hooks == list(HOOKS.items())
+    explained = [name for names, _ in rows_below(text, "| argument |") for name in names]
+    assert sorted(explained) == sorted({name for arguments in HOOKS.values() for name in arguments})
+    assert all(f"`{name}`" in text for name in SYNONYMS)
+
+
+def test_the_page_on_callbacks_names_what_an_episode_and_a_trajectory_have():
+    text = (DOCS / "callbacks.md").read_text()
+    named = {name for names, _ in rows_below(text, "| attribute |") for name in names}
+    public = {name for name in dir(Episode(0, 0, 0)) if not name.startswith("_")}
+    assert named == public - {"enter", "see", "get_state", "set_state"}  # those are the sampler's
+    columns = {name for names, _ in rows_below(text, "| column |") for name in names}
+    seen = set()
+
+    class Watch(steppe.Callbacks):
+        def on_postprocess_trajectory(self, *, postprocessed_batch):
+            seen.update(postprocessed_batch)
+
+    config = steppe.PPOConfig(
+        env="CartPole-v1", callbacks_class=Watch, train_batch_size=64, num_epochs=1, write_run=False, seed=0
+    )
+    with config.build() as algo:
+        algo.train()
+    assert columns == seen
 
 
 def test_ppo_explains_exactly_the_keys_of_a_result():
