@@ -122,3 +122,20 @@ def test_what_cannot_be_handled_is_refused_with_a_reason(observation, action, re
     config = steppe.PPOConfig(env=env_of(observation, action), write_run=False)
     with pytest.raises(steppe.SpaceError, match=reason):
         config.build()
+
+
+def test_numbers_beyond_32_bits_do_not_wrap_around(tmp_path):
+    low, high = 10**12, 10**12 + 10**10
+    env = env_of(spaces.Box(low, high, (2,), np.int64), spaces.Discrete(2))
+    small = {"train_batch_size": 32, "minibatch_size": 16, "num_epochs": 1, "fcnet_hiddens": [4]}
+    with steppe.PPOConfig(
+        env=env, num_envs_per_env_runner=2, seed=0, write_run=False, **small
+    ).build() as algo:
+        algo.train()
+        mean = algo.get_state()["learner"]["default_policy"]["arrays"]
+        assert any(leaf.shape == (2,) and (low <= leaf).all() and (leaf <= high).all() for leaf in mean)
+        obs = {str(i): np.array([low + i * 10**8, high - i * 10**8]) for i in range(100)}
+        path, actions = algo.save(tmp_path / "c"), algo.compute_actions(obs)
+    policy = steppe.load_policy(path)
+    assert [policy.act(one) for one in obs.values()] == list(actions.values())
+    assert len(set(actions.values())) == 2

@@ -860,6 +860,26 @@ def test_tuples_come_back_out_of_lists():
     assert spaces.tupled({"a": [leaf, [leaf]], "b": leaf}) == {"a": (leaf, (leaf,)), "b": leaf}
 
 
+def test_only_boxes_of_64_bit_integers_are_narrowed():
+    big = np.array([[2**40 + 1], [-(2**33)]])
+    box = spaces.BoxSpec((1,), np.dtype(np.int64), -(2**62), 2**62)
+    small = spaces.BoxSpec((1,), np.dtype(np.int32), -5, 5)
+    spec = spaces.DictSpec((("t", box), ("d", spaces.DiscreteSpec(3, 0)), ("s", small)))
+    column = {"d": np.array([1, 2]), "s": np.array([[1], [2]], np.int32), "t": big}
+    narrow = spaces.narrowed(spec, column)
+    assert {name: leaf.dtype.name for name, leaf in narrow.items()} == {
+        "d": "int64",
+        "s": "int32",
+        "t": "float32",
+    }
+    np.testing.assert_array_equal(narrow["t"], big.astype(np.float32))
+    assert [spaces.is_wide(part) for part in (spec, box, small)] == [True, True, False]
+    nested = spaces.TupleSpec((spaces.SequenceSpec(box, 2), spaces.OneOfSpec((small, box))))
+    filled = spaces.narrowed(nested, spaces.zeros(nested, 2))
+    assert filled[0]["items"].dtype == filled[1]["values"][1].dtype == np.float32
+    assert filled[0]["length"].dtype == np.int64
+
+
 def test_gymnasium_is_not_imported():
     code = "import sys, steppe.spaces; print(sorted({'gymnasium', 'gym', 'jax'} & set(sys.modules)))"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -21,7 +21,7 @@ from steppe.models.distributions import Distribution
 from steppe.models.encoders import norm_merge, normalize
 from steppe.models.numpy_forward import Network
 from steppe.policies.actor_critic import Layout
-from steppe.spaces import collect, leaves, rows, spec_of, take
+from steppe.spaces import collect, leaves, narrowed, rows, spec_of, take
 from steppe.types import SpacePair, Weights
 from tests.models.test_encoders import LEAVES, nest, shorten
 from tests.test_every_space import ACTIONS, OBSERVATIONS
@@ -70,8 +70,8 @@ def exported(observation, action=DISCRETE, *, options=None, seed=0, rows=None, *
 
 def assert_same(observation, values, **options):
     column = collect(observation, values, None)
-    network, compiled, _ = exported(observation, rows=column, **options)
-    expected = np.asarray(compiled(column))
+    network, compiled, _ = exported(observation, rows=narrowed(observation, column), **options)
+    expected = np.asarray(compiled(narrowed(observation, column)))
     found = network.params(column)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
@@ -91,8 +91,8 @@ def test_parameters_equal_the_learners(name, normalized):
 def test_any_nesting_equals_the_learners(space, seed):
     spec = spec_of(space, max_sequence_length=4)
     column = collect(spec, draw(space, 3, seed), None)
-    network, compiled, _ = exported(spec, rows=column, seed=seed, conv_filters=[[2, 8, 8]])
-    np.testing.assert_allclose(network.params(column), compiled(column), rtol=1e-5, atol=1e-5)
+    network, compiled, _ = exported(spec, rows=narrowed(spec, column), seed=seed, conv_filters=[[2, 8, 8]])
+    np.testing.assert_allclose(network.params(column), compiled(narrowed(spec, column)), rtol=1e-5, atol=1e-5)
 
 
 def test_a_large_image_goes_through_the_usual_stack():

@@ -14,7 +14,7 @@ import numpy as np
 
 from steppe.models.actions import Actions
 from steppe.models.observations import CLIP, EPSILON, normalized_leaves, visit
-from steppe.spaces import BoxSpec, Spec, from_description, map_leaves, zeros
+from steppe.spaces import BoxSpec, Spec, from_description, map_leaves, narrowed, zeros
 from steppe.types import Array, FloatArray, Tree
 
 Arrays: TypeAlias = Mapping[str, Array]
@@ -56,7 +56,7 @@ class Network:
     def params(self, column: Tree) -> FloatArray:
         """Distribution parameters ``(n, P)`` of a column of at least one observation."""
         with np.errstate(all="ignore"):  # as compiled code is: silent, and the result says it
-            column = map_leaves(_narrow, column)
+            column = map_leaves(_narrow, narrowed(self.observation, column))
             if self._statistics:
                 column = _normalized(self.observation, self._statistics, column)
             heads = self._mlp(self._encoder(column))

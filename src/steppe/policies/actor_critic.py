@@ -12,7 +12,7 @@ import numpy as np
 from steppe.models.distributions import Distribution
 from steppe.models.encoders import normalize
 from steppe.models.observations import normalized_leaves
-from steppe.spaces import Spec, describe, leaves, map_leaves, take
+from steppe.spaces import Spec, describe, is_wide, leaves, map_leaves, narrowed, take
 from steppe.types import Decision, FloatArray, State, Tree, Weights
 
 
@@ -63,6 +63,7 @@ class ActorCriticPolicy:
         self.noise_size, self.to_env = distribution.noise_size, distribution.actions.to_env_direct
         self._sample, self._mode = _compiled(observation, distribution, layout)
         self._options, self._layout = distribution.options, layout
+        self._wide = is_wide(observation)
 
     def load(self, weights: Weights) -> Any:
         """One flat array: each further argument of a compiled function costs a microsecond a call."""
@@ -71,6 +72,8 @@ class ActorCriticPolicy:
 
     def act(self, weights: Any, obs: Tree, state: Tree, noise: FloatArray | None) -> Decision:
         """Choose actions; see :meth:`steppe.types.Policy.act`."""
+        if self._wide:
+            obs = narrowed(self.observation, obs)
         n = len(obs) if isinstance(obs, np.ndarray) else len(leaves(obs)[0])
         padded = 1 << (n - 1).bit_length()  # ragged batches, padded: else every size compiles anew
         if padded != n:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from steppe.spaces import Spec, leaves, map_leaves, put, take, tupled, zeros
+from steppe.spaces import Spec, is_wide, leaves, map_leaves, narrowed, put, take, tupled, zeros
 from steppe.types import Array, BoolArray, Decision, IntArray, Rollout, State, TimeStep, Tree
 
 ENV, AGENT, EPISODE, T = range(4)  # columns of the identity of a row
@@ -26,7 +26,7 @@ class Lanes:
     def __init__(self, policy: str, obs_spec: Spec, rows: int, lanes: int) -> None:
         self.policy = policy
         self.lane_of = np.zeros(0, np.int64)
-        self._spec = obs_spec
+        self._spec, self._wide = obs_spec, is_wide(obs_spec)
         self._first_rows, self._rows, self._lanes = rows, rows, lanes
         self._top = 0  # no lane holds more rows than this
         self.action: Tree = None
@@ -38,6 +38,8 @@ class Lanes:
     def _allocate(self) -> None:
         n = self._rows * self._lanes
         self.obs = zeros(self._spec, n)
+        if self._wide:
+            self.obs = narrowed(self._spec, self.obs)
         self.reward = np.zeros(n, np.float32)
         self.terminated, self.truncated = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
         self.identity = np.full((n, 4), -1, np.int32)

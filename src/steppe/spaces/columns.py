@@ -104,6 +104,38 @@ def zeros(spec: Spec, *lead: int) -> Tree:
             return {"choice": np.zeros(lead, np.int64), "values": values}
 
 
+def is_wide(spec: Spec) -> bool:
+    """Whether some Box in it holds 64-bit integers, which 32-bit arithmetic would wrap around."""
+    match spec:
+        case BoxSpec():
+            return np.dtype(spec.dtype).kind in "iu" and np.dtype(spec.dtype).itemsize == 8
+        case DictSpec():
+            return any(is_wide(part) for _, part in spec.items)
+        case TupleSpec() | OneOfSpec():
+            return any(map(is_wide, spec.items))
+        case SequenceSpec():
+            return is_wide(spec.item)
+        case _:
+            return False
+
+
+def narrowed(spec: Spec, column: Tree) -> Tree:
+    """A column for 32-bit arithmetic: 64-bit integers of Boxes as float32, everything else as it is."""
+    match spec:
+        case BoxSpec():
+            return column.astype(np.float32) if is_wide(spec) else column
+        case DictSpec():
+            return {key: narrowed(part, column[key]) for key, part in spec.items}
+        case TupleSpec():
+            return tuple(narrowed(part, values) for part, values in zip(spec.items, column, strict=True))
+        case SequenceSpec():
+            return {**column, "items": narrowed(spec.item, column["items"])}
+        case OneOfSpec():
+            return {**column, "values": narrowed(TupleSpec(spec.items), column["values"])}
+        case _:
+            return column
+
+
 def keyed(root: str, key: str) -> str:
     """Path of a dict's part, as Python writes it."""
     return f"{root}[{json.dumps(key, ensure_ascii=False)}]"
