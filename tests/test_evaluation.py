@@ -190,6 +190,8 @@ def test_the_best_checkpoint_is_the_one_that_was_evaluated_best():
 def test_evaluation_settings_that_contradict_each_other_are_refused():
     with pytest.raises(steppe.ConfigError, match=r"shared.*evaluation_num_envs"):
         tiny(evaluation_envs="shared", evaluation_num_envs=3).build()
+    with pytest.raises(steppe.ConfigError, match=r"shared.*evaluation_config.max_episode_steps"):
+        tiny(evaluation_envs="shared", evaluation_config={"horizon": 3}).build()
     with pytest.raises(steppe.ConfigError, match="evaluation_duration_unit"):
         tiny(evaluation_duration_unit="hours")
     assert Plant.built == 0

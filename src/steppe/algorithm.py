@@ -410,6 +410,9 @@ class Algorithm:
             raise CheckpointError(f"a checkpoint of {meta.get('algo')}, not of {self.config.algo_name}")
         before = self._learner.get_state()
         self._learner.set_state(owners["learner"])
+        for i, one in enumerate(self._callbacks):  # first: they may shape the envs that are replayed
+            if owners["callbacks"].get(str(i)):
+                one.set_state(owners["callbacks"][str(i)])
         try:
             notes = self._adopt_envs(owners, meta) if resume else []
         except BaseException:
@@ -423,8 +426,6 @@ class Algorithm:
         self._best_evaluation = float(own["best_evaluation"])
         self._noise.bit_generator.state = owners["actions"]["rng"]
         self._run_id = meta["run_id"]
-        for i, one in enumerate(self._callbacks):
-            one.set_state(owners["callbacks"].get(str(i), {}))
         for note in notes:
             logger.warning("resume is not exact: %s", note)
 

@@ -447,3 +447,16 @@ def test_a_process_id_used_again_is_another_process():
         assert not records.is_alive({"pid": os.getpid(), "pid_started": mine - 1})
     assert not records.is_alive({"pid": None})
     assert not records.is_alive({"pid": 2**22 + 1, "pid_started": None})  # above Linux's highest
+
+
+def test_a_program_that_changes_its_working_folder_goes_on_writing_where_it_began(tmp_path, monkeypatch):
+    run = Run.create(tmp_path.relative_to(tmp_path), "env", "ppo", info={}, config={})
+    assert run.path == Path("runs/env/ppo-1")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert run.path == tmp_path / "runs/env/ppo-1"
+    run.finish("finished")
+    run.close()
+    assert json.loads((tmp_path / "runs/env/ppo-1/run.json").read_text())["status"] == "finished"
+    assert list(elsewhere.iterdir()) == []

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from steppe.cli.saved import find, restore
+from steppe.cli.saved import find, restore, settings_of
 
 
 @click.command()
@@ -22,7 +23,12 @@ def command(path: Path, episodes: int, env: str | None, max_episode_steps: int |
     Of a run folder, the latest checkpoint is taken.
     """
     saved = find(path)
-    changes = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
+    changes: dict[str, Any] = {"callbacks_class": None}  # those of a training are not needed here
+    if max_episode_steps is not None:
+        changes["max_episode_steps"] = max_episode_steps
+    own = settings_of(saved.checkpoint).get("evaluation_config", {})
+    if "callbacks_class" in own:
+        changes["evaluation_config"] = {key: own[key] for key in own if key != "callbacks_class"}
     with restore(saved, env, **changes, resume=False) as algo:
         result = algo.evaluate(num_episodes=episodes)
     click.echo(f"{saved.checkpoint}: {episodes} episodes")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from steppe.cli.saved import find, restore
+from steppe.cli.saved import env_of, find, settings_of
 from steppe.errors import ConfigError
 
 
@@ -24,12 +24,18 @@ def command(path: Path, steps: int, render: bool, explore: bool, seed: int | Non
 
     Of a run folder, the latest checkpoint is taken.
     """
-    with restore(find(path), env, resume=False) as algo:
-        instance = make_env(algo.config.env, algo.config.env_config, render=render)
-        try:
-            play(instance, lambda obs: algo.compute_single_action(obs, explore=explore), steps, render, seed)
-        finally:
-            instance.close()
+    import steppe
+
+    saved = find(path)
+    env, settings = env_of(saved, env), settings_of(saved.checkpoint)
+    policy = steppe.load_policy(saved.checkpoint)
+    if seed is not None:
+        policy.seed(seed)
+    instance = make_env(env or settings["env"], settings["env_config"], render=render)
+    try:
+        play(instance, lambda obs: policy.act(obs, explore=explore), steps, render, seed)
+    finally:
+        instance.close()
 
 
 def make_env(env: Any, env_config: dict[str, Any], *, render: bool) -> Any:
@@ -51,12 +57,11 @@ def make_env(env: Any, env_config: dict[str, Any], *, render: bool) -> Any:
     mode = next((mode for mode in ("human", "ansi") if mode in modes), None)
     if mode is None or instance.render_mode is not None:
         return instance
+    instance.close()  # first: there may be only one of it
     try:
-        drawing = registry.make(env, {**env_config, "render_mode": mode})
+        return registry.make(env, {**env_config, "render_mode": mode})
     except ConfigError:  # its constructor takes no such argument
-        return instance
-    instance.close()
-    return drawing
+        return registry.make(env, env_config)
 
 
 def play(env: Any, act: Callable[[Any], Any], steps: int, render: bool, seed: int | None) -> None:

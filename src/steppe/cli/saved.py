@@ -76,17 +76,39 @@ def env_of_run(run: Path) -> str | None:
     env = run_settings(run).get("env")
     if not isinstance(env, str):
         return None
-    file, colon, name = env.rpartition(":")
-    if not colon:
+    if ":" not in env:
         _refuse_unknown(env, f"{run} was trained with {env}, a class, function or name of the program")
         return env
+    return _found(run, env, "env")
+
+
+def callbacks_of_run(run: Path) -> str | None:
+    """The callbacks that a run's settings name by file or module, said aloud if that means importing a file.
+
+    Raises:
+        ConfigError: they were code of the program which made the run.
+    """
+    named = run_settings(run).get("callbacks_class")
+    if named is None:
+        return None
+    if not isinstance(named, str) or ":" not in named:
+        raise ConfigError(
+            f"{run} was trained with callbacks of a program, {named}: say where they are, "
+            "--callbacks file.py:Class or --callbacks module:Class"
+        )
+    return _found(run, named, "callbacks")
+
+
+def _found(run: Path, text: str, what: str) -> str:
+    """``file.py:Class``, relative to where the run was started if it is not there from here."""
+    file, _, name = text.rpartition(":")
     if not file.endswith(".py"):
-        return env
+        return text
     home = run.resolve().parent.parent.parent  # of home/runs/<Env>/<run>
     if not Path(file).exists() and (home / file).exists():
-        env = f"{home / file}:{name}"
-    click.echo(f"importing {env.rpartition(':')[0]}, which this run names as its env", err=True)
-    return env
+        text = f"{home / file}:{name}"
+    click.echo(f"importing {text.rpartition(':')[0]}, which this run names as its {what}", err=True)
+    return text
 
 
 def restore(saved: Saved, env: str | None, **changes: Any) -> Algorithm:
@@ -96,11 +118,20 @@ def restore(saved: Saved, env: str | None, **changes: Any) -> Algorithm:
     """
     import steppe
 
+    return steppe.load(saved.checkpoint, env=env_of(saved, env), **changes)
+
+
+def env_of(saved: Saved, env: str | None) -> str | None:
+    """``env`` or, without it, the env that the run names; None where the checkpoint itself says it.
+
+    Raises:
+        ConfigError: it is code that nothing names.
+    """
     if env is None and saved.run is not None:
-        env = env_of_run(saved.run)
-    elif env is None:
+        return env_of_run(saved.run)
+    if env is None:
         _refuse_bare(saved.checkpoint)
-    return steppe.load(saved.checkpoint, env=env, **changes)
+    return env
 
 
 def _refuse_unknown(env: str, what: str) -> None:
@@ -110,6 +141,19 @@ def _refuse_unknown(env: str, what: str) -> None:
 
     if env not in gymnasium.registry and not registry.is_registered(env):
         raise ConfigError(f"{what}: say where it is, --env file.py:Class or --env module:Class")
+
+
+def settings_of(checkpoint: Path) -> dict[str, Any]:
+    """The config that a checkpoint holds as plain data.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    from steppe.loading import read_checkpoint
+
+    _, meta = read_checkpoint(checkpoint, [])
+    settings: dict[str, Any] = meta["config"]
+    return settings
 
 
 def _refuse_bare(checkpoint: Path) -> None:

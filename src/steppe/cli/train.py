@@ -25,7 +25,7 @@ from steppe.cli.flags import (
     merged,
     settings_of,
 )
-from steppe.cli.saved import env_of_run, find, restore
+from steppe.cli.saved import callbacks_of_run, env_of_run, find, restore
 from steppe.cli.text import count, duration
 from steppe.errors import ConfigError
 from steppe.tracking.record import read_record
@@ -51,6 +51,7 @@ _STOP = ("total_steps", "stop_reward", "stop_time", "stop_iters")
 @click.option("--stop-iters", type=count, metavar="COUNT", help="Stop after so many iterations.")
 @click.option("--name", help="Name of the run's folder under runs/<Env>/.")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with this run.")
+@click.option("--callbacks", metavar="FILE:CLASS", help="Callbacks: file.py:Class or module:Class.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def command(
     env_argument: str | None,
@@ -60,6 +61,7 @@ def command(
     resume: Path | None,
     quiet: bool,
     config: Path | None,
+    callbacks: str | None,
     **flags: Any,
 ) -> int:
     """Train in an env and write a run folder.
@@ -74,8 +76,10 @@ def command(
     env = env_argument or env
     if resume is not None:
         _refuse_changes(given, algo=algo, name=name, config=config)
-        algorithm, stop = _reopen(resume, env, stop)
+        algorithm, stop = _reopen(resume, env, callbacks, stop)
     else:
+        if callbacks is not None:
+            given["callbacks_class"] = callbacks
         algorithm, planned = _build(env, algo, name, config, given)
         stop = planned | stop
     return _train(algorithm, StopWhen(**{key: stop.get(key) for key in _STOP}), quiet)
@@ -205,7 +209,9 @@ def _refuse_changes(given: Mapping[str, Any], **others: str | Path | None) -> No
         raise ConfigError(f"a resumed run keeps its settings; leave out {flags}")
 
 
-def _reopen(path: Path, env: str | None, stop: dict[str, Any]) -> tuple[Algorithm, dict[str, Any]]:
+def _reopen(
+    path: Path, env: str | None, callbacks: str | None, stop: dict[str, Any]
+) -> tuple[Algorithm, dict[str, Any]]:
     """The algorithm of a run, to go on in its folder, and when it was to stop."""
     from steppe.tracking.run import Run
 
@@ -218,7 +224,9 @@ def _reopen(path: Path, env: str | None, stop: dict[str, Any]) -> tuple[Algorith
     steps = int(saved.checkpoint.name)
     _refuse_the_end(path, "total_steps", steps, stop, "steps")
     _refuse_the_end(path, "stop_iters", _iterations(saved.checkpoint), stop, "iterations")
-    algorithm = restore(saved, env)
+    callbacks = callbacks or callbacks_of_run(saved.run)
+    changes = {} if callbacks is None else {"callbacks_class": callbacks}
+    algorithm = restore(saved, env, **changes)
     algorithm.run = Run.open(saved.run, keep=algorithm.config.keep_checkpoints_num)
     algorithm.run.truncate_to(steps)
     return algorithm, stop

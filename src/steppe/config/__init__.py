@@ -244,7 +244,7 @@ class AlgorithmConfig(ABC):
     """Ids of the policies that learn, or a function of an id that says whether; None is all."""
 
     callbacks_class: Any = run_field(None, section="callbacks", convert=parsed_callbacks)
-    """A Callbacks subclass, an instance of one, or a list of those; also written .callbacks(MyCallbacks)."""
+    """A Callbacks subclass, an object of one, "file.py:Class", or a list; also .callbacks(MyCallbacks)."""
 
     checkpoint_freq: int = run_field(0, section="checkpointing", check=at_least(0))
     """Iterations between automatic checkpoints in the run folder; 0 saves none."""
@@ -518,7 +518,8 @@ class AlgorithmConfig(ABC):
             raise ConfigError(
                 "runners on Ray are not available yet: evaluation_num_env_runners=0 evaluates in this process"
             )
-        own = [f"evaluation_config.{key}" for key in ("env", "env_config") if key in self.evaluation_config]
+        of_envs = ("env", "env_config", "max_episode_steps", "on_out_of_space")
+        own = [f"evaluation_config.{key}" for key in of_envs if key in self.evaluation_config]
         own += ["evaluation_num_envs"] if self.evaluation_num_envs is not None else []
         if self.evaluation_envs == "shared" and own:
             raise ConfigError(
@@ -549,7 +550,11 @@ class AlgorithmConfig(ABC):
         values["policies"] = [spec.policy_class for spec in (self.policies or {}).values()]
         files = {
             name: isinstance(env, str) and ":" in env
-            for name, env in (("env", self.env), ("evaluation_config", self.evaluation_config.get("env")))
+            for name, env in (
+                ("env", self.env),
+                ("callbacks_class", self.callbacks_class),
+                ("evaluation_config", self.evaluation_config.get("env")),
+            )
         }
         return sorted(name for name, value in values.items() if files.get(name) or not is_plain(value))
 

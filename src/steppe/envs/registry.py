@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
-import importlib
-import importlib.util
 import inspect
 import logging
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
@@ -24,6 +18,7 @@ from steppe.envs.context import EnvContext
 from steppe.envs.guards import OutOfSpace, show
 from steppe.envs.gym import GymEnv
 from steppe.envs.legacy_gym import LegacyGym, modern_step, modernize
+from steppe.envs.named_code import attribute_of, code_named, module_named
 from steppe.envs.vector import VectorRows, is_vector
 from steppe.errors import ConfigError
 from steppe.seeding import env_seed
@@ -229,13 +224,13 @@ def _creator_of_name(name: str) -> Creator:
     if not colon:
         raise _unknown(name)
     if place.endswith(".py"):
-        return _calling(_attribute(_module_of_file(place), attribute, name), attribute)
-    module = _module(place, name)
+        return _calling(code_named(name, "env"), attribute)
+    module = module_named(place, f"env {name!r}")
     if attribute in gymnasium.registry:  # Gymnasium's own "module:Env-v0"
         return _making(attribute)
     if attribute in _registered and attribute not in vars(module):  # the import registered it
         return _calling(_registered[attribute], attribute)
-    return _calling(_attribute(module, attribute, name), attribute)
+    return _calling(attribute_of(module, attribute, f"env {name!r}"), attribute)
 
 
 def _unknown(name: str) -> ConfigError:
@@ -310,59 +305,3 @@ def _fitting(creator: Callable[..., Any], keywords: Mapping[str, Any], name: str
 
 def _is_env(thing: Any) -> bool:
     return callable(getattr(thing, "reset", None)) and callable(getattr(thing, "step", None))
-
-
-def _module(place: str, name: str) -> ModuleType:
-    try:
-        return importlib.import_module(place)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{place}.".startswith(f"{error.name}."):
-            raise  # the module is there, something that it imports is not
-        raise ConfigError(f"env {name!r}: there is no module {error.name!r} to import") from None
-
-
-def _module_of_file(place: str) -> ModuleType:
-    path = Path(place).expanduser().resolve()
-    if not path.is_file():
-        raise ConfigError(f"there is no file {place!r} (looked for {path})")
-    digest = hashlib.sha256(f"{path}:{path.stat().st_mtime_ns}".encode()).hexdigest()[:12]
-    name = f"{path.stem}_{digest}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{place!r} cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        with _on_path(path.parent):
-            spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-@contextlib.contextmanager
-def _on_path(folder: Path) -> Iterator[None]:
-    """Let siblings of a file be imported while it is."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(str(folder))
-
-
-def _attribute(module: ModuleType, attribute: str, name: str) -> Callable[..., Any]:
-    found = getattr(module, attribute, None)
-    if found is None:
-        own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        near = difflib.get_close_matches(attribute, own, n=3) or sorted(own)[:8]
-        raise ConfigError(
-            f"env {name!r}: {attribute!r} is not in there; there is {', '.join(near) or 'nothing'}"
-        )
-    if not callable(found) or (_is_env(found) and not isinstance(found, type)):
-        raise ConfigError(f"env {name!r} is {show(found)}: name a class or a function")
-    creator: Callable[..., Any] = found
-    return creator

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 
+from steppe.envs.named_code import code_named
 from steppe.errors import ConfigError
 from steppe.sampling.metrics import EpisodeRecord, Sample
 from steppe.sampling.trajectories import batch_of, trajectories, write_back
@@ -122,21 +123,23 @@ class Callbacks:
         return {}
 
     def set_state(self, state: State) -> None:
-        """Go on from :meth:`get_state`."""
+        """Go on from what :meth:`get_state` gave; not called where it gave nothing."""
 
 
 def check_callbacks(given: Any) -> list[Any]:
-    """The callbacks of a config: one or a list of subclasses and objects, as a list.
+    """The callbacks of a config: subclasses, objects, and texts that name a class, one or a list, as a list.
 
     Raises:
         ConfigError: it is something else, a hook is misspelt, or takes an argument that there is not.
     """
-    found = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
+    parts = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
+    found = [code_named(one, "callbacks") if isinstance(one, str) and ":" in one else one for one in parts]
     for one in found:
         cls = one if isinstance(one, type) else type(one)
         if not issubclass(cls, Callbacks):
             raise ConfigError(
-                f"callbacks={one!r}: give a subclass of steppe.Callbacks, an object of one, or a list of them"
+                f"callbacks={one!r}: give a subclass of steppe.Callbacks, an object of one, a list of them, "
+                'or "file.py:Class"'
             )
         _check(cls)
     return found
@@ -181,8 +184,8 @@ def _check_arguments(where: str, name: str, parameters: Sequence[inspect.Paramet
     for one in parameters:
         if one.kind in (one.VAR_KEYWORD, one.VAR_POSITIONAL) or one.name in legal:
             continue
-        if one.default is one.empty or one.kind is one.KEYWORD_ONLY:
-            near = difflib.get_close_matches(one.name, legal, n=1)
+        near = difflib.get_close_matches(one.name, legal, n=1)
+        if near or one.default is one.empty:  # what has a default can do without
             meant = f"did you mean {near[0]!r}?" if near else f"it may take {', '.join(HOOKS[name])}"
             raise ConfigError(f"{where} takes {one.name!r}, which this hook is not given; {meant}")
 

@@ -49,12 +49,11 @@ class Run:
     """A run being written. Made by :meth:`create` or :meth:`open`; rows are on disk when a call returns.
 
     Attributes:
-        path: the folder.
         run_id: names this run in its checkpoints, whatever its folder is called.
     """
 
     def __init__(self, path: Path, record: dict[str, Any], keep: int) -> None:
-        self.path = path
+        self._asked, self._folder = path, path.absolute()
         self.run_id: str = record["run_id"]
         self._record = record
         self._keep = keep
@@ -132,6 +131,11 @@ class Run:
         for leftover in (folder / CHECKPOINTS).glob(".*.new-*"):  # of a save that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         return cls(folder, {**record, **_running()}, keep)
+
+    @property
+    def path(self) -> Path:
+        """The folder as it was asked for or, once the program changed its working folder, from the root."""
+        return self._asked if self._asked.absolute() == self._folder else self._folder
 
     @property
     def record(self) -> dict[str, Any]:
