@@ -6,6 +6,7 @@ import pytest
 from steppe.compat import ray
 from steppe.compat.agents import ppo
 from steppe.envs import registry
+from tests.compat.seed_programs import PRINTED
 
 SMALL = {
     "rollout_fragment_length": 64,
@@ -29,3 +30,10 @@ def quick(monkeypatch):
     gymnasium.registry.clear()
     gymnasium.registry.update(before)
     ray.shutdown()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What the seeds' programs printed, for the reader of a test run."""
+    for name, lines in PRINTED.items():
+        terminalreporter.section(f"printed by the seeds' program {name}", sep="-")
+        terminalreporter.write_line("\n".join(lines))

@@ -189,6 +189,9 @@ EDITS = {
 }
 """For each program its edits, in the order of the text."""
 
+PRINTED: dict[str, list[str]] = {}
+"""What programs printed in this test run, line by line; shown at its end."""
+
 WAITING = {
     "a multi-agent env, step by step": Waiting(
         "# Example: using a multi-agent env",

@@ -13,6 +13,7 @@ from steppe.compat.agents import ppo
 from steppe.envs import registry
 from tests.compat.seed_programs import (
     EDITS,
+    PRINTED,
     SEEDS,
     WAITING,
     damaged,
@@ -135,7 +136,7 @@ def baseline(folder, episodes):
     assert program("sample").count("range(10000)") == 1
     (folder / "sample.py").write_text(program("sample").replace("range(10000)", f"range({episodes})"))
     out = run_script(folder, "sample.py").stdout
-    print(out)
+    PRINTED["sample"] = out.strip().splitlines()
     assert re.fullmatch(r"\nbaseline cumulative reward: {1,4}-\d\.?\d?\n", out)
     return float(out.split()[-1])
 
@@ -154,7 +155,8 @@ def printed(tutorial):
     """What the training script prints, with its own five iterations."""
     (tutorial / "train.py").write_text(program("train"))
     done = run_script(tutorial, "train.py")
-    print(done.stdout, done.stderr, sep="\n")
+    PRINTED["train"] = done.stdout.splitlines()
+    print(done.stderr)
     return done
 
 
@@ -202,13 +204,15 @@ class EnoughError(Exception):
     """Ends a program that trains for ever."""
 
 
-def until(results):
+def until(results, name):
     """A ``print`` that keeps what it is given, until there is enough."""
     kept = []
+    PRINTED[name] = lines = []
 
     def keep(value):
         kept.append(value)
-        print({key: value[key] for key in ("training_iteration", "episode_reward_mean", "timesteps_total")})
+        shown = ("training_iteration", "episode_reward_mean", "timesteps_total")
+        lines.append(str({key: value[key] for key in shown}))
         if len(kept) == results:
             raise EnoughError
 
@@ -222,7 +226,7 @@ def execute(name, **names):
 
 
 def test_simple_corridor_trains_three_times(quick):
-    show = until(99)
+    show = until(99, "corridor")
     names = execute("corridor", print=show)
     assert [result["training_iteration"] for result in show.kept] == [1, 2, 3]
     assert show.kept[2]["timesteps_total"] == 192
@@ -234,14 +238,14 @@ def test_simple_corridor_trains_three_times(quick):
 @pytest.mark.slow
 def test_simple_corridor_learns_with_rllib_s_own_settings(monkeypatch):
     monkeypatch.setitem(ppo.DEFAULT_CONFIG, "seed", 0)
-    show = until(99)
+    show = until(99, "corridor")
     execute("corridor", print=show)["trainer"].stop()
     assert show.kept[0]["timesteps_total"] == 4000
     assert show.kept[2]["episode_reward_mean"] > show.kept[0]["episode_reward_mean"] + 1
 
 
 def test_an_env_class_and_then_its_creator(quick):
-    show = until(2)
+    show = until(2, "my_env")
     names = {"print": show}
     with pytest.raises(EnoughError):
         exec(compile(program("my_env"), "my_env.py", "exec"), names)
