@@ -27,8 +27,7 @@ from steppe.runners.evaluation import Evaluator
 from steppe.runners.local import LocalRunner
 from steppe.sampling.callbacks import hook_of, make_callbacks
 from steppe.sampling.metrics import EpisodeWindow, Sample, summarize
-from steppe.sampling.sampler import SMALLEST_NOISE
-from steppe.seeding import fresh_seed, stream
+from steppe.seeding import SMALLEST_NOISE, fresh_seed, stream
 from steppe.spaces import BadLeaf, collect, rows
 from steppe.types import DEFAULT_POLICY, Policy, State, Tree
 

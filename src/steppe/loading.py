@@ -12,7 +12,7 @@ import numpy as np
 from steppe import checkpoint
 from steppe.errors import CheckpointError, ConfigError, SpaceError
 from steppe.models.numpy_forward import Network
-from steppe.sampling.sampler import SMALLEST_NOISE
+from steppe.seeding import SMALLEST_NOISE
 from steppe.spaces import BadLeaf, collect, describe, rows
 from steppe.tracking.record import RECORD, checkpoint_of
 from steppe.types import DEFAULT_POLICY, Array, FloatArray, State, Tree

@@ -7,6 +7,9 @@ import numpy as np
 EVALUATION_RUNNER = 1 << 14
 """Runner index from which evaluation runners count, so that they never share a seed with training."""
 
+SMALLEST_NOISE = np.float32(2.0**-25)
+"""Least uniform that policies are given: float32 ones are multiples of 2**-24, so 0 stays out and 1 away."""
+
 _ODD = 0x2C1B3C6D  # any odd factor is a bijection modulo a power of two
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from steppe.envs.guards import show
 from steppe.errors import ConfigError
 
 
@@ -87,6 +86,6 @@ def attribute_of(module: ModuleType, attribute: str, what: str) -> Callable[...,
         near = difflib.get_close_matches(attribute, own, n=3) or sorted(own)[:8]
         raise ConfigError(f"{what}: {attribute!r} is not in there; there is {', '.join(near) or 'nothing'}")
     if not callable(found) or (not isinstance(found, type) and callable(getattr(found, "step", None))):
-        raise ConfigError(f"{what} is {show(found)}: name a class or a function")
+        raise ConfigError(f"{what} is {found!r:.60}: name a class or a function")
     creator: Callable[..., Any] = found
     return creator

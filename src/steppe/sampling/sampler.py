@@ -14,6 +14,7 @@ import numpy as np
 from steppe.sampling.callbacks import EpisodeHooks
 from steppe.sampling.lanes import AGENT, ENV, EPISODE, Lanes, select
 from steppe.sampling.metrics import EpisodeRecord, Sample
+from steppe.seeding import SMALLEST_NOISE
 from steppe.spaces import map_leaves, put, take, tupled
 from steppe.types import (
     AsyncEnv,
@@ -35,7 +36,6 @@ _NEVER_ENDS = (
     "if the env has no end of its own, set max_episode_steps to truncate its episodes"
 )
 _CUT_SHORT = "sampling failed or was interrupted before, in mid-fragment: restore a checkpoint, or build anew"
-SMALLEST_NOISE = np.float32(2.0**-25)  # float32 uniforms are multiples of 2**-24: this keeps 0 out and 1 away
 
 
 class _Ready(NamedTuple):
