@@ -258,6 +258,10 @@ def mistaken(**methods):
     return type("Mine", (Callbacks,), methods)
 
 
+async def sleeps(self, *, episode):
+    pass
+
+
 @pytest.mark.parametrize(
     ("given", "text"),
     [
@@ -277,6 +281,18 @@ def mistaken(**methods):
         (mistaken(on_train_result=lambda self, result, tune=None: 0), None),
         (mistaken(on_episode_end=lambda self, *, episode, metrics_logger=None: 0), None),
         (mistaken(on_episode_end=lambda self, *, episod=None: 0), r"takes 'episod'.*did you mean 'episode'"),
+        (mistaken(on_reward=lambda self, *, x: 0), r"A method of your own needs a name without on_"),
+        (mistaken(on_episode_end=5), r"Mine.on_episode_end must be a function.*it is 5"),
+        (mistaken(on_episode_end=sleeps), r"must be a function, and not an async one"),
+        (mistaken(on_episode_end=lambda episode: 0), r"is a method: its first parameter is self"),
+        (mistaken(on_episode_end=lambda self, episode, /: 0), r"takes 'episode' by position"),
+        (mistaken(on_episode_end=staticmethod(lambda episod: 0)), r"takes 'episod'"),
+        (mistaken(on_episode_end=staticmethod(lambda episode: 0)), None),
+        (mistaken(on_episode_end=classmethod(lambda cls, episode: 0)), None),
+        (
+            mistaken(__init__=lambda self, size: None),
+            r"callbacks Mine takes arguments: give an object, Mine\(",
+        ),
         (Counting, r"a subclass of steppe.Callbacks"),
         ("Diary", r"callbacks='Diary'"),
     ],
@@ -325,3 +341,64 @@ def test_an_agent_that_is_not_there_is_named():
 
     with tiny(Wrong).build() as algo, pytest.raises(KeyError, match=r"no agent 'agent_7'.*agent0"):
         algo.train()
+
+
+def test_a_hook_that_an_object_got_for_itself_is_called():
+    ends = []
+    mine = Callbacks()
+    mine.on_episode_end = lambda episode: ends.append(episode.total_reward)
+    with tiny(mine).build() as algo:
+        algo.train()
+    assert ends == [15.0] * 4
+
+
+def test_statistics_that_are_no_numbers_are_named():
+    class Text(Callbacks):
+        def on_learn_on_batch(self, *, result):
+            result["name"] = "x"
+
+    with tiny(Text).build() as algo, pytest.raises(steppe.ConfigError, match=r"result\['name'\] 'x'"):
+        algo.train()
+
+
+def test_keys_of_a_result_that_a_hook_removed_are_still_there():
+    class Clear(Callbacks):
+        def on_train_result(self, *, result):
+            result.clear()
+            result["mine"] = 1
+
+    with tiny(Clear).build() as algo:
+        result = algo.train()
+    assert (result["mine"], result["timesteps_total"]) == (1, 24)
+
+
+circle: list = []
+circle.append(circle)
+
+
+@pytest.mark.parametrize(
+    "value", [np.ma.masked_array([1], [0]), np.str_("x"), circle, {1: 2}, np.array("x"), set()]
+)
+def test_data_that_no_checkpoint_can_hold_is_left_out_and_said(value, tmp_path, caplog):
+    class Keeps(Callbacks):
+        def on_episode_start(self, *, episode):
+            episode.user_data["mine"] = value
+            episode.user_data["fine"] = (np.float64(1.5), [None, {"a": np.arange(3)}])
+
+    with tiny(Keeps).build() as algo, caplog.at_level(logging.WARNING):
+        algo.train()
+        path = algo.save(tmp_path / "c")
+    assert "user_data['mine'] is nothing that a checkpoint can hold" in caplog.text
+    owners, _ = checkpoint.load(path)
+    assert set(owners["runner"]["hooks"][0]["user_data"]) == {"fine"}
+
+
+def test_callbacks_that_come_to_a_running_episode_are_told_of_the_next_one(tmp_path):
+    with tiny(None).build() as algo:
+        algo.train()
+        path = algo.save(tmp_path / "c")
+    diary = Diary()
+    with steppe.load(path, env=Counting, callbacks_class=diary) as algo:
+        algo.train()
+    assert [what for what, _, _ in diary.lines[:2]] == ["start", "start"]
+    assert {id.rpartition("-")[2] for _, _, id in diary.lines} == {"3", "4"}

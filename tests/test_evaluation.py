@@ -52,7 +52,7 @@ def _none_built():
 
 
 def tiny(**changes):
-    return steppe.PPOConfig(env=Plant, **{**TINY, "write_run": False, **changes})
+    return steppe.PPOConfig(**{"env": Plant, **TINY, "write_run": False, **changes})
 
 
 def test_a_number_of_timesteps_awaits_every_episode_that_began_within_it():
@@ -109,8 +109,8 @@ def test_shared_envs_are_the_training_envs_and_training_goes_on_in_them():
         assert (result["timesteps_this_iter"], result["episodes_this_iter"]) == (26, 4)
         assert result["evaluation"]["episodes_this_iter"] == 3
         assert result["evaluation"]["episode_len_mean"] == 5.0
-        # Each evaluation: the other two steps of two episodes, then three episodes.
-        assert result["evaluation"]["timesteps_this_iter"] == 2 * 2 + 3 * 5
+        # The other two steps of two episodes are played first, and not counted.
+        assert result["evaluation"]["timesteps_this_iter"] == 3 * 5
     assert results[-1]["timesteps_total"] == 3 * 26
 
 
@@ -195,3 +195,125 @@ def test_evaluation_settings_that_contradict_each_other_are_refused():
     with pytest.raises(steppe.ConfigError, match="evaluation_duration_unit"):
         tiny(evaluation_duration_unit="hours")
     assert Plant.built == 0
+
+
+class Long(Plant):
+    """Episodes that outlive an iteration, of another length each."""
+
+    def reset(self, *, seed=None, options=None):
+        found = super().reset(seed=seed)
+        self.length = int(self.np_random.integers(20, 60))
+        return found
+
+
+class Diary(steppe.Callbacks):
+    """Counts what it is told, and refuses to be told of what it did not see begin."""
+
+    def __init__(self):
+        self.told = {}
+
+    def tell(self, what, worker):
+        name = f"{what} {'evaluation' if worker.in_evaluation else 'training'}"
+        self.told[name] = self.told.get(name, 0) + 1
+
+    def on_episode_start(self, *, episode, worker):
+        assert (episode.length, episode.total_reward) == (0, 0.0)
+        episode.user_data["steps"] = 0
+        self.tell("start", worker)
+
+    def on_episode_step(self, *, episode, worker):
+        episode.user_data["steps"] += 1
+
+    def on_episode_end(self, *, episode, worker):
+        assert episode.user_data["steps"] == episode.length
+        episode.custom_metrics["steps"] = episode.length
+        self.tell("end", worker)
+
+    def get_state(self):
+        return {"told": self.told}
+
+    def set_state(self, state):
+        self.told = dict(state["told"])
+
+
+def test_hooks_and_exact_resume_while_episodes_outlive_an_iteration_in_shared_envs(tmp_path):
+    shared = {"evaluation_envs": "shared", "evaluation_interval": 2, "evaluation_duration": 4, "env": Long}
+    with tiny(**shared, callbacks_class=Diary).build() as algo:
+        algo.train()
+        algo.train()
+        path = algo.save(tmp_path / "c")
+        for _ in range(4):
+            algo.train()
+        expected = algo.get_state()
+    with steppe.load(path, env=Long, callbacks_class=Diary) as algo:
+        for _ in range(4):
+            algo.train()
+        for owner, state in algo.get_state().items():
+            assert checkpoint.diff(expected[owner], state) == []
+    told = expected["callbacks"]["0"]["told"]
+    assert told["end evaluation"] == 12
+    assert told["start training"] > told.get("end training", 0)  # those that evaluations ended got no end
+
+
+def test_after_a_failed_evaluation_in_shared_envs_only_a_restore_goes_on(tmp_path):
+    class Boom(steppe.Callbacks):
+        def on_episode_step(self, *, episode, worker):
+            if worker.in_evaluation and episode.length == 3:
+                raise ZeroDivisionError("mine")
+
+    with tiny(evaluation_envs="shared", env=Long, callbacks_class=Boom).build() as algo:
+        algo.train()
+        path = algo.save(tmp_path / "c")
+        with pytest.raises(ZeroDivisionError, match="mine"):
+            algo.evaluate(2)
+        for use in (algo.train, lambda: algo.save(tmp_path / "d")):
+            with pytest.raises(RuntimeError, match="restore a checkpoint"):
+                use()
+        algo.restore(path)
+        assert algo.train()["training_iteration"] == 2
+
+
+def test_timesteps_in_shared_envs_are_those_of_the_evaluation():
+    changes = {"evaluation_duration_unit": "timesteps", "evaluation_duration": 30, "env": Long}
+    with tiny(evaluation_envs="shared", **changes).build() as algo:
+        algo.train()
+        result = algo.evaluate()
+    assert result["episodes_this_iter"] >= 2  # each env began at least one, and ended it
+    lengths = result["episode_len_mean"] * result["episodes_this_iter"]
+    assert result["timesteps_this_iter"] == pytest.approx(lengths)
+
+
+def test_callbacks_of_the_evaluation_keep_their_state(tmp_path):
+    own = {"evaluation_interval": 1, "evaluation_config": {"callbacks": Diary}}
+    with tiny(**own).build() as algo:
+        algo.train()
+        path = algo.save(tmp_path / "c")
+        algo.train()
+        expected = algo.get_state()["evaluator"]
+    with steppe.load(path, env=Plant, evaluation_config={"callbacks": Diary}) as algo:
+        algo.train()
+        assert checkpoint.diff(expected, algo.get_state()["evaluator"]) == []
+    assert expected["callbacks"]["0"]["told"]["end evaluation"] == 20
+
+
+def test_ids_of_episodes_are_unique_in_the_run():
+    ids = []
+
+    class Watch(steppe.Callbacks):
+        def on_episode_start(self, *, episode):
+            ids.append(episode.id)
+
+    with tiny(evaluation_interval=1, callbacks_class=Watch).build() as algo:
+        algo.train()
+        algo.train()
+    assert len(ids) == len(set(ids)) > 20
+
+
+def test_a_score_that_a_hook_made_no_number_is_named():
+    class Judge(steppe.Callbacks):
+        def on_evaluate_end(self, *, evaluation_metrics):
+            evaluation_metrics["episode_reward_mean"] = None
+
+    text = "episode_reward_mean None: it must be one number"
+    with tiny(callbacks_class=Judge).build() as algo, pytest.raises(steppe.ConfigError, match=text):
+        algo.evaluate(1)

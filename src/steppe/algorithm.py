@@ -25,7 +25,7 @@ from steppe.learning.startup import give_back_memory, prepare_jax
 from steppe.loading import POLICIES, read_checkpoint
 from steppe.runners.evaluation import Evaluator
 from steppe.runners.local import LocalRunner
-from steppe.sampling.callbacks import hook_of, make_callbacks
+from steppe.sampling.callbacks import get_callbacks_state, hook_of, make_callbacks, set_callbacks_state
 from steppe.sampling.metrics import EpisodeWindow, Sample, summarize
 from steppe.seeding import SMALLEST_NOISE, fresh_seed, stream
 from steppe.spaces import BadLeaf, collect, rows
@@ -177,12 +177,12 @@ class Algorithm:
         self._evaluated = float("nan")
         if config.evaluation_interval and self._iteration % config.evaluation_interval == 0:
             evaluation = self.evaluate()
-            self._evaluated = evaluation["episode_reward_mean"]
+            self._evaluated = float(evaluation["episode_reward_mean"])
             result = Result({**result, "evaluation": evaluation})
         if self._callbacks:
             values = dict(result)
             self._call("on_train_result", result=values)
-            result = Result(values)
+            result = Result({**result, **values})
         if self._run is not None or config.write_run:
             self._record(result, samples)
         return result
@@ -290,8 +290,12 @@ class Algorithm:
             "timesteps_this_iter": sample.env_steps,
             "env_health": dict(self._evaluator.runner.health()),
         }
-        self._call("on_evaluate_end", evaluation_metrics=metrics)
-        return Result(metrics)
+        changed = dict(metrics)
+        self._call("on_evaluate_end", evaluation_metrics=changed)
+        score = changed.get("episode_reward_mean", 0.0)
+        if isinstance(score, bool) or not isinstance(score, int | float | np.number):
+            raise ConfigError(f"on_evaluate_end made episode_reward_mean {score!r}: it must be one number")
+        return Result({**metrics, **changed})
 
     def _make_evaluator(self) -> Evaluator:
         return Evaluator(self.config, self._policies, self._callbacks, self.runner)
@@ -363,7 +367,7 @@ class Algorithm:
                 "best_evaluation": self._best_evaluation,
             },
             "actions": {"rng": self._noise.bit_generator.state},
-            "callbacks": {str(i): one.get_state() for i, one in enumerate(self._callbacks)},
+            "callbacks": get_callbacks_state(self._callbacks),
             "learner": self._learner.get_state(),
             "runner": self.runner.get_state(),
         }
@@ -409,9 +413,7 @@ class Algorithm:
             raise CheckpointError(f"a checkpoint of {meta.get('algo')}, not of {self.config.algo_name}")
         before = self._learner.get_state()
         self._learner.set_state(owners["learner"])
-        for i, one in enumerate(self._callbacks):  # first: they may shape the envs that are replayed
-            if owners["callbacks"].get(str(i)):
-                one.set_state(owners["callbacks"][str(i)])
+        set_callbacks_state(self._callbacks, owners["callbacks"])  # first: they may shape envs to be replayed
         try:
             notes = self._adopt_envs(owners, meta) if resume else []
         except BaseException:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from steppe.errors import ConfigError
 from steppe.sampling.trajectories import batch_of, trajectories, write_back
+from steppe.spaces import DiscreteSpec
 from steppe.types import Rollout
 
 
@@ -42,6 +45,8 @@ def rollout(lanes, **changes):
     )
     return Rollout(**{**given, **changes})
 
+
+POLICY = SimpleNamespace(action=DiscreteSpec(6, 0), to_env=lambda column: column)
 
 LANES = [
     # red's episode 0 ends with 3 rows; its episode 1 is cut off after two.
@@ -91,7 +96,7 @@ def test_what_is_written_back_is_where_learning_looks():
     batch["rewards"] = [7.0, 8.0]
     batch["obs"] += 1.0
     batch["action_logp"][:] = -9.0
-    write_back(whole, part, batch)
+    write_back(whole, part, batch, POLICY)
     before[1:3, 0] = 7.0, 8.0
     np.testing.assert_array_equal(whole.reward, before)
     assert whole.obs[:4, 0, 0].tolist() == [1.0, 11.0, 20.0, 0.0]
@@ -110,8 +115,38 @@ def test_a_column_of_another_shape_is_named(name, value):
     else:
         batch[name] = value
     with pytest.raises(ConfigError, match=rf"column '{name}' of a trajectory came back as"):
-        write_back(whole, part, batch)
+        write_back(whole, part, batch, POLICY)
 
 
 def test_nobody_has_acted_yet():
     assert trajectories(rollout(LANES, action=None)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("terminateds", [False, False], "an end cannot come or go"),
+        ("terminateds", [True, True], "an end cannot come or go"),
+        ("truncateds", [True, False], "an end cannot come or go"),
+        ("rewards", [np.nan, 0.0], "'rewards' of a trajectory came back with NaN"),
+        ("actions", [0.5, 1.0], "'actions' of a trajectory came back as float64, not int32"),
+        ("actions", [0, 77], r"no action, actions: expected .*0 to 5.*77"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_refused(name, value, text):
+    whole = rollout(LANES)
+    part = trajectories(whole)[0]
+    before = whole.reward.copy()
+    with pytest.raises(ConfigError, match=text):
+        write_back(
+            whole, part, {**batch_of(whole, part), "rewards": [3.0, 4.0], name: np.array(value)}, POLICY
+        )
+    np.testing.assert_array_equal(whole.reward, before)  # all of it or nothing
+
+
+def test_an_end_may_change_its_kind():
+    whole = rollout(LANES)
+    part = trajectories(whole)[0]
+    ends = {"terminateds": np.array([False, False]), "truncateds": np.array([False, True])}
+    write_back(whole, part, {**batch_of(whole, part), **ends}, POLICY)
+    assert (whole.terminated[2, 0], whole.truncated[2, 0]) == (False, True)

@@ -153,3 +153,7 @@ class IndependentLearner(Learner):
 
 def _tell(hook: Callable[..., None], policy: Policy, result: Stats, batch: dict[str, Any]) -> None:
     hook(policy=policy, train_batch=batch, result=result)
+    for name, value in result.items():
+        if np.ndim(value) or not isinstance(value, int | float | np.number | np.ndarray):
+            raise ConfigError(f"on_learn_on_batch made result[{name!r}] {value!r:.60}: it must be one number")
+        result[name] = float(value)

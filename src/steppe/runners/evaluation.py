@@ -8,7 +8,7 @@ from typing import final
 
 from steppe.config import AlgorithmConfig
 from steppe.runners.local import LocalRunner
-from steppe.sampling.callbacks import Callbacks, make_callbacks
+from steppe.sampling.callbacks import Callbacks, get_callbacks_state, make_callbacks, set_callbacks_state
 from steppe.sampling.metrics import Sample
 from steppe.seeding import EVALUATION_RUNNER
 from steppe.types import Policy, State, Weights
@@ -36,15 +36,14 @@ class Evaluator:
         if "env_config" in changes:  # says what differs; the rest of the env's arguments stays
             changes["env_config"] = {**config.env_config, **changes["env_config"]}
         own = config.copy(**changes)
-        if "callbacks_class" in config.evaluation_config:
-            callbacks = make_callbacks(own.callbacks_class)
+        self._own = make_callbacks(own.callbacks_class) if "callbacks_class" in changes else ()
         self._training = training if config.evaluation_envs == "shared" else None
         self._explore = bool(config.evaluation_config.get("explore", False))
         self._timed = config.evaluation_duration_unit == "timesteps"
         self._duration = config.evaluation_duration
         self.runner = LocalRunner(
             own,
-            callbacks=callbacks,
+            callbacks=self._own if "callbacks_class" in changes else callbacks,
             seed_runner=EVALUATION_RUNNER,
             num_envs=config.evaluation_num_envs,
             env=None if self._training is None else self._training.env,
@@ -71,28 +70,38 @@ class Evaluator:
         sampler = self.runner.sampler
         sampler.explore = self._explore if explore is None else explore
         sampler.set_weights(weights)
-        # In shared envs, training episodes that are under way are played to their end and not counted.
-        ongoing = set() if self._training is None else sampler.adopt()
-        if episodes is None and self._timed:
-            (sample,) = self.runner.sample()
-        else:
-            count, envs = self._duration if episodes is None else episodes, self.runner.env.num_envs
-            sample = self.runner.sample_episodes([count // envs + (i < count % envs) for i in range(envs)])
-        if self._training is not None:
+        if self._training is None:
+            return self._play(episodes)
+        try:
+            sampler.adopt(anew=True)
+            # Training episodes that are under way are played to their end, and count for nothing.
+            sampler.sample_episodes([0] * self.runner.env.num_envs)
+            sample = self._play(episodes)
             self._training.sampler.adopt()
-            sample.episodes = [e for e in sample.episodes if (e.env, e.episode) not in ongoing]
+        except BaseException:
+            self._training.sampler.abandon()
+            raise
         return sample
 
+    def _play(self, episodes: int | None) -> Sample:
+        if episodes is None and self._timed:
+            (sample,) = self.runner.sample()
+            return sample
+        count, envs = self._duration if episodes is None else episodes, self.runner.env.num_envs
+        return self.runner.sample_episodes([count // envs + (i < count % envs) for i in range(envs)])
+
     def get_state(self) -> State:
-        """Of the envs, too, unless they are the training runner's."""
-        sampler = self.runner.sampler
-        return sampler.get_state() if self._training is None else {"rng": sampler.rng.bit_generator.state}
+        """Of its callbacks, its noise, and of the envs unless they are the training runner's."""
+        own = {"rng": self.runner.sampler.rng.bit_generator.state}
+        runner = self.runner.get_state() if self._training is None else own
+        return {"callbacks": get_callbacks_state(self._own), "runner": runner}
 
     def set_state(self, state: State) -> list[str]:
         """Go on from :meth:`get_state`; returns what could not be restored exactly."""
+        set_callbacks_state(self._own, state["callbacks"])
         if self._training is None:
-            return self.runner.set_state(state)
-        self.runner.sampler.rng.bit_generator.state = state["rng"]
+            return self.runner.set_state(state["runner"])
+        self.runner.sampler.rng.bit_generator.state = state["runner"]["rng"]
         return []
 
     def close(self) -> None:

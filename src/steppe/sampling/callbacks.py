@@ -141,21 +141,41 @@ def check_callbacks(given: Any) -> list[Any]:
                 f"callbacks={one!r}: give a subclass of steppe.Callbacks, an object of one, a list of them, "
                 'or "file.py:Class"'
             )
-        _check(cls)
+        _check(one)
     return found
 
 
 def make_callbacks(given: Any) -> tuple[Callbacks, ...]:
     """The callbacks of a config, which :func:`check_callbacks` passes, as objects."""
-    return tuple(one() if isinstance(one, type) else one for one in check_callbacks(given))
+    found = check_callbacks(given)
+    for one in found:
+        needed = inspect.signature(one).parameters.values() if isinstance(one, type) else ()
+        if any(p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in needed):
+            raise ConfigError(
+                f"callbacks {one.__name__} takes arguments: give an object, {one.__name__}(...)"
+            )
+    return tuple(one() if isinstance(one, type) else one for one in found)
+
+
+def get_callbacks_state(callbacks: Sequence[Callbacks]) -> State:
+    """What each of them keeps, by its place."""
+    return {str(i): one.get_state() for i, one in enumerate(callbacks)}
+
+
+def set_callbacks_state(callbacks: Sequence[Callbacks], state: State) -> None:
+    """Hand each of them back what it kept, if it kept anything."""
+    for i, one in enumerate(callbacks):
+        if state.get(str(i)):
+            one.set_state(state[str(i)])
 
 
 def hook_of(callbacks: Sequence[Callbacks], name: str) -> Hook | None:
     """One function for all overrides of a hook, in their order; None if there is none."""
+    own = getattr(Callbacks, name)
     overrides = [
         _fitted(getattr(one, name))
         for one in callbacks
-        if getattr(type(one), name) is not getattr(Callbacks, name)
+        if getattr(getattr(one, name), "__func__", None) is not own
     ]
     if len(overrides) <= 1:
         return overrides[0] if overrides else None
@@ -167,21 +187,36 @@ def hook_of(callbacks: Sequence[Callbacks], name: str) -> Hook | None:
     return every
 
 
-def _check(cls: type[Callbacks]) -> None:
-    for name, method in inspect.getmembers(cls, callable):
-        if name.startswith("on_") and name not in HOOKS:
+def _check(one: Any) -> None:
+    """Look at everything that is named like a hook, of a class or of an object."""
+    cls = one if isinstance(one, type) else type(one)
+    own = (
+        {} if isinstance(one, type) else {k: v for k, v in getattr(one, "__dict__", {}).items() if k in HOOKS}
+    )
+    for name, value in [(name, inspect.getattr_static(cls, name)) for name in dir(cls)] + list(own.items()):
+        where = f"{cls.__name__}.{name}"
+        if not name.startswith("on_") or value is vars(Callbacks).get(name):
+            continue
+        if name not in HOOKS:
             near = difflib.get_close_matches(name, HOOKS, n=1, cutoff=0.5)
             meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(HOOKS)}"
-            raise ConfigError(f"{cls.__name__}.{name} is no hook; {meant}")
-        if name in HOOKS and method is not getattr(Callbacks, name):
-            _check_arguments(
-                f"{cls.__name__}.{name}", name, list(inspect.signature(method).parameters.values())[1:]
-            )
+            raise ConfigError(f"{where} is no hook; {meant} A method of your own needs a name without on_")
+        function = getattr(value, "__func__", value)
+        if not callable(function) or inspect.iscoroutinefunction(function):
+            raise ConfigError(f"{where} must be a function, and not an async one; it is {value!r:.60}")
+        parameters = list(inspect.signature(function).parameters.values())
+        if name not in own and not isinstance(value, staticmethod):
+            if not parameters or parameters[0].name in HOOKS[name]:
+                raise ConfigError(f"{where} is a method: its first parameter is self")
+            del parameters[0]
+        _check_arguments(where, name, parameters)
 
 
 def _check_arguments(where: str, name: str, parameters: Sequence[inspect.Parameter]) -> None:
     legal = [*HOOKS[name], *(new for new, old in SYNONYMS.items() if old in HOOKS[name])]
     for one in parameters:
+        if one.kind is one.POSITIONAL_ONLY:
+            raise ConfigError(f"{where} takes {one.name!r} by position; hooks get their arguments by keyword")
         if one.kind in (one.VAR_KEYWORD, one.VAR_POSITIONAL) or one.name in legal:
             continue
         near = difflib.get_close_matches(one.name, legal, n=1)
@@ -211,7 +246,7 @@ class Episode:
     """A running episode, or one that just ended, as hooks see it.
 
     Attributes:
-        id: unique in the run.
+        id: unique in the run; those of evaluations begin with "e".
         env_index: of its env in the runner.
         worker_index: of the runner.
         number: counts the episodes of that env.
@@ -222,8 +257,8 @@ class Episode:
         custom_metrics: numbers by name; at the end of the episode they go into the result.
     """
 
-    def __init__(self, worker: int, env: int, episode: int) -> None:
-        self.id = f"{worker}-{env}-{episode}"
+    def __init__(self, worker: int, env: int, episode: int, place: str = "") -> None:
+        self.id = f"{place}{worker}-{env}-{episode}"
         self.env_index, self.worker_index, self.number = env, worker, episode
         self.length, self.total_reward = 0, 0.0
         self.agent_rewards: dict[str, float] = {}
@@ -311,8 +346,10 @@ class EpisodeHooks:
                 *("on_sample_end", "on_postprocess_trajectory"),
             )
         )
+        self._place = "e" if around.worker.in_evaluation else ""
         self._live: dict[int, SlotInfo] = {}
-        self._open: dict[tuple[int, int], Episode] = {}
+        # None: it was under way before anybody looked, so nobody is told of it.
+        self._open: dict[tuple[int, int], Episode | None] = {}
         self._ended: dict[tuple[int, int], Episode] = {}
 
     @property
@@ -334,28 +371,40 @@ class EpisodeHooks:
         for info in [info for step in steps for info in step.opened]:
             key = info.env, info.episode
             if key not in self._open:
-                begun[key] = self._open[key] = Episode(self._index, info.env, info.episode)
-            self._open[key].enter(info.agent, policy_of(info.slot))
+                self._open[key] = begun[key] = Episode(self._index, *key, self._place)
             self._live[info.slot] = info
+            if (episode := self._open[key]) is not None:
+                episode.enter(info.agent, policy_of(info.slot))
         stepped: dict[tuple[int, int], Episode] = {}
         for step in steps:
-            obs, final = map_leaves(np.copy, step.obs), step.terminated | step.truncated
-            for row, slot in enumerate(step.slot.tolist()):
-                info = self._live.pop(slot) if final[row] else self._live[slot]
-                key = info.env, info.episode
-                self._open[key].see(info, step, row, obs)
-                if key not in begun:
-                    stepped[key] = self._open[key]
+            self._see(step, begun, stepped)
         for episode in stepped.values():
             self._call(self._step, episode)
-        for end in [end for step in steps for end in step.closed]:
-            episode = self._ended[end.env, end.episode] = self._open.pop((end.env, end.episode))
-            episode.length = end.length
-            record = next(r for r in reversed(records) if (r.env, r.episode) == (end.env, end.episode))
-            record.custom_metrics = episode.custom_metrics  # the same dict: hooks may still add to it
-            self._call(self._end, episode)
+        for key in [(end.env, end.episode) for step in steps for end in step.closed]:
+            if (ended := self._open.pop(key, None)) is not None:
+                record = next(r for r in reversed(records) if (r.env, r.episode) == key)
+                record.custom_metrics = ended.custom_metrics  # the same dict: hooks may still add to it
+                self._ended[key] = ended
+                ended.length = record.length
+                self._call(self._end, ended)
         for episode in begun.values():
             self._call(self._start, episode)
+
+    def _see(
+        self,
+        step: TimeStep,
+        begun: Mapping[tuple[int, int], Episode],
+        stepped: dict[tuple[int, int], Episode],
+    ) -> None:
+        """Take in the rows of one TimeStep; ``stepped`` gets the episodes that they belong to."""
+        obs, final = map_leaves(np.copy, step.obs), step.terminated | step.truncated
+        for row, slot in enumerate(step.slot.tolist()):
+            info = self._live.pop(slot) if final[row] else self._live[slot]
+            key = info.env, info.episode
+            if (episode := self._open[key]) is not None:
+                episode.see(info, step, row, obs)
+                if key not in begun:
+                    stepped[key] = episode
 
     def sampled(self, sample: Sample) -> None:
         """Call the hooks of a complete fragment."""
@@ -372,19 +421,21 @@ class EpisodeHooks:
 
     def get_state(self) -> list[State]:
         """The open episodes; of ``user_data`` what a checkpoint can hold."""
-        return [episode.get_state() for episode in self._open.values()]
+        return [episode.get_state() for episode in self._open.values() if episode is not None]
 
     def set_state(
         self, state: Sequence[State], live: Sequence[SlotInfo], policy_of: Callable[[int], str]
     ) -> None:
         """Go on from :meth:`get_state`, with the slots that are live."""
         self._live, self._ended = {info.slot: info for info in live}, {}
-        keys = dict.fromkeys((info.env, info.episode) for info in live)
-        self._open = {key: Episode(self._index, *key) for key in keys}
+        self._open = dict.fromkeys((info.env, info.episode) for info in live)
         for saved in state:
-            self._open[saved["env"], saved["episode"]].set_state(saved)
-        for info in live:
-            self._open[info.env, info.episode].enter(info.agent, policy_of(info.slot))
+            key = saved["env"], saved["episode"]
+            self._open[key] = episode = Episode(self._index, *key, self._place)
+            episode.set_state(saved)
+            for info in live:
+                if (info.env, info.episode) == key:
+                    episode.enter(info.agent, policy_of(info.slot))
 
     def _call(self, hook: Hook | None, episode: Episode) -> None:
         if hook is not None:
@@ -403,24 +454,28 @@ class EpisodeHooks:
             )
         for (rollout, part), batch in zip(found, batches, strict=True):
             key = part.env, part.episode
+            episode = self._ended.get(key) or self._open.get(key)
+            if episode is None:
+                continue
             hook(
                 worker=self._around.worker,
-                episode=self._ended[key] if key in self._ended else self._open[key],
+                episode=episode,
                 agent_id=part.agent,
                 policy_id=rollout.policy,
                 policies=self._around.policies,
                 postprocessed_batch=batch,
                 original_batches=together[key],
             )
-            write_back(rollout, part, batch)
+            write_back(rollout, part, batch, self._around.policies[rollout.policy])
 
 
-def _storable(value: Any) -> bool:
-    """Whether a checkpoint can hold it."""
-    if isinstance(value, Mapping):
-        return all(isinstance(key, str) and _storable(item) for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return all(map(_storable, value))
-    if isinstance(value, np.ndarray | np.generic):
-        return not value.dtype.hasobject and value.dtype.names is None
-    return value is None or isinstance(value, bool | int | float | str)
+def _storable(value: Any, depth: int = 0) -> bool:
+    """Whether a checkpoint can hold it; what is nested deeper than 20 may go in circles."""
+    if type(value) is dict:
+        items = value.items()
+        return depth < 20 and all(type(key) is str and _storable(item, depth + 1) for key, item in items)
+    if type(value) in (list, tuple):
+        return depth < 20 and all(_storable(item, depth + 1) for item in value)
+    if type(value) is np.ndarray or isinstance(value, np.generic):
+        return value.dtype.kind in "biuf"
+    return value is None or type(value) in (bool, int, float, str)

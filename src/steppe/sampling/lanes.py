@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -256,6 +257,35 @@ class Lanes:
         self.lane_of[np.asarray(state["slots"], np.int64)] = live
         self._state0 = None
         self._top, self._free = 1, np.asarray(state["free"], np.int64)
+
+
+class Ready(NamedTuple):
+    """Rows of one policy that await an action."""
+
+    policy: int
+    slots: IntArray
+    obs: Tree
+    t: IntArray
+
+    def where(self, mask: BoolArray) -> Ready:
+        """Those of them that ``mask`` picks."""
+        index = np.flatnonzero(mask)
+        return Ready(self.policy, self.slots[index], take(self.obs, index), self.t[index])
+
+
+def in_order(ready: Sequence[Ready], identity: Array) -> list[Ready]:
+    """One batch a policy, by env: the same after a restore, so that noise falls on the same rows."""
+    merged = []
+    for policy in sorted({rows.policy for rows in ready}):
+        parts = [rows for rows in ready if rows.policy == policy]
+        slots = np.concatenate([rows.slots for rows in parts])
+        obs = parts[0].obs
+        if len(parts) > 1:
+            obs = map_leaves(lambda *leaves: np.concatenate(leaves), *[rows.obs for rows in parts])
+        order = np.lexsort((slots, identity[slots, ENV]))
+        t = np.concatenate([rows.t for rows in parts])[order]
+        merged.append(Ready(policy, slots[order], take(obs, order), t))
+    return merged
 
 
 def select(step: TimeStep, index: IntArray) -> TimeStep:

@@ -7,18 +7,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from steppe.sampling.callbacks import EpisodeHooks
-from steppe.sampling.lanes import AGENT, ENV, EPISODE, Lanes, select
+from steppe.sampling.lanes import AGENT, ENV, EPISODE, Lanes, Ready, in_order, select
 from steppe.sampling.metrics import EpisodeRecord, Sample
 from steppe.seeding import SMALLEST_NOISE
 from steppe.spaces import map_leaves, put, take, tupled
 from steppe.types import (
     AsyncEnv,
-    BoolArray,
     IntArray,
     Policy,
     SlotInfo,
@@ -36,19 +35,6 @@ _NEVER_ENDS = (
     "if the env has no end of its own, set max_episode_steps to truncate its episodes"
 )
 _CUT_SHORT = "sampling failed or was interrupted before, in mid-fragment: restore a checkpoint, or build anew"
-
-
-class _Ready(NamedTuple):
-    """Rows of one policy that await an action."""
-
-    policy: int
-    slots: IntArray
-    obs: Tree
-    t: IntArray
-
-    def where(self, mask: BoolArray) -> _Ready:
-        index = np.flatnonzero(mask)
-        return _Ready(self.policy, self.slots[index], take(self.obs, index), self.t[index])
 
 
 @dataclass(slots=True)
@@ -111,7 +97,7 @@ class Sampler:
         self._agents: dict[str, int] = {}
         self._live: dict[int, SlotInfo] = {}
         self._episodes: dict[tuple[int, int], EpisodeRecord] = {}
-        self._pending: list[_Ready] = []
+        self._pending: list[Ready] = []
         self._started, self._sequence, self._tally = False, 0, _Tally()
         self._cut_short = False
         self._policy_of = np.zeros(0, np.int64)
@@ -147,7 +133,7 @@ class Sampler:
         if self._complete:
             ready = self._finish(ready, [0] * self.env.num_envs, self._under_way(ready) - earlier)
             self._tally.episodes = [e for e in self._tally.episodes if (e.env, e.episode) not in earlier]
-        self._pending = self._in_order(ready)
+        self._pending = in_order(ready, self._identity)
         return self._close(self.env.env_steps - before)
 
     def sample_episodes(self, quota: Sequence[int]) -> Sample:
@@ -158,14 +144,14 @@ class Sampler:
         if not self._started:
             self._begin()
         before = self.env.env_steps
-        self._pending = self._in_order(self._finish(self._pending, list(quota), set()))
+        self._pending = in_order(self._finish(self._pending, list(quota), set()), self._identity)
         return self._close(self.env.env_steps - before)
 
     def _begin(self) -> None:
         """The first poll, which resets the envs."""
         self._pending, self._started = self._receive(self.env.poll()), True
 
-    def _round(self, ready: Sequence[_Ready]) -> list[_Ready]:
+    def _round(self, ready: Sequence[Ready]) -> list[Ready]:
         """Choose, write, send: in this order, or lanes would hold the next observation. Then poll."""
         began = perf_counter()
         for policy, slots, obs, _ in ready:
@@ -188,15 +174,13 @@ class Sampler:
         self._tally.inference_time += acted - began
         return self._receive(steps)
 
-    def _finish(
-        self, ready: Sequence[_Ready], quota: list[int], allowed: set[tuple[int, int]]
-    ) -> list[_Ready]:
+    def _finish(self, ready: Sequence[Ready], quota: list[int], allowed: set[tuple[int, int]]) -> list[Ready]:
         """Step until open episodes, and ``quota[i]`` new ones in env ``i``, are over.
 
         Envs that step together cannot be held back one by one: there all go on until the ``allowed`` episodes
         and the new ones are over, and the others are not counted.
         """
-        waiting: list[_Ready] = []
+        waiting: list[Ready] = []
         together, counted = self.env.steps_together, len(self._tally.episodes)
         began = self.env.env_steps
         patience: float = began + _PATIENCE * self.env.num_envs
@@ -228,29 +212,15 @@ class Sampler:
                 running, waiting = list(ready), []
             ready = self._round(running)
 
-    def _owed(self, waiting: Sequence[_Ready], quota: Sequence[int]) -> bool:
+    def _owed(self, waiting: Sequence[Ready], quota: Sequence[int]) -> bool:
         """Whether an env that waits for no answer has an episode to end, or yet to begin."""
         held = {self._live[slot].env for rows in waiting for slot in rows.slots.tolist()}
         begun = {env for env, _ in self._episodes}
         return any(n > 0 or (env in begun and env not in held) for env, n in enumerate(quota))
 
-    def _in_order(self, ready: Sequence[_Ready]) -> list[_Ready]:
-        """One batch a policy, by env: the same after a restore, so that noise falls on the same rows."""
-        merged = []
-        for policy in sorted({rows.policy for rows in ready}):
-            parts = [rows for rows in ready if rows.policy == policy]
-            slots = np.concatenate([rows.slots for rows in parts])
-            obs = parts[0].obs
-            if len(parts) > 1:
-                obs = map_leaves(lambda *leaves: np.concatenate(leaves), *[rows.obs for rows in parts])
-            order = np.lexsort((slots, self._identity[slots, ENV]))
-            t = np.concatenate([rows.t for rows in parts])[order]
-            merged.append(_Ready(policy, slots[order], take(obs, order), t))
-        return merged
-
-    def _receive(self, steps: Sequence[TimeStep]) -> list[_Ready]:
+    def _receive(self, steps: Sequence[TimeStep]) -> list[Ready]:
         """Write the rows of one poll into their lanes; returns those that await an action."""
-        ready: list[_Ready] = []
+        ready: list[Ready] = []
         for step in steps:
             if step.opened:
                 self._open(step.opened)
@@ -267,7 +237,7 @@ class Sampler:
                 if self._states[policy] is not None or part.decided is not None:
                     part = self._settle(policy, part)
                 if len(part.slot):
-                    ready.append(_Ready(policy, part.slot, part.obs, part.t))
+                    ready.append(Ready(policy, part.slot, part.obs, part.t))
         for end in [end for step in steps for end in step.closed]:  # the last rows may be of several pairs
             record = self._episodes.pop((end.env, end.episode))
             record.length = end.length
@@ -461,35 +431,45 @@ class Sampler:
             self._pending = self._resume(self.env.pending())
         return notes
 
-    def _resume(self, steps: Sequence[TimeStep]) -> list[_Ready]:
+    def _resume(self, steps: Sequence[TimeStep]) -> list[Ready]:
         """Rows that wait are in their lanes already, except those of episodes begun anew."""
         ready, renewed = [], []
         for step in steps:
             known = {info.slot for info in step.opened if self._live.get(info.slot) == info}
             mask = np.array([slot in known for slot in step.slot.tolist()], np.bool_)
             for policy, part in self._by_policy(select(step, np.flatnonzero(mask))):
-                ready.append(_Ready(policy, part.slot, part.obs, part.t))
+                ready.append(Ready(policy, part.slot, part.obs, part.t))
             if not mask.all():
                 fresh = tuple(info for info in step.opened if info.slot not in known)
                 renewed.append(replace(select(step, np.flatnonzero(~mask)), opened=fresh))
         lost = {info.env for step in renewed for info in step.opened}
         for info in [info for info in self._live.values() if info.env in lost]:
             self._discard(info)
-        return self._in_order(ready + self._receive(renewed))
+        return in_order(ready + self._receive(renewed), self._identity)
 
-    def adopt(self) -> set[tuple[int, int]]:
+    def abandon(self) -> None:
+        """Somebody else left the env in the middle of something: only :meth:`set_state` repairs that."""
+        self._cut_short = True
+
+    def adopt(self, *, anew: bool = False) -> None:
         """Take over the env from another sampler that drove it, between fragments.
 
-        Returns:
-            (env, episode) of the episodes that are under way; what was sampled of those that ended
-            meanwhile is dropped from the running fragment.
+        What was sampled of episodes that ended meanwhile is dropped from the running fragment.
+
+        Args:
+            anew: this one keeps no lanes, and knows nothing of what it saw before.
         """
         steps = self.env.pending()
+        if anew:
+            self._live, self._episodes, self._pending = {}, {}, []
+            if self.hooks is not None:  # nobody is told of what is under way
+                waiting = {slot: t for step in steps for slot, t in zip(step.slot, step.t, strict=True)}
+                infos = [info for step in steps for info in step.opened if waiting[info.slot] > 0]
+                self.hooks.set_state([], infos, self.policy_of)
         if steps:  # else nobody has polled it yet
             self._pending, self._started = self._resume(steps), True
-        return self._under_way(self._pending)
 
-    def _under_way(self, ready: Sequence[_Ready]) -> set[tuple[int, int]]:
+    def _under_way(self, ready: Sequence[Ready]) -> set[tuple[int, int]]:
         """(env, episode) of the rows that are not the first of their episodes."""
         slots = [slot for rows in ready for slot in rows.slots[rows.t > 0].tolist()]
         return {(self._live[slot].env, self._live[slot].episode) for slot in slots}

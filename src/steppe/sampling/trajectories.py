@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from steppe.errors import ConfigError
-from steppe.spaces import leaves, map_leaves, put, take
-from steppe.types import IntArray, Rollout
+from steppe.spaces import BadLeaf, collect, leaves, map_leaves, put, rows, take
+from steppe.types import IntArray, Policy, Rollout, Tree
 
 
 class Trajectory(NamedTuple):
@@ -62,11 +62,14 @@ def batch_of(rollout: Rollout, part: Trajectory) -> dict[str, Any]:
     }
 
 
-def write_back(rollout: Rollout, part: Trajectory, batch: Mapping[str, Any]) -> None:
+def write_back(rollout: Rollout, part: Trajectory, batch: Mapping[str, Any], policy: Policy) -> None:
     """Put changed columns where learning finds them: obs, actions, action_logp, rewards, and the ends.
 
+    An end may turn from terminated to truncated or back; it cannot come or go, or rows would be joined that
+    did not follow each other.
+
     Raises:
-        ConfigError: a column is missing or has another shape.
+        ConfigError: a column is missing, has another shape or kind, or holds what cannot be learned from.
     """
     here, after = (part.rows, part.lane), (part.rows + 1, part.lane)
     places = {
@@ -77,10 +80,40 @@ def write_back(rollout: Rollout, part: Trajectory, batch: Mapping[str, Any]) -> 
         "terminateds": (rollout.terminated, after),
         "truncateds": (rollout.truncated, after),
     }
+    columns = {name: _judged(name, batch.get(name), *place) for name, place in places.items()}
+    ends, given = rollout.terminated[after] | rollout.truncated[after], columns["terminateds"]
+    if ((given | columns["truncateds"]) != ends).any():
+        raise ConfigError(
+            "terminateds and truncateds of a trajectory: an end cannot come or go, only change kind"
+        )
+    _judge_actions(policy, columns["actions"], take(rollout.action, here))
     for name, (target, where) in places.items():
-        shapes = [leaf[where].shape for leaf in leaves(target)]
-        given = None if name not in batch else map_leaves(np.asarray, batch[name])
-        if given is None or [leaf.shape for leaf in leaves(given)] != shapes:
-            came = "nothing" if given is None else [leaf.shape for leaf in leaves(given)]
-            raise ConfigError(f"column {name!r} of a trajectory came back as {came}, not of shapes {shapes}")
-        put(target, where, given)
+        put(target, where, columns[name])
+
+
+def _judged(name: str, given: Any, target: Tree, where: Any) -> Tree:
+    """A column of the shape and kind of what is at ``where``, or the error that names it."""
+    expected = [leaf[where] for leaf in leaves(target)]
+    column = None if given is None else map_leaves(np.asarray, given)
+    found = [] if column is None else leaves(column)
+    if [leaf.shape for leaf in found] != [leaf.shape for leaf in expected]:
+        came = [leaf.shape for leaf in found] or "nothing"
+        shapes = [leaf.shape for leaf in expected]
+        raise ConfigError(f"column {name!r} of a trajectory came back as {came}, not of shapes {shapes}")
+    for leaf, old in zip(found, expected, strict=True):
+        if not np.can_cast(leaf.dtype, old.dtype, "same_kind"):
+            raise ConfigError(f"column {name!r} of a trajectory came back as {leaf.dtype}, not {old.dtype}")
+        if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
+            raise ConfigError(f"column {name!r} of a trajectory came back with NaN or infinity")
+    return column
+
+
+def _judge_actions(policy: Policy, given: Tree, old: Tree) -> None:
+    """Actions that a hook chose have to be actions."""
+    if all(np.array_equal(a, b) for a, b in zip(leaves(given), leaves(old), strict=True)):
+        return
+    try:
+        collect(policy.action, rows(policy.action, policy.to_env(given)), None, "actions")
+    except BadLeaf as bad:
+        text = f"{bad.leaf}: expected {bad.expected}, got {bad.got}"
+        raise ConfigError(f"column 'actions' of a trajectory came back with no action, {text}") from None
