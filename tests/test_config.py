@@ -215,7 +215,9 @@ def test_unknown_names_far_from_everything_get_no_suggestion():
 def test_a_field_in_the_wrong_section_changes_nothing():
     config = ToyConfig()
     text = refusal(lambda: config.training(lr=1.0, num_workers=0))
-    assert text == "ToyConfig: num_env_runners belongs to .env_runners(...), not .training(...)"
+    assert text == "ToyConfig: num_workers (num_env_runners) belongs to .env_runners(...), not .training(...)"
+    text = refusal(lambda: config.environment(model={"fcnet_hiddens": [3]}))
+    assert text == "ToyConfig: model.fcnet_hiddens belongs to .training(...), not .environment(...)"
     assert config == ToyConfig()
 
 
@@ -314,6 +316,87 @@ def test_words_of_types():
     assert words(int | list[float] | None) == "a whole number or a list of numbers"
 
 
+class NoSpace:
+    pass
+
+
+@pytest.mark.parametrize("name", ["observation_space", "action_space"])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (3, "must be a Gymnasium space or None"),
+        (gymnasium.spaces.Discrete, "must be a Gymnasium space or None"),
+        (NoSpace(), "space is NoSpace, which is not known: use one of Box, Discrete"),
+        (lambda: 3, "space is function, which is not known"),
+        ({"a": 1}, "={'a': 1}: no description of a space: expected a dict whose kind is one of Box"),
+        (gymnasium.spaces.Text(3), "Text spaces are not supported"),
+        (gymnasium.spaces.Dict(a=gymnasium.spaces.Text(3)), "['a']: Text spaces are not supported"),
+    ],
+)
+def test_what_is_no_space_is_refused_when_it_is_set(name, value, said):
+    text = refusal(lambda: ToyConfig(**{name: value}))
+    assert text.startswith(f"ToyConfig: {name}=")
+    assert said in text
+    at = {"observation_space": 1, "action_space": 2}[name]
+    spec = [None, None, None, None]
+    spec[at] = value
+    assert f"policies['a'].{name}=" in refusal(lambda: ToyConfig(policies={"a": tuple(spec)}))
+
+
+def test_a_sequence_may_get_its_longest_length_later():
+    endless = gymnasium.spaces.Sequence(gymnasium.spaces.Discrete(3))
+    config = ToyConfig(observation_space=endless)
+    assert config.observation_space is endless
+    config.max_sequence_length = 4
+    assert ToyConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
+    assert config.to_dict()["observation_space"]["maximum"] == 4
+
+
+class Mapping3:
+    def __call__(self, agent_id, episode, worker):
+        return "a"
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [
+        lambda agent_id: "a",
+        lambda agent_id, episode: "a",
+        lambda agent_id, episode, worker: "a",
+        lambda agent_id, *args, **kwargs: "a",
+        lambda agent_id, episode, **kwargs: "a",
+        lambda agent_id, **kwargs: "a",
+        lambda agent_id, *, worker: "a",
+        lambda agent_id, episode, *, worker: "a",
+        lambda agent_id, extra=3: "a",
+        Mapping3(),
+        {"agent": "a"}.get,
+    ],
+)
+def test_a_policy_mapping_fn_takes_some_of_what_it_is_given(mapping):
+    assert ToyConfig(policy_mapping_fn=mapping).policy_mapping_fn is mapping
+
+
+@pytest.mark.parametrize(
+    ("mapping", "takes"),
+    [
+        (lambda: "a", "()"),
+        (lambda a, b, c, d: "a", "(a, b, c, d)"),
+        (lambda agent_id, *, env: "a", "(agent_id, *, env)"),
+        (lambda *, agent_id: "a", "(*, agent_id)"),
+    ],
+)
+def test_a_policy_mapping_fn_that_cannot_be_called_is_refused(mapping, takes):
+    for call in (
+        lambda: ToyConfig(policy_mapping_fn=mapping),
+        lambda: ToyConfig.from_dict({"multiagent": {"policy_mapping_fn": mapping}}),
+    ):
+        text = refusal(call)
+        assert text.startswith(f"ToyConfig: policy_mapping_fn takes {takes}, and it is given")
+        assert "write (agent_id), (agent_id, episode) or (agent_id, episode, worker)" in text
+    assert "policy_mapping_fn=3 must be a function" in refusal(lambda: ToyConfig(policy_mapping_fn=3))
+
+
 # --- build, copy, equality --------------------------------------------------------------------------------
 
 
@@ -357,6 +440,62 @@ def test_what_is_in_a_built_config_does_not_change_either():
     assert type(pickle.loads(pickle.dumps(config.lr))) is list
 
 
+def test_nothing_in_a_built_config_changes_however_deep_it_lies():
+    config = frozen(
+        ToyConfig(
+            env="e",
+            env_config={"map": {"size": 3}, "list": [[1]], "pair": ({"x": 1},)},
+            evaluation_config={"env_config": {"size": 4}},
+            policies={"a": PolicySpec(config={"fcnet_hiddens": [8]})},
+        )
+    )
+    for change in (
+        lambda: config.env_config["map"].update(size=9),
+        lambda: config.env_config["list"][0].append(9),
+        lambda: config.env_config["pair"][0].clear(),
+        lambda: config.evaluation_config["env_config"].update(size=9),
+        lambda: config.policies.clear(),
+        lambda: config.policies["a"].config.update(lr=1),
+        lambda: config.policies["a"].config["fcnet_hiddens"].append(9),
+    ):
+        assert "was built and no longer changes; change a copy: config.copy(" in refusal(change)
+    again = config.copy()
+    again.env_config["map"]["size"] = again.env_config["pair"][0]["x"] = 9
+    again.policies["a"].config["lr"] = 9
+    assert config.env_config == {"map": {"size": 3}, "list": [[1]], "pair": ({"x": 1},)}
+    assert config.policies == {"a": PolicySpec(config={"fcnet_hiddens": [8]})}
+    assert json.loads(json.dumps(config.to_dict())) == config.copy().to_dict()
+
+
+def test_settings_cannot_be_deleted():
+    config = ToyConfig(lr=0.5)
+    text = refusal(lambda: delattr(config, "lr"))
+    assert text == "ToyConfig: lr cannot be deleted; set it to its default, config.lr = 0.0003"
+    assert refusal(lambda: delattr(config, "gama")).endswith("Did you mean 'gamma'?")
+    frozen(config)
+    assert refusal(lambda: delattr(config, "lr")).endswith("set it to its default, config.copy(lr=...)")
+    assert config.lr == 0.5
+
+
+def test_a_copy_may_be_frozen():
+    config = ToyConfig(env="e")
+    assert "was built" in refusal(lambda: config.copy(copy_frozen=True, seed=1).training(lr=1))
+    for thawed in (None, False):
+        assert frozen(ToyConfig()).copy(copy_frozen=thawed).training(lr=1).lr == 1.0
+    assert "copy takes settings by name: config.copy(lr=...), not {'lr': 1}" in refusal(
+        lambda: config.copy({"lr": 1})
+    )
+
+
+def test_what_a_list_became_is_checked_before_a_run_is_built():
+    config = ToyConfig(env="e", evaluation_config={"explore": True})
+    config.fcnet_hiddens.append(-5)
+    assert "fcnet_hiddens=[64, 64, -5] must be a list" in refusal(config.validate)
+    config.fcnet_hiddens = [8]
+    config.evaluation_config["explor"] = 1
+    assert "Did you mean 'evaluation_config.explore'?" in refusal(config.validate)
+
+
 def test_build_sets_the_env_validates_and_freezes(monkeypatch):
     class Algorithm:
         def __init__(self, config):
@@ -367,11 +506,30 @@ def test_build_sets_the_env_validates_and_freezes(monkeypatch):
     config = ToyConfig(log_level="INFO")
     assert "env is missing" in refusal(config.build)
     config.lr = 0.1  # a config that was not built still changes
-    algorithm = config.build(env="e")
+    assert ToyConfig.build_algo is ToyConfig.build  # as RLlib says it today
+    algorithm = config.build_algo(env="e")
     assert (algorithm.config.env, algorithm.config.seed, config.seed) == ("e", 5, None)
     assert logging.getLogger("steppe.test_config").level == logging.INFO
     for built in (config, algorithm.config):
         assert "was built" in refusal(lambda built=built: setattr(built, "lr", 0.2))
+
+
+def test_given_containers_are_not_shared_however_deep_and_objects_are():
+    grid, thing = np.eye(2), Corridor()
+    given_env = {"map": {"size": 3}, "list": [[1]], "pair": ([1],), "grid": grid, "thing": thing}
+    config = ToyConfig(env_config=given_env, evaluation_config={"env_config": given_env})
+    for change in (config, config.copy()):
+        given_env["map"]["size"] += 1
+        given_env["list"][0].append(2)
+        given_env["pair"][0].append(2)
+        for kept in (change.env_config, change.evaluation_config["env_config"]):
+            assert (kept["map"], kept["list"], kept["pair"]) == ({"size": 3}, [[1]], ([1],))
+            assert (kept["grid"] is grid, kept["thing"] is thing) == (True, True)
+    hiddens = ToyConfig(policies={"a": PolicySpec(config={"fcnet_hiddens": (given := [8])})})
+    given.append(9)
+    assert hiddens.policies["a"].config == {"fcnet_hiddens": [8]}
+    given_env["itself"] = given_env
+    assert "ToyConfig: env_config holds itself, {'map'" in refusal(lambda: ToyConfig(env_config=given_env))
 
 
 def test_defaults_and_given_containers_are_not_shared():
@@ -472,8 +630,10 @@ def test_validate_refuses_contradictions():
     assert 'env is missing: ToyConfig(env="CartPole-v1")' in refusal(ToyConfig().validate)
     space = gymnasium.spaces.Discrete(2)
     ToyConfig(observation_space=space, action_space=space).validate()
-    ray = ToyConfig(env="e", num_env_runners=2)
-    assert refusal(ray.validate).startswith("runners on Ray are not available yet: num_env_runners=0")
+    assert refusal(ToyConfig(env="e", num_env_runners=2).validate) == (
+        "ToyConfig: num_env_runners=2: runners on Ray are not available yet; write num_env_runners=0, which "
+        "samples in this process"
+    )
     squash = ToyConfig(env="e", squash_actions=True, normalize_actions=False)
     assert "needs normalize_actions=True" in refusal(squash.validate)
 
@@ -543,7 +703,7 @@ def test_policies_are_ids_or_specs():
         ({"a": (None, None, None, {"gama": 1})}, "no setting \"policies['a'].config.gama\". Did you mean"),
         (
             {"a": (None, None, None, {"num_workers": 2})},
-            "policies['a'].config.num_env_runners=2 holds for the whole run; a policy may set conv",
+            "policies['a'].config.num_workers=2 (num_env_runners) holds for the whole run; a policy may set",
         ),
         ({"a": PolicySpec(config={"lr": "x"})}, "ToyConfig: policies['a'].config.lr='x' must be a number"),
     ],
@@ -573,6 +733,7 @@ def test_evaluation_config_holds_todays_names():
     assert ToyConfig().evaluation(evaluation_config=overrides).evaluation_config == overrides
     for wrong, said in [
         ({"lr": 1}, "evaluation_config.lr=1.0 cannot differ while evaluating; it may set env, env_config"),
+        ({"num_workers": 1}, "evaluation_config.num_workers=1 (num_env_runners) cannot differ while evalua"),
         ({"explor": 1}, "no setting 'evaluation_config.explor'. Did you mean 'evaluation_config.explore'?"),
         ({"explore": 3}, "ToyConfig: evaluation_config.explore=3 must be True or False"),
         (3, "evaluation_config=3 must be a dict"),
@@ -586,7 +747,7 @@ def test_shared_evaluation_envs_contradict_envs_of_ones_own():
         text = refusal(ToyConfig(env="e", evaluation_envs="shared", **changes).validate)
         assert 'evaluation_envs="shared" evaluates in the training envs' in text
     ray = ToyConfig(env="e", evaluation_num_env_runners=1)
-    assert "evaluation_num_env_runners=0 evaluates in this process" in refusal(ray.validate)
+    assert "evaluation_num_env_runners=0, which evaluates in this process" in refusal(ray.validate)
 
 
 class Watching(Callbacks):
@@ -622,3 +783,18 @@ def test_code_is_told_from_data():
     fields = ["callbacks_class", "env", "evaluation_config", "policies", "policy_mapping_fn"]
     assert code.code_fields() == fields
     assert ToyConfig(env=Corridor, policies_to_train=["a"]).code_fields() == ["env"]
+
+
+def test_keys_of_an_env_need_not_be_text(caplog):
+    config = ToyConfig(env="e", env_config={1: {"a": 2}, (0, 1): 3})
+    assert config.env_config == {1: {"a": 2}, (0, 1): 3}
+    assert config.to_dict()["env_config"] == {"1": {"a": 2}, "(0, 1)": 3}
+    config.validate()
+    assert caplog.messages == [
+        "env_config={1: {'a': 2}, (0, 1): 3} has keys that are no text: envs get them as they are, the files "
+        "of a run hold them as text, and load(path, env_config=...) takes them anew"
+    ]
+    # Text is not what they were: whoever loads has to give them.
+    assert config.code_fields() == ["env_config"]
+    assert ToyConfig(env="e", env_config={"a": [{1: 2}]}).code_fields() == ["env_config"]
+    assert ToyConfig(env="e", evaluation_config={"env_config": {1: 2}}).code_fields() == ["evaluation_config"]

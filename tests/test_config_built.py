@@ -1,7 +1,10 @@
 """What a config says reaches a run, its checkpoint, and the run that is loaded from it."""
 
 import logging
+from typing import ClassVar
 
+import gymnasium
+import numpy as np
 import pytest
 
 import steppe
@@ -61,3 +64,79 @@ def test_neither_config_of_a_run_changes():
                     change()
         algo.train()
     logging.getLogger("steppe").setLevel(logging.WARNING)
+
+
+class Sized(gymnasium.Env):
+    """Remembers the sizes that its objects were made with, and spoils what it was given."""
+
+    made: ClassVar[list[int]] = []
+
+    def __init__(self, env_config):
+        Sized.made.append(env_config["map"]["size"])
+        env_config["map"]["size"] += 100
+        self.observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+        self.action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(2, np.float32), 0.0, True, False, {}
+
+
+def with_keywords(size=1):
+    return Sized({"map": {"size": size}})
+
+
+@pytest.fixture(autouse=True)
+def _none_made():
+    Sized.made.clear()
+
+
+def test_every_env_is_made_from_what_was_set(tmp_path):
+    given = {"size": 3}
+    config = tiny(
+        env=Sized, env_config={"map": given}, evaluation_config={"env_config": {"map": {"size": 4}}}
+    )
+    with config.build() as algo:
+        given["size"] = 99
+        algo.evaluate(num_episodes=1)
+        assert Sized.made == [3, 3, 4, 4]
+        assert config.env_config == algo.config.env_config == {"map": {"size": 3}}
+        path = algo.save(tmp_path / "c")
+    with steppe.load(path, env=Sized):
+        assert Sized.made[4:] == [3, 3, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "said"),
+    [
+        ({"env": "CartPole-v9"}, "PPOConfig: evaluation_config: no env named 'CartPole-v9'; did you mean"),
+        ({"env_config": {"sise": 3}}, r"evaluation_config: env_config does not fit with_keywords\(size=1\)"),
+        ({"env": "CartPole-v1"}, r"evaluation_config: env_config does not fit CartPole-v1\(.*'size'"),
+    ],
+)
+def test_envs_of_evaluation_are_found_before_anything_is_built(evaluation, said):
+    config = tiny(env=with_keywords, env_config={"size": 1}, evaluation_config=evaluation)
+    with pytest.raises(ConfigError, match=said):
+        config.build()
+    assert Sized.made == []
+
+
+def test_keys_that_are_no_text_are_asked_for_by_name(tmp_path, caplog):
+    seen = []
+
+    def make(env_config):
+        seen.append(dict(env_config))
+        return gymnasium.make("CartPole-v1")
+
+    with tiny(env=make, env_config={1: 2}, write_run=True, run_dir=str(tmp_path / "run")).build() as algo:
+        algo.train()
+        path = algo.save(tmp_path / "c")
+    assert "env_config]\n1 = 2" in (tmp_path / "run" / "config.toml").read_text()
+    with pytest.raises(CheckpointError, match=r"env_config=\.\.\. \(it was {'1': 2}\)"):
+        steppe.load(path, env=make)
+    with steppe.load(path, env=make, env_config={1: 2}, write_run=False) as again:
+        assert again.iteration == 1
+    assert seen == [{1: 2}] * 4
+    assert "has keys that are no text" in caplog.text

@@ -131,7 +131,7 @@ def test_other_values_are_said_or_refused():
             nested = {part: {key.rpartition(".")[2]: -7.5}}
         kind = KEYS[key].kind if key in KEYS else "maps"
         if kind == "no effect":
-            values, notes = read(PPOConfig, nested)
+            values, notes, _ = read(PPOConfig, nested)
             assert values == {}
             assert notes == [f"{key} is accepted and has no effect: {KEYS[key].why}"]
         elif key != "env":
@@ -328,6 +328,89 @@ def test_values_are_named_as_they_were_written():
     )
     assert "model=3 must be a dict of settings" in refusal(lambda: PPOConfig().training(model=3))
     assert PPOConfig.from_dict({"model": None, "multiagent": None}) == PPOConfig()
+
+
+def test_messages_about_several_settings_use_the_names_that_were_written(caplog):
+    old = {"env": "e", "num_workers": 2, "sgd_minibatch_size": 64, "train_batch_size": 32}
+    said = (
+        "PPOConfig: num_workers=2 (num_env_runners): runners on Ray are not available yet; write "
+        "num_workers=0, which samples in this process"
+    )
+    by_dict = PPOConfig.from_dict(old)
+    fluent = PPOConfig(env="e").rollouts(num_workers=2)
+    later = PPOConfig(env="e").update_from_dict({"num_workers": 2})
+    for config in (by_dict, fluent, later, by_dict.copy(lr=1), PPOConfig(env="e").copy(num_workers=2)):
+        assert refusal(config.validate) == said
+    by_dict.num_env_runners = 3  # the program's last word
+    assert refusal(by_dict.validate).startswith("PPOConfig: num_env_runners=3: runners on Ray")
+    evaluating = PPOConfig.from_dict({"env": "e", "evaluation_num_workers": 1})
+    assert "evaluation_num_workers=1 (evaluation_num_env_runners): runners" in refusal(evaluating.validate)
+    by_dict.num_env_runners = 0
+    by_dict.validate()
+    assert "sgd_minibatch_size=64 (minibatch_size) is more than train_batch_size=32" in caplog.text
+    assert by_dict == PPOConfig(env="e", minibatch_size=64, train_batch_size=32)  # names are no settings
+
+
+def test_a_whole_default_config_is_built_without_its_workers():
+    config = PPOConfig.from_dict({**rllib.default_config(rllib.RELEASES[-1]), "env": "e"})
+    assert refusal(config.validate).startswith("PPOConfig: num_workers=2 (num_env_runners): runners on Ray")
+    config.training(train_batch_size=200).rollouts(num_workers=0).validate()
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """As RLlib's DefaultModelConfig is."""
+
+    fcnet_hiddens: list[int] = dataclasses.field(default_factory=lambda: [256, 256])
+    use_lstm: bool = False
+    fcnet_bias_initializer: str | None = None
+
+
+def test_a_model_config_may_be_a_dataclass():
+    config = PPOConfig().rl_module(model_config=ModelConfig(fcnet_hiddens=[8]))
+    assert config.changes() == {"fcnet_hiddens": [8]}
+    text = refusal(lambda: PPOConfig().rl_module(model_config=ModelConfig(use_lstm=True)))
+    assert text.startswith("PPOConfig: model_config.use_lstm=True: networks with memory are not")
+    for other in (ModelConfig, type("Other", (), {"fcnet_hiddens": [3]})()):  # would say nothing
+        text = refusal(lambda other=other: PPOConfig().rl_module(model_config=other))
+        assert "must be a dict of settings, or a dataclass of them such as RLlib's Default" in text
+
+
+def test_dicts_of_settings_are_no_keywords():
+    text = refusal(lambda: PPOConfig(model={"fcnet_hiddens": [3]}))
+    assert text == (
+        "PPOConfig: model is a dict of RLlib's, whose settings stand for themselves here: write "
+        "conv_filters, fcnet_activation, fcnet_hiddens, free_log_std, vf_share_layers, or give the dict to "
+        "PPOConfig.from_dict({'model': {...}}) or PPOConfig().training(model={...})"
+    )
+    text = refusal(lambda: setattr(PPOConfig(), "multiagent", {}))
+    assert "write policies, policies_to_train, policy_mapping_fn, or give the dict to" in text
+    assert text.endswith("PPOConfig().multi_agent(multiagent={...})")
+    assert PPOConfig().training(model={"fcnet_hiddens": [3]}).fcnet_hiddens == [3]  # what they say works
+    assert PPOConfig().multi_agent(multiagent={"policies": ["a"]}).policies.keys() == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "today"),
+    [
+        ("num_worker", "num_env_runners"),
+        ("lambd", "lambda_"),
+        ("num_sgd_itr", "num_epochs"),
+        ("gama", "gamma"),
+    ],
+)
+def test_keywords_are_corrected_to_what_the_constructor_takes(wrong, today):
+    text = f"PPOConfig has no setting {wrong!r}. Did you mean {today!r}?"
+    assert refusal(lambda: PPOConfig(**{wrong: 1})) == refusal(lambda: setattr(PPOConfig(), wrong, 1)) == text
+
+
+def test_two_schedules_that_disagree():
+    schedule, other = [[0, 1e-3], [9, 1e-5]], [[0, 1e-3], [9, 0]]
+    assert PPOConfig.from_dict({"lr": schedule, "lr_schedule": schedule}).lr == schedule
+    text = refusal(lambda: PPOConfig.from_dict({"lr": schedule, "lr_schedule": other}))
+    assert text.startswith(
+        "lr=[[0.0, 0.001], [9.0, 1e-05]] and lr_schedule=[[0.0, 0.001], [9.0, 0.0]] are two"
+    )
 
 
 def test_nothing_is_set_when_one_setting_is_wrong():

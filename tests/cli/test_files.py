@@ -153,6 +153,7 @@ def test_a_file_that_is_not_there_or_of_another_kind(written, tmp_path):
         ("a.toml", "lr = 1\nlr = 2\n", 2),
         ("a.toml", "x = '", 1),
         ("a.yaml", "lr: 1\nmodel: {a: [1}\n", 2),
+        ("a.yaml", "lr: 1\nseed: 1\n'lr': 2\n", 3),
         ("a.yaml", "lr: 1\n\tx: 2\n", 2),
         ("a.yaml", "lr: 1\nx: !!python/object/apply:os.system ['true']\n", 2),
         ("a.json", '{"lr": 1,\n"x": }', 2),
@@ -163,6 +164,39 @@ def test_bad_syntax_names_its_line(written, name, text, line):
     assert said.startswith(f"{name}:{line}: ")
     assert len(said) > len(f"{name}:{line}: ") + 5
     assert "\n" not in said
+
+
+def test_a_key_that_stands_twice_is_named(written):
+    twice = "x:\n  run: PPO\n  config:\n    model: {a: 1}\n    lr: 1\n    model: {b: 2}\n"
+    assert refused(written(twice)) == "my.yaml:6: 'model' stands here and on line 4; keep one"
+    assert refused(written("env_config:\n- {a: 1, a: 1}")).startswith("my.yaml:2: 'a' stands here and on")
+    text = '{"env_config": {"lr": 0.1, "lr": 0.2}}'
+    assert refused(written(text, "a.json")) == "a.json: 'lr' stands twice, 0.1 and 0.2; keep one"
+
+
+def test_anchors_and_what_they_merge_are_no_keys_twice(written):
+    text = """
+base: &base {size: 1, slip: 2}
+far: &far {<<: *base, size: 3}
+env_config: {<<: *far, slip: 4}
+again: *far
+<<: *far
+"""
+    settings = read_settings(written(text)).settings
+    assert settings["env_config"] == {"size": 3, "slip": 4}
+    assert settings["again"] == {"size": 3, "slip": 2}
+    assert settings["slip"] == 2
+    loop = written("env_config:\n  x: &me {a: [*me]}")
+    assert refused(loop) == "my.yaml:2: this holds an alias of itself"
+
+
+def test_aliases_of_aliases_are_looked_at_once(written):
+    rows = "\n".join(f"  a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30))
+    assert len(read_settings(written(f"env_config:\n  a0: &a0 [1]\n{rows}")).settings["env_config"]) == 30
+
+
+def test_keys_need_not_be_text(written):
+    assert read_settings(written("env_config: {1: a, 2: b}")).settings == {"env_config": {1: "a", 2: "b"}}
 
 
 def test_other_faults_of_a_text_are_said_without_a_line(written):
@@ -185,6 +219,17 @@ def test_other_faults_of_a_text_are_said_without_a_line(written):
         ("x: {run: PPO}\ny: {run: PPO}", "one experiment is trained at a time, and here are x, y; keep one"),
         ("x: {run: PPO}\nlr: 5", "here are x, lr; keep one"),
         ("x: {env: a, config: {env: b}}", "x.env='a' and x.config.env='b' disagree; keep one"),
+        (
+            "config: {lr: 1}",
+            "config at the top: write the settings themselves there, beside algo and stop; or",
+        ),
+        ("run: PPO\nenv: E-v0", "run at the top: write the settings themselves there, beside algo and stop"),
+        ("run: PPO\nconfig: {lr: 1}", "run and config at the top: write the settings themselves there"),
+        (
+            "x: {run: PPO, config: {lr: {grid_search: [1, 2]}}}",
+            "lr={'grid_search': [1, 2]}: one trial is run",
+        ),
+        ("env_config: {size: {grid_search: [1, 2]}}", "env_config.size={'grid_search': [1, 2]}: one trial"),
         ("stop: 5", "stop=5 must be a table"),
         ("stop: {timesteps_total: 1.5}", "stop.timesteps_total: '1.5' is not a count"),
         ("stop: {timesteps_total: true}", "stop.timesteps_total: 'True' is not a count"),

@@ -224,6 +224,16 @@ def test_mistakes_in_settings_name_what_was_meant(steppe, tmp_path):
     assert "'lr' is not key=value" in said("--set", "lr")
     assert "has a dot with no name beside it" in said("--set", "model..lr=1")
     assert "lr={'x': 1} must be a number" in said("--set", "lr.x=1")
+    for pair in (("model=3", "model.fcnet_hiddens=8"), ("model.fcnet_hiddens=8", "model=3")):
+        both = said("--set", pair[0], "--set", pair[1])
+        assert "--set model=3 and --set model.fcnet_hiddens=... contradict each other" in both
+    assert "env_config.b=1 and --set env_config.b.c=..." in said(
+        "--set", "env_config.b=1", "--set", "env_config.b.c=2"
+    )
+    ray = ": runners on Ray are not available yet; write num_"
+    assert f"num_workers=2 (num_env_runners){ray}workers=0" in said(file="num_workers: 2")
+    assert f"num_workers=2 (num_env_runners){ray}workers=0" in said("--set", "num_workers=2")
+    assert f"PPOConfig: num_env_runners=2{ray}env_runners=0" in said("--num-env-runners", "2")
     assert "no algorithm 'PPPO'" in said(file="algo: PPPO")
     missing = steppe("train", "CartPole-v1", "--config", tmp_path / "mi.yaml")
     assert (missing.status, "no such file. Did you mean" in missing.err) == (2, True)

@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 import steppe
 from steppe.envs.context import EnvContext
-from steppe.envs.registry import build, creator_of, env_name, make, register_env
+from steppe.envs.registry import build, check, creator_of, env_name, make, register_env
 from steppe.errors import ConfigError, SpaceError
 
 
@@ -365,3 +365,51 @@ def test_a_creator_is_looked_up_before_anything_is_built():
     creator = creator_of(Corridor)
     assert Corridor.made == 0
     assert creator(EnvContext({"b": 1})).ctx == {"b": 1}
+
+
+@pytest.mark.parametrize(
+    ("env", "config", "says"),
+    [
+        ("CartPole-v9", {}, "no env named 'CartPole-v9'; did you mean 'CartPole-v1'"),
+        ("CartPole-v1", {"lenght": 1}, r"CartPole-v1\(.*render_mode.*'lenght'"),
+        (Keywords, {"sizze": 7}, r"Keywords\(size=5, \*, slip=0.0\).*'sizze'"),
+        (Keywords, {1: 7, "size": 3}, r"Keywords\(.*keywords must be strings.*has \[1, 'size'\]"),
+        (Nothing, {"a": 1}, r"Nothing\(\).*'a'"),
+        (Corridor(None), {}, "give the class or a function"),
+        (None, {}, "env is None"),
+    ],
+)
+def test_a_check_finds_what_building_would(env, config, says):
+    Corridor.made = Keywords.made = 0
+    for call in (check, make):
+        with pytest.raises(ConfigError, match=says):
+            call(env, config)
+    assert (Corridor.made, Keywords.made) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("env", "config"),
+    [("CartPole-v1", {"max_episode_steps": 3}), (Keywords, {"size": 2}), (Corridor, {1: 2}), (Nothing, None)],
+)
+def test_a_check_of_what_fits_builds_nothing(env, config):
+    Corridor.made = Keywords.made = Nothing.made = 0
+    check(env, config)
+    assert (Corridor.made, Keywords.made, Nothing.made) == (0, 0, 0)
+
+
+def test_what_an_env_does_to_its_config_is_its_own_business():
+    class Greedy(Corridor):
+        def __init__(self, env_config):
+            super().__init__(env_config)
+            env_config["map"]["size"] += 1
+            env_config["seen"].append(env_config.vector_index)
+            env_config["pair"][0].append(1)
+
+    shared, seen = object(), []
+    config = {"map": {"size": 0}, "seen": [], "pair": ([],), "shared": shared}
+    build(Greedy, config, num_envs=3, run_seed=0, created=lambda env, ctx: seen.append(dict(ctx)))
+    one = {"map": {"size": 1}, "pair": ([1],), "shared": shared}
+    assert seen == [{**one, "seen": [i]} for i in range(3)]
+    assert config == {"map": {"size": 0}, "seen": [], "pair": ([],), "shared": shared}
+    make(Greedy, config)
+    assert config["map"] == {"size": 0}

@@ -54,6 +54,7 @@ def read_settings(path: Path) -> FileSettings:
     content = _content(path)
     try:
         found = _flat(content) if _experiment(content) is None else _tuned(content)
+        _refuse_search(found.settings)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     if path.name in _OF_A_RUN and is_run(path.parent):
@@ -82,14 +83,61 @@ _YamlLoader.add_implicit_resolver(
 
 
 def _yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_YamlLoader)
+    loader = _YamlLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _refuse_twice(node, {})
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _refuse_twice(node: Any, done: dict[int, bool]) -> None:
+    """Raise YAMLError at a key that a mapping holds twice; YAML forbids it, and PyYAML takes the last.
+
+    Likewise where a value holds itself.
+
+    Args:
+        node: is looked at with all that it holds.
+        done: by node, whether all of it was seen; of a node that several aliases name, once is enough.
+    """
+    if isinstance(node, yaml.ScalarNode) or done.get(id(node)):
+        return
+    if id(node) in done:
+        raise yaml.MarkedYAMLError(problem="this holds an alias of itself", problem_mark=node.start_mark)
+    done[id(node)] = False
+    pairs = node.value if isinstance(node, yaml.MappingNode) else [(None, item) for item in node.value]
+    first: dict[tuple[str, str], Any] = {}
+    for key, value in pairs:
+        if isinstance(key, yaml.ScalarNode):
+            before = first.setdefault((key.tag, key.value), key)
+            if before is not key:
+                said = f"{key.value!r} stands here and on line {before.start_mark.line + 1}; keep one"
+                raise yaml.MarkedYAMLError(problem=said, problem_mark=key.start_mark)
+        _refuse_twice(value, done)
+    done[id(node)] = True
+
+
+def _json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key!r} stands twice, {found[key]!r:.40} and {value!r:.40}; keep one")
+        found[key] = value
+    return found
 
 
 _READERS: dict[str, Callable[[str], Any]] = {
     ".toml": tomllib.loads,
     ".yaml": _yaml,
     ".yml": _yaml,
-    ".json": json.loads,
+    ".json": _json,
 }
 
 
@@ -153,6 +201,12 @@ def _experiment(content: Mapping[str, Any]) -> str | None:
 
 
 def _flat(content: Mapping[str, Any]) -> FileSettings:
+    misplaced = [key for key in ("run", "config") if key in content]
+    if misplaced:
+        raise ConfigError(
+            f"{' and '.join(misplaced)} at the top: write the settings themselves there, beside algo and "
+            "stop; or all of it under a name, as RLlib's tuned examples: my-run: {run: PPO, config: {...}}"
+        )
     settings = {key: value for key, value in content.items() if key not in ("algo", "stop")}
     return FileSettings(_algo(content.get("algo")), _stop(content.get("stop")), settings)
 
@@ -179,6 +233,19 @@ def _tuned(content: Mapping[str, Any]) -> FileSettings:
             )
     stop = _stop(experiment.get("stop"), f"{name}.stop")
     return FileSettings(_algo(experiment.get("run"), f"{name}.run"), stop, {**config, **beside})
+
+
+def _refuse_search(value: Any, path: str = "") -> None:
+    """Raise ConfigError where several values are to be tried."""
+    if not isinstance(value, Mapping):
+        return
+    if path and list(value) == ["grid_search"]:
+        raise ConfigError(
+            f"{path}={dict(value)!r:.60}: one trial is run at a time; write one of the values, and one file "
+            "or --set for each run"
+        )
+    for key, item in value.items():
+        _refuse_search(item, f"{path}.{key}" if path else str(key))
 
 
 def _algo(value: Any, where: str = "algo") -> str | None:

@@ -101,13 +101,26 @@ def _setting(text: str) -> tuple[list[str], str]:
 
 
 def settings_of(cls: type[AlgorithmConfig], pairs: Iterable[tuple[list[str], str]]) -> dict[str, Any]:
-    """What ``--set`` gave, nested as its dots say, values read as the field's; names are not checked."""
+    """What ``--set`` gave, nested as its dots say, values read as the field's; names are not checked.
+
+    Raises:
+        ConfigError: one of them sets a whole of which another sets a part.
+    """
     found: dict[str, Any] = {}
+    given: dict[tuple[str, ...], Any] = {}
     for path, text in pairs:
-        value = field_value(_hint(cls, path), text)
+        value = given[tuple(path)] = field_value(_hint(cls, path), text)
         for key in reversed(path):
             value = {key: value}
         found = merged(found, value)
+    for path in map(list, given):
+        for n in range(1, len(path)):
+            whole = given.get(tuple(path[:n]), {})
+            if not isinstance(whole, Mapping):
+                raise ConfigError(
+                    f"--set {'.'.join(path[:n])}={whole} and --set {'.'.join(path)}=... contradict each "
+                    f"other: {'.'.join(path[:n])} is no dict then; keep one"
+                )
     return found
 
 

@@ -27,6 +27,7 @@ from steppe.cli.flags import (
 )
 from steppe.cli.saved import callbacks_of_run, env_of_run, find, restore
 from steppe.cli.text import count, duration
+from steppe.config.reading import Reading
 from steppe.errors import ConfigError
 from steppe.tracking.record import read_record
 
@@ -182,23 +183,24 @@ def _build(
     file = NOTHING if config is None else read_settings(config)
     cls = config_class(algo_of(algo, file))
     try:
-        below = cls.resolved(file.settings)
+        below = cls.reading(file.settings)
     except ConfigError as error:
         raise ConfigError(f"{config}: {error}") from None
-    above = cls.resolved(settings_of(cls, given.pop("set", ())))
+    above = cls.reading(settings_of(cls, given.pop("set", ())))
     flags = {**given, "env_config": dict(given.get("env_config", ()))}
     if env is not None:
         flags["env"] = env
-    elif file.run is not None and "env" not in above:
+    elif file.run is not None and "env" not in above.values:
         flags["env"] = env_of_run(file.run)
-    settings = merged(merged({**DEFAULTS, **below}, above), flags)
+    settings = merged(merged({**DEFAULTS, **below.values}, above.values), flags)
+    written = below.written | above.written | {key: key for key in flags}
     if name is not None:
         from steppe.envs.registry import env_name
 
         if "run_dir" in given:
             raise ConfigError("--name and --run-dir both name the run's folder; keep one")
         settings["run_dir"] = str(Path("runs") / env_name(settings.get("env")) / name)
-    built: Algorithm = cls(**settings).build()
+    built: Algorithm = cls.from_reading(Reading(settings, [], written)).build()
     return built, file.stop
 
 

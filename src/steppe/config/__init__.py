@@ -17,8 +17,21 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, final
 
+from steppe.config.checks import (
+    FILTERS,
+    FRAGMENT,
+    FUNCTION,
+    IDS,
+    POLICIES,
+    SPACE,
+    listed_ids,
+    parsed_mapping,
+    parsed_space,
+    squared_kernels,
+)
 from steppe.config.fields import (
     Check,
     FieldSpec,
@@ -35,11 +48,12 @@ from steppe.config.fields import (
 )
 from steppe.config.names import ALIASES, NONE
 from steppe.config.policies import PolicySpec, described, parsed_callbacks, parsed_evaluation, parsed_policies
-from steppe.config.reading import not_a_keyword, read
+from steppe.config.reading import Reading, both_names, not_a_keyword, read
+from steppe.config.together import check_together
 from steppe.config.values import (
     MismatchError,
     coerced,
-    frozen,
+    has_text_keys,
     is_plain,
     named,
     plain,
@@ -47,7 +61,8 @@ from steppe.config.values import (
     short,
     without_none,
 )
-from steppe.errors import ConfigError
+from steppe.containers import copied, frozen
+from steppe.errors import ConfigError, SpaceError
 
 if TYPE_CHECKING:
     from steppe.algorithm import Algorithm
@@ -101,49 +116,6 @@ def _show_messages(level: str) -> None:
         logger.addHandler(_Screen())
 
 
-def _space(_: type, value: Any) -> Any:
-    """A space's description, as ``to_dict`` writes it, back into a space."""
-    if isinstance(value, dict):
-        from steppe.spaces import from_description
-
-        return from_description(value)
-    return value
-
-
-def _square_kernels(_: type, value: Any) -> Any:
-    """Old filters ``[channels, [k, k], stride]`` as ``[channels, k, stride]``."""
-    rows = value.tolist() if callable(getattr(value, "tolist", None)) else value
-    if not isinstance(rows, list | tuple):
-        return rows
-    return [_one_kernel(row) if isinstance(row, list | tuple) else row for row in rows]
-
-
-def _are_filters(value: list[list[int]]) -> bool:
-    return bool(value) and all(len(row) == 3 and min(row) >= 1 for row in value)
-
-
-def _one_kernel(row: Any) -> list[Any]:
-    return [x[0] if isinstance(x, list | tuple) and len(x) == 2 and x[0] == x[1] else x for x in row]
-
-
-def _ids(_: type, value: Any) -> Any:
-    """Ids of policies as a list."""
-    return sorted(value, key=str) if isinstance(value, set | frozenset) else value
-
-
-def _are_ids(value: Any) -> bool:
-    return callable(value) or (isinstance(value, list | tuple) and all(isinstance(id, str) for id in value))
-
-
-_NO_SPACE = (bool, int, float, str, list, tuple, set, type)
-_SPACE = Check("a Gymnasium space", lambda value: not isinstance(value, _NO_SPACE), whole=True)
-_FUNCTION = Check("a function of agent_id, episode and worker", callable, whole=True)
-_IDS = Check("a list of ids of policies, or a function of an id", _are_ids, whole=True)
-_POLICIES = Check("a set or list of ids, or a dict of id: None or PolicySpec", bool, whole=True)
-_FRAGMENT = Check("a whole number at least 1, or 'auto'", lambda v: v == "auto" or v >= 1, whole=True)
-_FILTERS = Check("[[channels, kernel, stride], ...]", _are_filters, whole=True)
-
-
 @dataclass(kw_only=True, eq=False, repr=False)
 class AlgorithmConfig(ABC):
     """What every algorithm can be told. Subclasses are dataclasses (``kw_only=True``) that add fields.
@@ -159,14 +131,19 @@ class AlgorithmConfig(ABC):
     POLICY_SCOPE: ClassVar[frozenset[str]] = frozenset()
     """Names of the fields that policies of one run may set differently."""
     _frozen: ClassVar[bool] = False  # an instance that was built shadows it
+    _written: ClassVar[Mapping[str, str]] = {}  # likewise: fields that were set under another name
 
     env: Any = run_field(None, section="environment")
     """The env: a registered name, a Gymnasium id, a class or function, "file.py:Class" or "module:Class"."""
-    env_config: dict[str, Any] = run_field({}, section="environment")
-    """Handed to the env's constructor."""
-    observation_space: Any = run_field(None, section="environment", convert=_space, check=_SPACE)
+    env_config: dict[Any, Any] = run_field({}, section="environment")
+    """Handed to the env's constructor; every env gets a copy of its own."""
+    observation_space: Any = run_field(
+        None, section="environment", convert=partial(parsed_space, "observation"), check=SPACE
+    )
     """Observation space, where the env does not say it."""
-    action_space: Any = run_field(None, section="environment", convert=_space, check=_SPACE)
+    action_space: Any = run_field(
+        None, section="environment", convert=partial(parsed_space, "action"), check=SPACE
+    )
     """Action space, where the env does not say it."""
     max_episode_steps: int | None = run_field(None, section="environment", check=at_least(1))
     """Episodes are truncated after so many env steps; None leaves it to the env."""
@@ -185,7 +162,7 @@ class AlgorithmConfig(ABC):
     """Processes that sample; 0 samples in this process."""
     num_envs_per_env_runner: int = run_field(16, section="env_runners", check=between(1, 1 << 16))
     """Copies of the env that one runner steps."""
-    rollout_fragment_length: int | Literal["auto"] = run_field("auto", section="env_runners", check=_FRAGMENT)
+    rollout_fragment_length: int | Literal["auto"] = run_field("auto", section="env_runners", check=FRAGMENT)
     """Env steps per env in one fragment; "auto" splits the batch evenly over the envs."""
     batch_mode: Literal["truncate_episodes", "complete_episodes"] = run_field(
         "truncate_episodes", section="env_runners"
@@ -214,8 +191,8 @@ class AlgorithmConfig(ABC):
     """Policy and value function share their hidden layers."""
     conv_filters: list[list[int]] | None = policy_field(
         None,
-        check=_FILTERS,
-        convert=_square_kernels,
+        check=FILTERS,
+        convert=squared_kernels,
     )
     """Convolutions of image observations, [[channels, kernel, stride], ...]; None chooses by image size."""
     free_log_std: bool = policy_field(True)
@@ -236,11 +213,11 @@ class AlgorithmConfig(ABC):
     evaluation_envs: Literal["separate", "shared"] = run_field("separate", section="evaluation")
     """Evaluate in envs of its own, or in the training envs, for a plant that exists once."""
 
-    policies: Any = run_field(None, section="multi_agent", convert=parsed_policies, check=_POLICIES)
+    policies: Any = run_field(None, section="multi_agent", convert=parsed_policies, check=POLICIES)
     """Ids of the policies, or a dict of id: PolicySpec; None is the one policy "default_policy"."""
-    policy_mapping_fn: Any = run_field(None, section="multi_agent", check=_FUNCTION)
+    policy_mapping_fn: Any = run_field(None, section="multi_agent", convert=parsed_mapping, check=FUNCTION)
     """Function of an agent's id, its episode and the worker that names the agent's policy."""
-    policies_to_train: Any = run_field(None, section="multi_agent", convert=_ids, check=_IDS)
+    policies_to_train: Any = run_field(None, section="multi_agent", convert=listed_ids, check=IDS)
     """Ids of the policies that learn, or a function of an id that says whether; None is all."""
 
     callbacks_class: Any = run_field(None, section="callbacks", convert=parsed_callbacks)
@@ -290,6 +267,20 @@ class AlgorithmConfig(ABC):
                 f"change a copy: config.copy({name}=...)"
             )
         object.__setattr__(self, name, self.checked(name, value))
+        self._remember({name: name})
+
+    def __delattr__(self, name: str) -> None:
+        """Refuse: a class's default would show instead."""
+        spec = field_specs(type(self)).get(name)
+        if spec is None:
+            raise ConfigError(not_a_keyword(type(self), name))
+        fix = f"config.copy({name}=...)" if self._frozen else f"config.{name} = {short(spec.default())}"
+        raise ConfigError(f"{type(self).__name__}: {name} cannot be deleted; set it to its default, {fix}")
+
+    def _remember(self, written: Mapping[str, str]) -> None:
+        """Keep the names that fields were set by, where they are not the fields' own."""
+        names = {**self._written, **written}
+        object.__setattr__(self, "_written", {name: was for name, was in names.items() if was != name})
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
@@ -336,9 +327,17 @@ class AlgorithmConfig(ABC):
             legal = result is None or spec.check is None or spec.check.test(result)
         except MismatchError:
             legal = False
+        except SpaceError as error:
+            raise ConfigError(f"{cls.__name__}: {written or name}={short(value)}: {error}") from None
         if not legal:
             raise ConfigError(f"{cls.__name__}: {written or name}={short(value)} must be {spec.legal()}")
-        return result
+        try:
+            return copied(result)
+        except RecursionError:
+            raise ConfigError(
+                f"{cls.__name__}: {written or name} holds itself, {short(value)}; an object of a class of "
+                "yours may hold such a thing"
+            ) from None
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
@@ -354,7 +353,14 @@ class AlgorithmConfig(ABC):
         Raises:
             ConfigError: unknown names, illegal values, or two spellings of one field that disagree.
         """
-        return cls(**cls.resolved(settings))
+        return cls.from_reading(cls.reading(settings))
+
+    @classmethod
+    def from_reading(cls, reading: Reading) -> Self:
+        """A config of what :meth:`reading` gave, whose messages use the names that were written."""
+        config = cls(**reading.values)
+        config._remember(reading.written)
+        return config
 
     @classmethod
     def resolved(cls, settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
@@ -364,10 +370,15 @@ class AlgorithmConfig(ABC):
             settings: by name, today's or RLlib's.
             where: what stands before their names in messages.
         """
-        values, notes = read(cls, settings, where)
-        for note in notes:
+        return cls.reading(settings, where).values
+
+    @classmethod
+    def reading(cls, settings: Mapping[str, Any], where: str = "") -> Reading:
+        """As :meth:`resolved`, with the names that the settings were written under."""
+        reading = read(cls, settings, where)
+        for note in reading.notes:
             say_once(note)
-        return values
+        return reading
 
     @classmethod
     def overrides(cls, **settings: Any) -> dict[str, Any]:
@@ -376,23 +387,25 @@ class AlgorithmConfig(ABC):
 
     def update_from_dict(self, settings: Mapping[str, Any]) -> Self:
         """Set what ``settings`` say, named as :meth:`from_dict` takes them; nothing, if one is wrong."""
-        return self._set(self.resolved(settings))
+        return self._set(self.reading(settings))
 
-    def _set(self, values: Mapping[str, Any]) -> Self:
-        for name, value in values.items():
+    def _set(self, reading: Reading) -> Self:
+        for name, value in reading.values.items():
             setattr(self, name, value)
+        self._remember(reading.written)
         return self
 
     def _section(self, section: str, settings: dict[str, Any], also: Iterable[str] = ()) -> Self:
         """Set fields of one fluent section: all of them or, if one is wrong, none."""
-        values = self.resolved(settings)
-        for name in values:
+        reading = self.reading(settings)
+        for name in reading.values:
             home = field_specs(type(self))[name].section
             if home != section and name not in also:
                 raise ConfigError(
-                    f"{type(self).__name__}: {name} belongs to .{home}(...), not .{section}(...)"
+                    f"{type(self).__name__}: {both_names(reading.written[name], name)} belongs to "
+                    f".{home}(...), not .{section}(...)"
                 )
-        return self._set(values)
+        return self._set(reading)
 
     def environment(self, env: Any = None, **settings: Any) -> Self:
         """Set the env, its arguments, and how its spaces are treated."""
@@ -486,67 +499,25 @@ class AlgorithmConfig(ABC):
         Raises:
             ConfigError: fields contradict each other, or ask for what is not there yet.
         """
-        name = type(self).__name__
-        if self.env is None and (self.observation_space is None or self.action_space is None):
-            raise ConfigError(
-                f'{name}: env is missing: {name}(env="CartPole-v1"), or a class, or "file.py:Class"'
-            )
-        if self.num_env_runners > 0:
-            raise ConfigError(
-                "runners on Ray are not available yet: num_env_runners=0 samples in this process"
-            )
-        if self.squash_actions and not self.normalize_actions:
-            raise ConfigError(f"{name}: squash_actions=True needs normalize_actions=True")
-        self._validate_evaluation()
-        self._validate_policies()
-        fragment = self.fragment_length * self.envs
-        batch = math.ceil(self.train_batch_size / fragment) * fragment
-        if batch != self.train_batch_size and self.batch_mode == "truncate_episodes":
-            say_once(
-                f"train_batch_size={self.train_batch_size} is no multiple of {self.envs} envs x "
-                f"{self.fragment_length} steps: each update learns from {batch} steps"
-            )
-        minibatch = vars(self).get("minibatch_size")  # a field of the algorithms that have minibatches
-        if minibatch is not None and minibatch > self.train_batch_size:
-            say_once(
-                f"minibatch_size={minibatch} is more than train_batch_size={self.train_batch_size}: "
-                "the batch is one minibatch"
-            )
+        for name in field_specs(type(self)):  # a list may have changed since it was set
+            self.checked(name, getattr(self, name))
+        for note in check_together(self):
+            say_once(note)
 
-    def _validate_evaluation(self) -> None:
-        if self.evaluation_num_env_runners > 0:
-            raise ConfigError(
-                "runners on Ray are not available yet: evaluation_num_env_runners=0 evaluates in this process"
-            )
-        of_envs = ("env", "env_config", "max_episode_steps", "on_out_of_space")
-        own = [f"evaluation_config.{key}" for key in of_envs if key in self.evaluation_config]
-        own += ["evaluation_num_envs"] if self.evaluation_num_envs is not None else []
-        if self.evaluation_envs == "shared" and own:
-            raise ConfigError(
-                f'{type(self).__name__}: evaluation_envs="shared" evaluates in the training envs, and '
-                f"{own[0]} asks for others; leave one of them out"
-            )
+    def spelling(self, name: str) -> str:
+        """The name that a field was set by: its own, or an old one."""
+        return self._written.get(name, name)
 
-    def _validate_policies(self) -> None:
-        from steppe.types import DEFAULT_POLICY
-
-        if self.policies is not None and self.policies != {DEFAULT_POLICY: PolicySpec()}:
-            raise ConfigError(
-                f"several policies, or settings of one, are not available yet: "
-                f"policies={short(self.policies)} must be {{{DEFAULT_POLICY!r}}} or None"
-            )
-        train = self.policies_to_train
-        trained = train is None or (train(DEFAULT_POLICY) if callable(train) else DEFAULT_POLICY in train)
-        if not trained:
-            raise ConfigError(
-                f"policies_to_train={short(named(train))} leaves out {DEFAULT_POLICY!r}, the only policy"
-            )
+    def spelt(self, name: str) -> str:
+        """A setting for messages: ``num_workers=2 (num_env_runners)``."""
+        return both_names(self.spelling(name), name, getattr(self, name))
 
     def code_fields(self) -> list[str]:
         """Names of the fields that hold code, or name a file of it: plain data cannot give them back."""
         values = {name: getattr(self, name) for name in field_specs(type(self))}
         for data in ("env_config", "observation_space", "action_space"):
             del values[data]
+        values["env_config"] = None if has_text_keys(self.env_config) else self.env_config
         values["policies"] = [spec.policy_class for spec in (self.policies or {}).values()]
         files = {
             name: isinstance(env, str) and ":" in env
@@ -578,15 +549,31 @@ class AlgorithmConfig(ABC):
             config._freeze()
         return algorithm
 
+    build_algo = build
+
     def _freeze(self) -> None:
         for name in field_specs(type(self)):
             object.__setattr__(self, name, frozen(getattr(self, name)))
+        if self.policies is not None:
+            own = {id: spec.frozen() for id, spec in self.policies.items()}
+            object.__setattr__(self, "policies", frozen(own))
         object.__setattr__(self, "_frozen", True)
 
-    def copy(self, **changes: Any) -> Self:
-        """A config of its own with ``changes``, free to change even if this one was built."""
-        values = {name: getattr(self, name) for name in field_specs(type(self))}
-        return type(self)(**(values | self.resolved(changes)))
+    def copy(self, copy_frozen: bool | None = None, **changes: Any) -> Self:
+        """A config of its own with ``changes``.
+
+        Args:
+            copy_frozen: True for one that only reads; else it is free to change even if this one was built.
+            changes: named as :meth:`from_dict` takes them.
+        """
+        if not isinstance(copy_frozen, bool | None):
+            raise ConfigError(f"copy takes settings by name: config.copy(lr=...), not {short(copy_frozen)}")
+        reading = self.reading(changes)
+        values = {name: getattr(self, name) for name in field_specs(type(self))} | reading.values
+        config = self.from_reading(Reading(values, [], {**self._written, **reading.written}))
+        if copy_frozen:
+            config._freeze()
+        return config
 
     def changes(self) -> dict[str, Any]:
         """The fields that differ from their defaults."""

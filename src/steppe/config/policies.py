@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
+from steppe.config.reading import both_names
 from steppe.config.values import MismatchError, short
+from steppe.containers import frozen
 from steppe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,6 +50,10 @@ class PolicySpec:
             for name in ("observation_space", "action_space")
         }
         return {**vars(self), **spaces}
+
+    def frozen(self) -> PolicySpec:
+        """The same with settings that only read."""
+        return dataclasses.replace(self, config=frozen(self.config))
 
 
 def described(space: Any, max_sequence_length: int | None) -> Any:
@@ -96,8 +102,8 @@ def _spec(cls: type[AlgorithmConfig], id: str, given: Any) -> PolicySpec:
     policy_class, observation, action, config = parts or (None,) * len(_PARTS)
     return PolicySpec(
         policy_class,
-        cls.checked("observation_space", observation),
-        cls.checked("action_space", action),
+        cls.checked("observation_space", observation, f"policies[{id!r}].observation_space"),
+        cls.checked("action_space", action, f"policies[{id!r}].action_space"),
         _overrides(cls, id, config),
     )
 
@@ -105,14 +111,14 @@ def _spec(cls: type[AlgorithmConfig], id: str, given: Any) -> PolicySpec:
 def _overrides(cls: type[AlgorithmConfig], id: str, given: Any) -> dict[str, Any]:
     if isinstance(given, cls):
         given = given.changes()
-    settings = cls.resolved({} if given is None else given, f"policies[{id!r}].config.")
-    for name, value in settings.items():
+    reading = cls.reading({} if given is None else given, f"policies[{id!r}].config.")
+    for name, value in reading.values.items():
         if name not in cls.POLICY_SCOPE:
             raise ConfigError(
-                f"{cls.__name__}: policies[{id!r}].config.{name}={short(value)} holds for the whole run; "
+                f"{cls.__name__}: {both_names(reading.written[name], name, value)} holds for the whole run; "
                 f"a policy may set {', '.join(sorted(cls.POLICY_SCOPE))}"
             )
-    return settings
+    return reading.values
 
 
 def parsed_callbacks(_: type, value: Any) -> Any:
@@ -137,11 +143,11 @@ def parsed_evaluation(cls: type[AlgorithmConfig], value: Any) -> Any:
         value = value.changes()
     if not isinstance(value, Mapping):
         return value  # of a wrong type: the field says so
-    settings = cls.resolved(value, "evaluation_config.")
-    for name, item in settings.items():
+    reading = cls.reading(value, "evaluation_config.")
+    for name, item in reading.values.items():
         if name not in EVALUATION_FIELDS:
             raise ConfigError(
-                f"{cls.__name__}: evaluation_config.{name}={short(item)} cannot differ while evaluating; "
-                f"it may set {', '.join(EVALUATION_FIELDS)}"
+                f"{cls.__name__}: {both_names(reading.written[name], name, item)} cannot differ while "
+                f"evaluating; it may set {', '.join(EVALUATION_FIELDS)}"
             )
-    return settings
+    return reading.values

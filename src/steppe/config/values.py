@@ -7,9 +7,7 @@ import os
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, final
-
-from steppe.errors import ConfigError
+from typing import Any, Literal
 
 
 class MismatchError(Exception):
@@ -101,10 +99,17 @@ def same(a: Any, b: Any) -> bool:
 def is_plain(value: Any) -> bool:
     """Whether JSON holds the value, so that no code is needed to have it back."""
     if isinstance(value, Mapping):
-        return all(map(is_plain, value.values()))
+        return has_text_keys(value) and all(map(is_plain, value.values()))
     if isinstance(value, list | tuple):
         return all(map(is_plain, value))
     return value is None or isinstance(value, bool | int | float | str) or hasattr(value, "tolist")
+
+
+def has_text_keys(value: Any) -> bool:
+    """Whether all keys of dicts in it are text, so that JSON and TOML give them back as they were."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) for key in value) and all(map(has_text_keys, value.values()))
+    return not isinstance(value, list | tuple) or all(map(has_text_keys, value))
 
 
 def named(value: Any) -> Any:
@@ -124,42 +129,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return getattr(value, "__name__", type(value).__name__)
-
-
-def _refuse(self: Any, *_: Any, **__: Any) -> Any:
-    raise ConfigError(
-        f"{self!r}: this config was built and no longer changes; change a copy: config.copy(...)"
-    )
-
-
-@final
-class _FrozenDict(dict[Any, Any]):
-    """A dict that only reads; copies of it are dicts again."""
-
-    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)
-
-
-@final
-class _FrozenList(list[Any]):
-    """A list that only reads; copies of it are lists again."""
-
-    __setitem__ = __delitem__ = __iadd__ = __imul__ = append = extend = insert = _refuse
-    remove = pop = clear = sort = reverse = _refuse
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return list, (list(self),)
-
-
-def frozen(value: Any) -> Any:
-    """Dicts and lists that say why they do not change any more; what is in an env's dict is the env's."""
-    if type(value) is list:
-        return _FrozenList(map(frozen, value))
-    if type(value) is dict:
-        return _FrozenDict(value)
-    return value
 
 
 def without_none(value: Any) -> Any:

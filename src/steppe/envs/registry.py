@@ -7,27 +7,26 @@ import difflib
 import inspect
 import logging
 import re
+import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias, final
 
 import gymnasium
 import numpy as np
 from gymnasium.envs.registration import load_env_creator
 
+from steppe.containers import copied
 from steppe.envs.context import EnvContext
 from steppe.envs.guards import OutOfSpace, show
 from steppe.envs.gym import GymEnv
 from steppe.envs.legacy_gym import LegacyGym, modern_step, modernize
 from steppe.envs.named_code import attribute_of, code_named, module_named
-from steppe.envs.vector import VectorRows, is_vector
 from steppe.errors import ConfigError
 from steppe.seeding import env_seed
 from steppe.types import AsyncEnv
 
 GymnasiumEnv = gymnasium.Env[Any, Any]
-Creator = Callable[[EnvContext], Any]
-"""What builds one env, or one vector env."""
-
 logger = logging.getLogger("steppe")
 
 _CONTEXT_NAMES = ("env_config", "config", "ctx")
@@ -65,7 +64,7 @@ def make(env: Any, env_config: Mapping[str, Any] | None = None) -> GymnasiumEnv:
     Raises:
         ConfigError: the spelling is unknown, ``env_config`` does not fit, or it is a vector env.
     """
-    made: GymnasiumEnv = creator_of(env)(EnvContext(env_config))
+    made: GymnasiumEnv = creator_of(env)(EnvContext(copied(dict(env_config or {}))))
     if is_vector(made):
         made.close()
         raise ConfigError(
@@ -73,6 +72,15 @@ def make(env: Any, env_config: Mapping[str, Any] | None = None) -> GymnasiumEnv:
             "with an EnvContext"
         )
     return made
+
+
+def check(env: Any, env_config: Mapping[str, Any] | None = None) -> None:
+    """Find the env and try its arguments; nothing is built.
+
+    Raises:
+        ConfigError: the spelling is unknown, or ``env_config`` does not fit.
+    """
+    creator_of(env).check(EnvContext(env_config))
 
 
 def env_name(env: Any) -> str:
@@ -103,7 +111,7 @@ def creator_of(env: Any) -> Creator:
         raise ConfigError(
             f"env is {show(env)}: give the class or a function, so that any number of envs can be built"
         )
-    return _calling(env, env_name(env))
+    return _Calling(env, env_name(env))
 
 
 def build(
@@ -128,7 +136,7 @@ def build(
 
     Args:
         env: any spelling.
-        env_config: what the constructor gets.
+        env_config: what the constructors get; dicts and lists in it are copied for each env.
         num_envs: how many run in this process, ``vector_index`` 0 to ``num_envs - 1``.
         run_seed: root of the tree of seeds.
         worker_index: 0 in the driver, 1..N in runners.
@@ -160,7 +168,8 @@ def build(
     with contextlib.ExitStack() as on_failure:
         envs, wanted = list[Any](), num_envs
         while len(envs) < wanted:
-            context = EnvContext(env_config, worker_index, len(envs), num_workers, num_envs=num_envs)
+            own = copied(dict(env_config or {}))  # what one env does to it is nobody else's business
+            context = EnvContext(own, worker_index, len(envs), num_workers, num_envs=num_envs)
             envs.append(_one(creator, context, env_name(env)))
             on_failure.callback(envs[-1].close)
             if is_vector(envs[-1]):
@@ -170,6 +179,8 @@ def build(
         seeds = [env_seed(run_seed, place, i) for i in range(num_envs)]
         built: AsyncEnv
         if is_vector(envs[0]):
+            from steppe.envs.vector import VectorRows  # most runs never see one
+
             built = VectorRows(envs[0], seeds=seeds, **limits)
         else:
             built = GymEnv(envs, seeds=seeds, modern_step=modern_step, **limits)
@@ -200,6 +211,14 @@ def _counted(envs: list[Any], wanted: int, name: str) -> int:
     return n
 
 
+def is_vector(env: Any) -> bool:
+    """Whether this is an object that steps many envs at once."""
+    ours = sys.modules.get("steppe.envs.vector")  # not loaded: then nobody has subclassed its VectorEnv
+    return isinstance(env, gymnasium.vector.VectorEnv) or (
+        ours is not None and isinstance(env, ours.VectorEnv)
+    )
+
+
 def user_env(env: Any) -> Any:
     """The env that the user's constructor gave, without what adapts it."""
     return env.env if isinstance(env, LegacyGym) else env
@@ -215,22 +234,22 @@ def _one(creator: Creator, ctx: EnvContext, name: str) -> Any:
 
 def _creator_of_name(name: str) -> Creator:
     if name in _registered:
-        return _calling(_registered[name], name)
+        return _Calling(_registered[name], name)
     if name in gymnasium.registry:
-        return _making(name)
+        return _Making(name)
     place, colon, attribute = name.rpartition(":")
     if not colon and name.endswith(".py"):
         raise ConfigError(f'env {name!r} is a file: add the class or function in it, "{name}:Class"')
     if not colon:
         raise _unknown(name)
     if place.endswith(".py"):
-        return _calling(code_named(name, "env"), attribute)
+        return _Calling(code_named(name, "env"), attribute)
     module = module_named(place, f"env {name!r}")
     if attribute in gymnasium.registry:  # Gymnasium's own "module:Env-v0"
-        return _making(attribute)
+        return _Making(attribute)
     if attribute in _registered and attribute not in vars(module):  # the import registered it
-        return _calling(_registered[attribute], attribute)
-    return _calling(attribute_of(module, attribute, f"env {name!r}"), attribute)
+        return _Calling(_registered[attribute], attribute)
+    return _Calling(attribute_of(module, attribute, f"env {name!r}"), attribute)
 
 
 def _unknown(name: str) -> ConfigError:
@@ -242,33 +261,54 @@ def _unknown(name: str) -> ConfigError:
     )
 
 
-def _making(name: str) -> Creator:
-    def create(ctx: EnvContext) -> GymnasiumEnv:
-        spec = gymnasium.spec(name)
+@final
+@dataclass(frozen=True)
+class _Making:
+    """Makes envs of a Gymnasium id."""
+
+    name: str
+
+    def __call__(self, ctx: EnvContext) -> GymnasiumEnv:
+        self.check(ctx)
+        # Our own guards judge what the env returns, by column.
+        return modernize(gymnasium.make(self.name, **{"disable_env_checker": True, **ctx}))
+
+    def check(self, ctx: EnvContext) -> None:
+        """Raise ConfigError if the arguments do not fit."""
+        spec = gymnasium.spec(self.name)
         point = spec.entry_point
         if point is not None:
             entry = load_env_creator(point) if isinstance(point, str) else point
             ours = ("max_episode_steps", "disable_env_checker")
-            _fitting(entry, {**spec.kwargs, **{k: v for k, v in ctx.items() if k not in ours}}, name)
-        # Our own guards judge what the env returns, by column.
-        return modernize(gymnasium.make(name, **{"disable_env_checker": True, **ctx}))
-
-    return create
+            _fitting(entry, {**spec.kwargs, **{k: v for k, v in ctx.items() if k not in ours}}, self.name)
 
 
-def _calling(creator: Callable[..., Any], name: str) -> Creator:
-    def create(ctx: EnvContext) -> Any:
-        args, keywords = _arguments(creator, ctx, name)
-        env = creator(*args, **keywords)
+@final
+@dataclass(frozen=True)
+class _Calling:
+    """Makes envs with a class or function of the user's."""
+
+    creator: Callable[..., Any]
+    name: str
+
+    def __call__(self, ctx: EnvContext) -> Any:
+        args, keywords = _arguments(self.creator, ctx, self.name)
+        env = self.creator(*args, **keywords)
         if is_vector(env):
             return env
         if not _is_env(env) or isinstance(env, type):
             raise ConfigError(
-                f"{name} made {show(env)}: that is not an env, which has reset, step and spaces"
+                f"{self.name} made {show(env)}: that is not an env, which has reset, step and spaces"
             )
         return modernize(env)
 
-    return create
+    def check(self, ctx: EnvContext) -> None:
+        """Raise ConfigError if the arguments do not fit."""
+        _arguments(self.creator, ctx, self.name)
+
+
+Creator: TypeAlias = _Making | _Calling
+"""What builds one env, or one vector env, from its :class:`EnvContext`; ``check`` tries the arguments."""
 
 
 def _arguments(
@@ -299,7 +339,7 @@ def _fitting(creator: Callable[..., Any], keywords: Mapping[str, Any], name: str
         signature.bind(**keywords)
     except TypeError as error:
         raise ConfigError(
-            f"env_config does not fit {name}{signature}: {error}; env_config has {sorted(keywords)}"
+            f"env_config does not fit {name}{signature}: {error}; env_config has {sorted(keywords, key=str)}"
         ) from None
 
 

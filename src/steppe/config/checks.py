@@ -1,0 +1,104 @@
+"""What single fields accept beyond their type, and the forms in which they take it."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from steppe.config.fields import Check
+from steppe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from steppe.config import AlgorithmConfig
+
+_NO_SPACE = (bool, int, float, str, list, tuple, set, type)
+
+
+def parsed_space(what: str, _: type, value: Any) -> Any:
+    """A space, also from its description, as ``to_dict`` writes it.
+
+    Raises:
+        SpaceError: it is none, or one that cannot be handled; the message calls it ``what`` space.
+    """
+    if isinstance(value, _NO_SPACE):
+        return value  # SPACE says so
+    from steppe.spaces import from_description, spec_of
+
+    if isinstance(value, dict):
+        return from_description(value)
+    # How long a Sequence gets may be set later; whether it is a space can be said now.
+    spec_of(value, max_sequence_length=1, name=what)
+    return value
+
+
+def squared_kernels(_: type, value: Any) -> Any:
+    """Old filters ``[channels, [k, k], stride]`` as ``[channels, k, stride]``."""
+    rows = value.tolist() if callable(getattr(value, "tolist", None)) else value
+    if not isinstance(rows, list | tuple):
+        return rows
+    return [_one_kernel(row) if isinstance(row, list | tuple) else row for row in rows]
+
+
+def _one_kernel(row: Any) -> list[Any]:
+    return [x[0] if isinstance(x, list | tuple) and len(x) == 2 and x[0] == x[1] else x for x in row]
+
+
+def _are_filters(value: list[list[int]]) -> bool:
+    return bool(value) and all(len(row) == 3 and min(row) >= 1 for row in value)
+
+
+def listed_ids(_: type, value: Any) -> Any:
+    """Ids of policies as a list."""
+    return sorted(value, key=str) if isinstance(value, set | frozenset) else value
+
+
+def _are_ids(value: Any) -> bool:
+    return callable(value) or (isinstance(value, list | tuple) and all(isinstance(id, str) for id in value))
+
+
+_CALLS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("agent_id",), ()),
+    (("agent_id", "episode"), ()),
+    (("agent_id", "episode", "worker"), ()),
+    (("agent_id", "episode"), ("worker",)),
+    (("agent_id",), ("episode", "worker")),
+    (("agent_id",), ("worker",)),
+    (("agent_id",), ("episode",)),
+)
+"""Arguments, by position and by name, with which a ``policy_mapping_fn`` may be called."""
+
+
+def parsed_mapping(cls: type[AlgorithmConfig], value: Any) -> Any:
+    """``policy_mapping_fn``, once it is known that it can be called.
+
+    Raises:
+        ConfigError: it takes other arguments than it is given.
+    """
+    if not callable(value):
+        return value  # FUNCTION says so
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # builtins say nothing
+        return value
+    if not any(_binds(signature, *call) for call in _CALLS):
+        raise ConfigError(
+            f"{cls.__name__}: policy_mapping_fn takes {signature}, and it is given the agent's id, the "
+            "episode and the worker: write (agent_id), (agent_id, episode) or (agent_id, episode, worker)"
+        )
+    return value
+
+
+def _binds(signature: inspect.Signature, positions: tuple[str, ...], names: tuple[str, ...]) -> bool:
+    try:
+        signature.bind(*positions, **dict.fromkeys(names))
+    except TypeError:
+        return False
+    return True
+
+
+SPACE = Check("a Gymnasium space", lambda value: not isinstance(value, _NO_SPACE), whole=True)
+FUNCTION = Check("a function of agent_id, episode and worker", callable, whole=True)
+IDS = Check("a list of ids of policies, or a function of an id", _are_ids, whole=True)
+POLICIES = Check("a set or list of ids, or a dict of id: None or PolicySpec", bool, whole=True)
+FRAGMENT = Check("a whole number at least 1, or 'auto'", lambda v: v == "auto" or v >= 1, whole=True)
+FILTERS = Check("[[channels, kernel, stride], ...]", _are_filters, whole=True)
