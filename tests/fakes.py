@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -71,6 +71,7 @@ class ScriptedEnv:
     """
 
     steps_together = False
+    agents: ClassVar = {SINGLE_AGENT: 0}
 
     def __init__(
         self,
@@ -211,6 +212,7 @@ class LockStepEnv:
     """
 
     steps_together = False
+    agents: ClassVar = {SINGLE_AGENT: 0}
 
     def __init__(
         self, tracks: Sequence[Sequence[Sequence[Row]]], *, pairs: tuple[SpacePair, ...] | None = None
@@ -283,6 +285,7 @@ class CountingPolicy:
     pair: SpacePair
     recurrent: bool = False
     noise_size: int = 2
+    draws: bool = False
     calls: list[tuple[int, int, int, tuple[float, ...] | None]] = field(default_factory=list)
 
     @property

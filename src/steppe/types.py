@@ -26,7 +26,10 @@ Tree = Any
 State = dict[str, Any]
 """What an owner saves: JSON values and numpy arrays, nested in dicts and lists."""
 
+AgentID = str | int
 SINGLE_AGENT = "agent0"
+ALONE: Mapping[AgentID, int] = {SINGLE_AGENT: 0}
+"""The agents of an env that has one."""
 DEFAULT_POLICY = "default_policy"
 
 
@@ -42,7 +45,7 @@ class SlotInfo(NamedTuple):
 
     slot: int
     env: int
-    agent: str
+    agent: AgentID
     episode: int
     seed: int
 
@@ -165,7 +168,7 @@ class Rollout:
     incarnation: int
     sequence: int
     lane_continues: BoolArray
-    agents: tuple[str, ...]
+    agents: tuple[AgentID, ...]
     env_steps: int
     state0: Tree = None
     extra: dict[str, Array] = field(default_factory=dict)
@@ -192,6 +195,9 @@ class AsyncEnv(Protocol):
     """
 
     spaces: tuple[SpacePair, ...]
+    """All space pairs so far; more may come, none goes."""
+    agents: Mapping[AgentID, int]
+    """Agents that are known before they appear, with the index of their space pair; others may come."""
     num_envs: int
     steps_together: bool
     """Whether no env steps before the awaited slots of all are answered, as those of a vector env do."""
@@ -234,6 +240,8 @@ class Policy(Protocol):
     """Uniforms that one row needs."""
     to_env: Callable[[Tree], Tree]
     """The policy's own samples as a column inside the env's action space."""
+    draws: bool
+    """Whether it needs its noise even where nothing is explored."""
 
     def act(self, weights: Any, obs: Tree, state: Tree, noise: FloatArray | None) -> Decision:
         """Choose an action per row of ``obs``.

@@ -23,18 +23,21 @@ from steppe.envs.guards import (
     shared_spec,
     show,
 )
-from steppe.envs.replay import (
-    EpisodeMemory,
-    NotExact,
-    NotPlain,
-    first_obs,
-    from_leaves,
-    same_columns,
-    seed_spaces,
-)
+from steppe.envs.replay import EpisodeMemory, NotExact, NotPlain, first_obs, from_leaves, same_columns
 from steppe.errors import CheckpointError, ConfigError
 from steppe.spaces import DiscreteSpec
-from steppe.types import SINGLE_AGENT, Array, EpisodeEnd, IntArray, SlotInfo, SpacePair, State, TimeStep, Tree
+from steppe.types import (
+    ALONE,
+    SINGLE_AGENT,
+    Array,
+    EpisodeEnd,
+    IntArray,
+    SlotInfo,
+    SpacePair,
+    State,
+    TimeStep,
+    Tree,
+)
 
 ModernStep = Callable[[Any], Any]
 
@@ -85,7 +88,7 @@ class GymEnv:
             raise ValueError(f"{n} envs and {len(seeds)} seeds: give at least one env, and one seed for each")
         if max_episode_steps is not None and max_episode_steps < 1:
             raise ConfigError(f"max_episode_steps is at least 1, not {max_episode_steps}")
-        self.num_envs = n
+        self.num_envs, self.agents = n, ALONE
         self._obs_spec = shared_spec(envs, "observation", observation_space, max_sequence_length)
         self._action_spec = shared_spec(envs, "action", action_space, max_sequence_length)
         self.spaces: tuple[SpacePair, ...] = (SpacePair(self._obs_spec, self._action_spec),)
@@ -94,8 +97,8 @@ class GymEnv:
         self._keep_apart(False)
         names = [type(env.unwrapped).__name__ for env in envs]
         self._guard = Guard(names, runner, self._seeds, on_out_of_space)
-        self._max_steps, self._modern_step = max_episode_steps, modern_step
-        self._all, self._closed = np.arange(n), False
+        self._max_steps, self._modern_step, self._closed = max_episode_steps, modern_step, False
+        self._all = np.arange(n)
         self._rewind()
 
     def _rewind(self) -> None:
@@ -345,7 +348,7 @@ class GymEnv:
             if episode:
                 result: Any = env.reset()
             else:
-                seed_spaces(env, self._seeds[i])
+                replay.seed_spaces(env, self._seeds[i])
                 result = env.reset(seed=self._seeds[i])
         except Exception as error:
             self._guard.annotate(error, place)

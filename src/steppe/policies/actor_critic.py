@@ -58,6 +58,8 @@ class ActorCriticPolicy:
         layout: of ``(actor, normalizer)`` in the flat weights; the normalizer is empty when there is none.
     """
 
+    draws = False
+
     def __init__(self, observation: Spec, distribution: Distribution, layout: Layout) -> None:
         self.observation, self.action = observation, distribution.spec
         self.noise_size, self.to_env = distribution.noise_size, distribution.actions.to_env_direct

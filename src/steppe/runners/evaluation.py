@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import final
+from typing import Any, final
 
-from steppe.config import AlgorithmConfig
+from steppe.config import AlgorithmConfig, say_once
+from steppe.errors import ConfigError
 from steppe.runners.local import LocalRunner
 from steppe.sampling.callbacks import Callbacks, get_callbacks_state, make_callbacks, set_callbacks_state
 from steppe.sampling.metrics import Sample
 from steppe.seeding import EVALUATION_RUNNER
+from steppe.spaces import describe, misfits
 from steppe.types import Policy, State, Weights
 
 
@@ -48,6 +50,7 @@ class Evaluator:
             num_envs=config.evaluation_num_envs,
             env=None if self._training is None else self._training.env,
         )
+        self._check_spaces(policies, changes)
         self.runner.start(
             policies,
             trained=(),
@@ -55,6 +58,25 @@ class Evaluator:
             fragment_length=math.ceil(self._duration / self.runner.env.num_envs) if self._timed else 1,
             complete=True,
         )
+
+    def _check_spaces(self, policies: Mapping[str, Policy], changes: Mapping[str, Any]) -> None:
+        """The spaces must be those that the policies were made for; bounds of observations may differ."""
+        own = [f"evaluation_config.{name}" for name in ("env", "env_config") if name in changes]
+        where = " and ".join(own) or "evaluation"
+        for id, pair in self.runner.spaces.items():
+            trained, given = (
+                {"observation": describe(spaces.observation), "action": describe(spaces.action)}
+                for spaces in (policies[id], pair)
+            )
+            wrong, odd = misfits(trained, given)
+            if wrong:
+                self.close()
+                raise ConfigError(
+                    f"{where}: policy {id!r} trains with {wrong}: "
+                    "evaluate in an env with the spaces of training"
+                )
+            if odd:
+                say_once(f"{where}: policy {id!r} trains with {odd}: it is evaluated with these bounds")
 
     def evaluate(self, weights: Mapping[str, Weights], episodes: int | None, explore: bool | None) -> Sample:
         """Play one evaluation.
@@ -79,7 +101,7 @@ class Evaluator:
             sample = self._play(episodes)
             self._training.sampler.adopt()
         except BaseException:
-            self._training.sampler.abandon()
+            self._training.sampler.cut_short = True
             raise
         return sample
 

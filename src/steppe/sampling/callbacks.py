@@ -19,7 +19,7 @@ from steppe.errors import ConfigError
 from steppe.sampling.metrics import EpisodeRecord, Sample
 from steppe.sampling.trajectories import batch_of, trajectories, write_back
 from steppe.spaces import map_leaves, take
-from steppe.types import SINGLE_AGENT, AsyncEnv, Policy, Rollout, SlotInfo, State, TimeStep, Tree
+from steppe.types import SINGLE_AGENT, AgentID, AsyncEnv, Policy, Rollout, SlotInfo, State, TimeStep, Tree
 
 logger = logging.getLogger("steppe")
 
@@ -88,11 +88,11 @@ class Callbacks:
         *,
         worker: Any,
         episode: Episode,
-        agent_id: str,
+        agent_id: AgentID,
         policy_id: str,
         policies: Any,
         postprocessed_batch: dict[str, Any],
-        original_batches: dict[str, Any],
+        original_batches: dict[AgentID, Any],
     ) -> None:
         """One agent's rows of one episode in a fragment; changed columns are learned from.
 
@@ -261,32 +261,32 @@ class Episode:
         self.id = f"{place}{worker}-{env}-{episode}"
         self.env_index, self.worker_index, self.number = env, worker, episode
         self.length, self.total_reward = 0, 0.0
-        self.agent_rewards: dict[str, float] = {}
+        self.agent_rewards: dict[AgentID, float] = {}
         self.user_data: dict[str, Any] = {}
         self.custom_metrics: dict[str, float] = {}
-        self._rows: dict[str, tuple[Tree, int]] = {}
-        self._infos: dict[str, dict[str, Any]] = {}
-        self._policies: dict[str, str] = {}
+        self._rows: dict[AgentID, tuple[Tree, int]] = {}
+        self._infos: dict[AgentID, dict[str, Any]] = {}
+        self._policies: dict[AgentID, str] = {}
 
-    def get_agents(self) -> list[str]:
+    def get_agents(self) -> list[AgentID]:
         """Agents that have appeared so far."""
         return list(self._policies)
 
-    def policy_for(self, agent_id: str = SINGLE_AGENT) -> str:
+    def policy_for(self, agent_id: AgentID = SINGLE_AGENT) -> str:
         """Id of the policy that acts for an agent."""
         return self._policies[self._known(agent_id)]
 
-    def last_info_for(self, agent_id: str = SINGLE_AGENT) -> dict[str, Any]:
+    def last_info_for(self, agent_id: AgentID = SINGLE_AGENT) -> dict[str, Any]:
         """What the env told with the agent's newest observation; empty if nothing."""
         return self._infos.get(self._known(agent_id), {})
 
-    def last_observation_for(self, agent_id: str = SINGLE_AGENT) -> Tree:
+    def last_observation_for(self, agent_id: AgentID = SINGLE_AGENT) -> Tree:
         """The agent's newest observation, as the env's spaces lay it out in arrays."""
         if self._known(agent_id) not in self._rows:
             raise KeyError(f"agent {agent_id!r} was not observed since the run was resumed")
         return take(*self._rows[agent_id])
 
-    def enter(self, agent: str, policy: str) -> None:
+    def enter(self, agent: AgentID, policy: str) -> None:
         """Somebody appears."""
         self._policies[agent] = policy
 
@@ -304,16 +304,18 @@ class Episode:
         kept = {key: value for key, value in self.user_data.items() if _storable({key: value})}
         for key in self.user_data.keys() - kept.keys():
             logger.warning("episode.user_data[%r] is nothing that a checkpoint can hold: left out", key)
-        counted = {name: getattr(self, name) for name in ("length", "total_reward", "agent_rewards")}
+        counted = {"length": self.length, "total_reward": self.total_reward}
+        counted["agent_rewards"] = [[agent, reward] for agent, reward in self.agent_rewards.items()]
         about = {"env": self.env_index, "episode": self.number, "custom_metrics": self.custom_metrics}
         return deepcopy({**counted, **about, "user_data": kept})
 
     def set_state(self, state: State) -> None:
         """Go on from :meth:`get_state`; rows and infos come with the next poll."""
-        for name in ("length", "total_reward", "agent_rewards", "custom_metrics", "user_data"):
+        for name in ("length", "total_reward", "custom_metrics", "user_data"):
             setattr(self, name, deepcopy(state[name]))
+        self.agent_rewards = {agent: reward for agent, reward in state["agent_rewards"]}
 
-    def _known(self, agent_id: str) -> str:
+    def _known(self, agent_id: AgentID) -> AgentID:
         if agent_id not in self._policies:
             raise KeyError(f"no agent {agent_id!r} in episode {self.id}; there are {list(self._policies)}")
         return agent_id
@@ -444,7 +446,7 @@ class EpisodeHooks:
     def _postprocess(self, rollouts: Sequence[Rollout], hook: Hook) -> None:
         found = [(rollout, part) for rollout in rollouts for part in trajectories(rollout)]
         batches = [batch_of(rollout, part) for rollout, part in found]
-        together: dict[tuple[int, int], dict[str, Any]] = {}
+        together: dict[tuple[int, int], dict[AgentID, Any]] = {}
         for (rollout, part), batch in zip(found, batches, strict=True):
             everyone = together.setdefault((part.env, part.episode), {})
             policy = self._around.policies[rollout.policy]

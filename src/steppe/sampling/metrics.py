@@ -64,13 +64,15 @@ class EpisodeWindow:
         self.total = 0
         self.mean_reward = float("nan")
         """Of the newest summary."""
+        self.summarized: list[EpisodeRecord] = []
+        """The episodes that the newest summary is over."""
 
     def summarize(self, new: list[EpisodeRecord]) -> dict[str, Any]:
         """Add the episodes of one iteration and return its result keys; ``nan`` before the first."""
         self._recent.extend(new)
         self.total += len(new)
-        window = new if len(new) > len(self._recent) else list(self._recent)
-        summary = summarize(window)
+        self.summarized = new if len(new) > len(self._recent) else list(self._recent)
+        summary = summarize(self.summarized)
         self.mean_reward = summary["episode_reward_mean"]
         return {
             **summary,
@@ -87,6 +89,7 @@ class EpisodeWindow:
         """Go on from :meth:`get_state`."""
         self._recent.clear()
         self._recent.extend(EpisodeRecord(**record) for record in state["recent"])
+        self.summarized = list(self._recent)
         self.total, self.mean_reward = int(state["total"]), float(state["mean_reward"])
 
 

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from steppe.errors import ConfigError
 from steppe.sampling.callbacks import EpisodeHooks
 from steppe.sampling.lanes import AGENT, ENV, EPISODE, Lanes, Ready, in_order, select
 from steppe.sampling.metrics import EpisodeRecord, Sample
 from steppe.seeding import SMALLEST_NOISE
-from steppe.spaces import map_leaves, put, take, tupled
+from steppe.spaces import map_leaves, put, summary, take, tupled
 from steppe.types import (
+    AgentID,
     AsyncEnv,
     IntArray,
     Policy,
@@ -63,6 +65,7 @@ class Sampler:
         runner: worker index, for the record.
 
     Attributes:
+        cut_short: the env was left in the middle of something: only :meth:`set_state` repairs that.
         rng: the stream of noise.
         hooks: told of every poll; None when no hook of episodes or samples is set.
     """
@@ -94,12 +97,13 @@ class Sampler:
         # Recurrent, by slot: "next" meets the next row, "last" met the newest row that was acted on.
         self._states: list[Tree] = [None] * len(self._ids)
         self._initial = [policy.initial_state(1) for policy in self._policies]
-        self._agents: dict[str, int] = {}
+        self._agents: dict[AgentID, int] = {}
+        self._fits: set[tuple[int, int]] = set()
         self._live: dict[int, SlotInfo] = {}
         self._episodes: dict[tuple[int, int], EpisodeRecord] = {}
         self._pending: list[Ready] = []
         self._started, self._sequence, self._tally = False, 0, _Tally()
-        self._cut_short = False
+        self.cut_short = False
         self._policy_of = np.zeros(0, np.int64)
         self._identity = np.zeros((0, 4), np.int32)
         self._returns = np.zeros(0)
@@ -121,9 +125,9 @@ class Sampler:
         Raises:
             RuntimeError: an earlier call did not come to its end; only :meth:`set_state` repairs that.
         """
-        if self._cut_short:
+        if self.cut_short:
             raise RuntimeError(_CUT_SHORT)
-        self._cut_short = True  # until this fragment is closed
+        self.cut_short = True  # until this fragment is closed
         if not self._started:
             self._begin()
         before, ready = self.env.env_steps, self._pending
@@ -138,9 +142,9 @@ class Sampler:
 
     def sample_episodes(self, quota: Sequence[int]) -> Sample:
         """Run ``quota[i]`` whole episodes in env ``i``; the first rows of further ones wait."""
-        if self._cut_short:
+        if self.cut_short:
             raise RuntimeError(_CUT_SHORT)
-        self._cut_short = True
+        self.cut_short = True
         if not self._started:
             self._begin()
         before = self.env.env_steps
@@ -157,7 +161,7 @@ class Sampler:
         for policy, slots, obs, _ in ready:
             actor, lanes = self._policies[policy], self._lanes[policy]
             table, noise = self._states[policy], None
-            if self.explore:
+            if self.explore or actor.draws:
                 noise = self.rng.random((len(slots), actor.noise_size), np.float32)
                 np.maximum(noise, SMALLEST_NOISE, out=noise)
             state = None if table is None else take(table["next"], slots)
@@ -223,7 +227,7 @@ class Sampler:
         ready: list[Ready] = []
         for step in steps:
             if step.opened:
-                self._open(step.opened)
+                self._open(step.opened, space=step.space)
             self._returns[step.slot] += step.reward
             for policy, part in ((0, step),) if len(self._ids) == 1 else self._by_policy(step):
                 final = part.terminated | part.truncated
@@ -239,19 +243,26 @@ class Sampler:
                 if len(part.slot):
                     ready.append(Ready(policy, part.slot, part.obs, part.t))
         for end in [end for step in steps for end in step.closed]:  # the last rows may be of several pairs
-            record = self._episodes.pop((end.env, end.episode))
+            key = end.env, end.episode
+            record = self._episodes.pop(key, None) or EpisodeRecord(
+                *key, self._runner
+            )  # nobody may have come
             record.length = end.length
             self._tally.episodes.append(record)
         if self.hooks is not None:
             self.hooks.received(steps, self.policy_of, self._tally.episodes)
         return ready
 
-    def _open(self, opened: Sequence[SlotInfo], chosen: Sequence[str] | None = None) -> None:
+    def _open(
+        self, opened: Sequence[SlotInfo], chosen: Sequence[str] | None = None, space: int | None = None
+    ) -> None:
         """Someone new lives in some slots: choose their policies, once."""
         for place, info in enumerate(opened):
             slot, policy = info.slot, 0
             if len(self._ids) > 1:
                 policy = self._ids.index(chosen[place] if chosen else self._mapping(info))
+                if space is not None and (policy, space) not in self._fits:
+                    self._fit(policy, space, info)
             if slot >= len(self._policy_of):
                 self._grow(2 * slot)
             self._live[slot] = info
@@ -265,6 +276,21 @@ class Sampler:
             if self._initial[policy] is not None:
                 both = {"next": self._initial[policy], "last": self._initial[policy]}
                 put(self._state_table(policy, both), np.array([slot]), both)
+
+    def _fit(self, policy: int, space: int, info: SlotInfo) -> None:
+        """Agents of a space pair are mapped to a policy for the first time.
+
+        Raises:
+            ConfigError: the policy observes or chooses something else.
+        """
+        pair, actor = self.env.spaces[space], self._policies[policy]
+        if pair != (actor.observation, actor.action):
+            raise ConfigError(
+                f"agent {info.agent!r} (env {info.env}, episode {info.episode}), which has "
+                f"{summary(pair.observation)} -> {summary(pair.action)}, is mapped to policy "
+                f"{self._ids[policy]!r}, which takes {summary(actor.observation)} -> {summary(actor.action)}"
+            )
+        self._fits.add((policy, space))
 
     def policy_of(self, slot: int) -> str:
         """Id of the policy that acts for who lives in ``slot``."""
@@ -303,7 +329,8 @@ class Sampler:
             info, earned = self._live.pop(slot), float(self._returns[slot])
             record, policy = self._episodes[info.env, info.episode], self._ids[self._policy_of[slot]]
             record.reward += earned
-            record.agent_rewards[info.agent] = record.agent_rewards.get(info.agent, 0.0) + earned
+            agent = str(info.agent)
+            record.agent_rewards[agent] = record.agent_rewards.get(agent, 0.0) + earned
             record.policy_rewards.setdefault(policy, []).append(earned)
             self._tally.reward += earned
 
@@ -326,7 +353,7 @@ class Sampler:
         self._sequence += 1
         tally, self._tally = self._tally, _Tally()
         open_return = float(self._returns[list(self._live)].sum())
-        self._cut_short = False
+        self.cut_short = False
         self._tally.reward = -open_return  # what open episodes have earned so far is counted here
         return Sample(
             rollouts,
@@ -378,7 +405,7 @@ class Sampler:
         Raises:
             RuntimeError: a fragment was begun and never closed.
         """
-        if self._cut_short:
+        if self.cut_short:
             raise RuntimeError(_CUT_SHORT)
         live = [[*info] for info in self._live.values()]
         slots = [info.slot for info in self._live.values()]
@@ -425,7 +452,7 @@ class Sampler:
         if self.hooks is not None:
             self.hooks.set_state(state["hooks"], infos, self.policy_of)
         self._started, self._sequence = state["started"], int(state["sequence"])
-        self._cut_short = False
+        self.cut_short = False
         self._tally = _Tally(reward=float(state["reward"]))
         if self._started:
             self._pending = self._resume(self.env.pending())
@@ -446,10 +473,6 @@ class Sampler:
         for info in [info for info in self._live.values() if info.env in lost]:
             self._discard(info)
         return in_order(ready + self._receive(renewed), self._identity)
-
-    def abandon(self) -> None:
-        """Somebody else left the env in the middle of something: only :meth:`set_state` repairs that."""
-        self._cut_short = True
 
     def adopt(self, *, anew: bool = False) -> None:
         """Take over the env from another sampler that drove it, between fragments.

@@ -9,7 +9,7 @@ import numpy as np
 
 from steppe.errors import ConfigError
 from steppe.spaces import BadLeaf, collect, leaves, map_leaves, put, rows, take
-from steppe.types import IntArray, Policy, Rollout, Tree
+from steppe.types import AgentID, IntArray, Policy, Rollout, Tree
 
 
 class Trajectory(NamedTuple):
@@ -17,7 +17,7 @@ class Trajectory(NamedTuple):
 
     env: int
     episode: int
-    agent: str
+    agent: AgentID
     rows: IntArray
     lane: int
 
