@@ -1,0 +1,344 @@
+"""PettingZoo envs: each agent is told what PettingZoo's own loop tells it, and every episode ends."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import gymnasium
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pettingzoo import AECEnv, ParallelEnv
+from pettingzoo.utils.wrappers import OrderEnforcingWrapper
+
+import steppe
+from steppe.envs.pettingzoo import ParallelPettingZooEnv, PettingZooEnv
+
+BOX = gymnasium.spaces.Box(-1e6, 1e6, (2,), np.float32)
+
+
+@dataclass
+class Move:
+    """What one move does: rewards by agent, who terminates or is truncated, who is next among the living."""
+
+    rewards: dict[str, float] = field(default_factory=dict)
+    terminates: tuple[str, ...] = ()
+    truncates: tuple[str, ...] = ()
+    next: int = 0
+    removes: tuple[str, ...] = ()
+
+
+class Scripted(AECEnv):
+    """Plays a list of moves whatever the actions; an observation is (moves so far, index of the agent)."""
+
+    metadata = {"name": "scripted_v0"}  # noqa: RUF012 - as PettingZoo has it
+
+    def __init__(self, names, moves):
+        self.possible_agents, self.moves, self.render_mode = list(names), moves, None
+        self.taken, self.buffer, self.closed = [], np.zeros(2, np.float32), 0
+
+    def observation_space(self, agent):
+        return BOX
+
+    def action_space(self, agent):
+        return gymnasium.spaces.Discrete(2 + self.possible_agents.index(agent))
+
+    def reset(self, seed=None, options=None):
+        self.agents, self.at, self.seed, self.options = list(self.possible_agents), 0, seed, options
+        self.rewards, self._cumulative_rewards = dict.fromkeys(self.agents, 0), dict.fromkeys(self.agents, 0)
+        self.terminations, self.truncations = (dict.fromkeys(self.agents, False) for _ in range(2))
+        self.infos, self.agent_selection = {agent: {} for agent in self.agents}, self.agents[0]
+        self._skip_agent_selection = None
+
+    def observe(self, agent):
+        self.buffer[:] = self.at, self.possible_agents.index(agent)  # one buffer for all
+        return self.buffer
+
+    def state(self):
+        return np.array([self.at])
+
+    def render(self):
+        return f"move {self.at}"
+
+    def close(self):
+        self.closed += 1
+
+    def step(self, action):
+        agent = self.agent_selection
+        if self.terminations[agent] or self.truncations[agent]:
+            self._was_dead_step(action)
+            return
+        self.taken.append((agent, action))
+        move, self.at = self.moves[self.at], self.at + 1
+        self._cumulative_rewards[agent] = 0
+        self.rewards = {one: move.rewards.get(one, 0) for one in self.agents}
+        self.terminations.update((one, True) for one in move.terminates if one in self.agents)
+        self.truncations.update((one, True) for one in move.truncates if one in self.agents)
+        if self.at == len(self.moves):
+            self.truncations.update((one, True) for one in self.agents if not self.terminations[one])
+        self._accumulate_rewards()
+        for one in move.removes:
+            self.agents.remove(one)
+        alive = [one for one in self.agents if not (self.terminations[one] or self.truncations[one])]
+        if alive:
+            self.agent_selection = alive[move.next % len(alive)]
+        self._deads_step_first()
+
+
+def told(env, choose=lambda agent, obs: 0, seed=5):
+    """What each agent is told in one episode of a MultiAgentEnv: observation, reward and flags."""
+    obs, infos = env.reset(seed=seed)
+    assert set(infos) == set(obs)
+    found = defaultdict(list)
+    for agent, one in obs.items():
+        found[agent].append((copied(one), 0.0, False, False))
+    waiting = defaultdict(float)
+    while True:
+        obs, rewards, terminateds, truncateds, _ = env.step({a: choose(a, o) for a, o in obs.items()})
+        for agent, reward in rewards.items():
+            waiting[agent] += reward
+        over = terminateds["__all__"] or truncateds["__all__"]
+        for agent in [*obs, *(a for a in terminateds if a != "__all__" and a not in obs)]:
+            flags = bool(terminateds[agent]), bool(truncateds[agent])
+            found[agent].append((copied(obs.get(agent)), waiting.pop(agent, 0.0), *flags))
+        obs = {a: o for a, o in obs.items() if not (terminateds[a] or truncateds[a])}
+        if over:
+            assert not obs
+            assert not any(waiting.values())
+            return dict(found)
+
+
+def told_by_pettingzoo(env, choose=lambda agent, obs: 0, seed=5):
+    """The same by the loop of PettingZoo's documentation."""
+    env.reset(seed=seed)
+    found = defaultdict(list)
+    for agent in env.agent_iter():
+        obs, reward, terminated, truncated, _ = env.last()
+        found[agent].append((copied(obs), float(reward), bool(terminated), bool(truncated)))
+        env.step(None if terminated or truncated else choose(agent, obs))
+    return dict(found)
+
+
+def copied(obs):
+    if isinstance(obs, dict):
+        return {key: copied(value) for key, value in obs.items()}
+    return None if obs is None else np.array(obs).tolist()
+
+
+# --- AEC: agents that move by turns
+
+
+def test_a_game_with_a_death_in_the_middle_and_a_mixed_ending_number_by_number():
+    moves = [
+        Move({"a": 1, "b": 2, "c": 4}, next=1),
+        Move({"a": 10, "b": 20, "c": 40}, terminates=("b",), next=1),
+        Move({"a": 100, "c": 200}, terminates=("a",), truncates=("c",)),
+    ]
+    env = PettingZooEnv(Scripted("abc", moves))
+    obs, infos = env.reset(seed=7, options={"size": 3})
+    assert (env.env.seed, env.env.options) == (7, {"size": 3})
+    assert (copied(obs), infos) == ({"a": [0, 0]}, {"a": {}})
+    assert [copied(one) for one in env.step({"a": 1})] == [
+        {"b": [1, 1]},
+        {"b": 2},
+        {"b": False, "__all__": False},
+        {"b": False, "__all__": False},
+        {"b": {}},
+    ]
+    # b's own buffer would by now hold c's observation.
+    obs, rewards, terminateds, truncateds, _ = env.step({"b": 1})
+    assert copied(obs) == {"b": [2, 1], "c": [2, 2]}
+    assert rewards == {"b": 20, "c": 4 + 40}
+    assert terminateds == {"b": True, "c": False, "__all__": False}
+    assert truncateds == {"b": False, "c": False, "__all__": False}
+    obs, rewards, terminateds, truncateds, _ = env.step({"c": 3})
+    assert copied(obs) == {"a": [3, 0], "c": [3, 2]}
+    assert rewards == {"a": 1 + 10 + 100, "c": 200}
+    assert terminateds == {"a": True, "c": False, "__all__": False}
+    assert truncateds == {"a": False, "c": True, "__all__": True}
+    assert env.env.taken == [("a", 1), ("b", 1), ("c", 3)]
+    assert copied(env.step({})[2]) == {"__all__": True}
+
+
+def test_an_agent_that_never_acts_has_its_last_observation_alone():
+    env = PettingZooEnv(Scripted("ab", [Move({"b": -1}, terminates=("b",)), Move()]))
+    env.reset()
+    obs, rewards, terminateds, *_ = env.step({"a": 0})
+    assert copied(obs) == {"b": [1, 1], "a": [1, 0]}
+    assert rewards == {"b": -1, "a": 0}
+    assert terminateds == {"b": True, "a": False, "__all__": False}
+
+
+def test_all_terminate_in_one_step_and_both_flags_are_passed_on():
+    env = PettingZooEnv(Scripted("ab", [Move({"a": 1}, terminates=("a", "b"), truncates=("b",))]))
+    env.reset()
+    obs, rewards, terminateds, truncateds, _ = env.step({"a": 0})
+    assert (list(obs), rewards) == (["a", "b"], {"a": 1, "b": 0})
+    assert terminateds == {"a": True, "b": True, "__all__": True}
+    assert truncateds == {"a": False, "b": True, "__all__": False}
+
+
+def test_agents_that_are_removed_without_a_last_turn_end_with_what_they_earned():
+    moves = [Move({"b": 2, "c": 3}, removes=("b",), next=1), Move({"a": 5}, removes=("a", "c"))]
+    env = PettingZooEnv(Scripted("abc", moves))
+    env.reset()
+    obs, rewards, terminateds, truncateds, _ = env.step({"a": 0})
+    assert (list(obs), rewards) == (["c"], {"c": 3, "b": 2})
+    assert terminateds == {"c": False, "b": False, "__all__": False}
+    assert truncateds == {"c": False, "b": True, "__all__": False}
+    obs, rewards, terminateds, truncateds, _ = env.step({"c": 0})
+    assert (obs, rewards) == ({}, {"a": 5, "c": 0})
+    assert truncateds == {"a": True, "c": True, "__all__": True}
+
+
+@st.composite
+def games(draw):
+    names = "abcd"[: draw(st.integers(1, 4))]
+    some = st.sets(st.sampled_from(names)).map(lambda found: tuple(sorted(found)))
+    rare = st.one_of(st.just(()), st.just(()), some)
+    rewards = st.dictionaries(st.sampled_from(names), st.integers(-9, 9))
+    move = st.builds(Move, rewards=rewards, terminates=rare, truncates=rare, next=st.integers(0, 3))
+    return names, draw(st.lists(move, min_size=1, max_size=10))
+
+
+@given(games())
+def test_each_agent_is_told_what_pettingzoo_tells_it(game):
+    names, moves = game
+    ours = told(PettingZooEnv(Scripted(names, moves)))
+    assert ours == told_by_pettingzoo(OrderEnforcingWrapper(Scripted(names, moves)))
+    for one in ours.values():
+        assert [terminated or truncated for *_, terminated, truncated in one[:-1]] == [False] * (len(one) - 1)
+
+
+def test_a_move_out_of_turn_and_an_env_that_does_not_go_on_are_told():
+    env = PettingZooEnv(Scripted("ab", [Move(next=1), Move()]))
+    env.reset()
+    with pytest.raises(ValueError, match=r"it is the turn of 'a' alone, the actions are of \['b'\]"):
+        env.step({"b": 0})
+    with pytest.raises(ValueError, match=r"the actions are of \['a', 'b'\]"):
+        env.step({"a": 0, "b": 0})
+    stuck = Scripted("ab", [Move(terminates=("b",))])
+    stuck._was_dead_step = lambda action: None
+    env = PettingZooEnv(stuck)
+    env.reset()
+    with pytest.raises(steppe.SteppeError, match=r"scripted_v0.*'b'.*_was_dead_step"):
+        env.step({"a": 0})
+
+
+@pytest.mark.parametrize("kind", [PettingZooEnv, ParallelPettingZooEnv])
+def test_spaces_state_render_and_close_are_the_envs_own(kind):
+    inner = Scripted("ab", [Move()]) if kind is PettingZooEnv else Together([])
+    env = kind(inner)
+    env.reset()
+    assert env.possible_agents == ["a", "b"]
+    assert env.get_observation_space("b") is BOX
+    assert env.get_action_space("b") == gymnasium.spaces.Discrete(3)
+    assert env.state().tolist() == [0]
+    assert env.render() == "move 0"
+    assert env.metadata == inner.metadata
+    env.close()
+    assert inner.closed == 1
+
+
+def test_another_kind_of_env_is_refused_with_the_class_to_use():
+    with pytest.raises(steppe.ConfigError, match=r"Together.*use steppe.ParallelPettingZooEnv"):
+        PettingZooEnv(Together([]))
+    with pytest.raises(steppe.ConfigError, match=r"use steppe.PettingZooEnv"):
+        ParallelPettingZooEnv(Scripted("ab", []))
+    with pytest.raises(steppe.ConfigError, match=r"takes an AEC env.*function.*call it"):
+        PettingZooEnv(lambda: Scripted("ab", []))
+    with pytest.raises(steppe.ConfigError, match="takes a parallel env"):
+        ParallelPettingZooEnv(gymnasium.make("CartPole-v1"))
+
+
+# --- Parallel: agents that move together
+
+
+class Together(ParallelEnv):
+    """Returns scripted results, each with the agents that live after it."""
+
+    metadata = {"name": "together_v0"}  # noqa: RUF012
+    possible_agents = ("a", "b")
+    closed = 0
+
+    def __init__(self, results):
+        self.results, self.taken = results, []
+
+    def observation_space(self, agent):
+        return BOX
+
+    def action_space(self, agent):
+        return gymnasium.spaces.Discrete(2 + self.possible_agents.index(agent))
+
+    def reset(self, seed=None, options=None):
+        self.agents, self.seed, self.options = ["a", "b"], seed, options
+        return {"a": 1, "b": 2}, {"a": {}, "b": {"x": 1}}
+
+    def step(self, actions):
+        self.taken.append(actions)
+        self.agents, *result = self.results[len(self.taken) - 1]
+        return tuple(result)
+
+    def state(self):
+        return np.array([0])
+
+    def render(self):
+        return "move 0"
+
+    def close(self):
+        self.closed += 1
+
+
+def test_parallel_agents_die_apart_and_the_episode_ends_with_the_last():
+    inner = Together(
+        [
+            (["a", "b"], {"a": 3, "b": 4}, {"a": 1, "b": 2}, {"a": 0, "b": 0}, {"a": 0, "b": 0}, {}),
+            (["b"], {"a": 5, "b": 6}, {"a": 3, "b": 4}, {"a": 1, "b": 0}, {"a": 0, "b": 0}, {}),
+            # a is described although it ended; its zero reward is of no account.
+            ([], {"a": 7, "b": 8}, {"a": 0, "b": 9}, {"a": 1, "b": 0}, {"a": 0, "b": 1}, {}),
+        ]
+    )
+    env = ParallelPettingZooEnv(inner)
+    assert env.reset(seed=3, options={"n": 1}) == ({"a": 1, "b": 2}, {"a": {}, "b": {"x": 1}})
+    assert (inner.seed, inner.options) == (3, {"n": 1})
+    obs, rewards, terminateds, truncateds, _ = env.step({"a": 0, "b": 1})
+    assert (obs, rewards) == ({"a": 3, "b": 4}, {"a": 1, "b": 2})
+    assert not any([*terminateds.values(), *truncateds.values()])
+    obs, rewards, terminateds, truncateds, _ = env.step({"a": 0, "b": 1})
+    assert (obs, rewards) == ({"a": 5, "b": 6}, {"a": 3, "b": 4})
+    assert terminateds == {"a": True, "b": False, "__all__": False}
+    obs, rewards, terminateds, truncateds, _ = env.step({"b": 2})
+    assert (obs, rewards["b"]) == ({"b": 8}, 9)
+    assert (terminateds["__all__"], truncateds) == (False, {"a": 0, "b": 1, "__all__": True})
+    assert inner.taken == [{"a": 0, "b": 1}, {"a": 0, "b": 1}, {"b": 2}]
+
+
+@pytest.mark.parametrize(
+    ("terminated", "truncated", "over"),
+    [((1, 1), (0, 0), (True, False)), ((1, 0), (0, 1), (False, True)), ((0, 0), (1, 1), (False, True))],
+)
+@pytest.mark.parametrize("left", [[], ["a", "b"]])
+def test_parallel_agents_that_end_together(terminated, truncated, over, left):
+    flags = [dict(zip("ab", one, strict=True)) for one in (terminated, truncated)]
+    env = ParallelPettingZooEnv(Together([(left, {"a": 3, "b": 4}, {"a": 1, "b": 2}, *flags, {})]))
+    env.reset()
+    obs, _, terminateds, truncateds, _ = env.step({"a": 0, "b": 0})
+    assert obs == {"a": 3, "b": 4}
+    assert (terminateds["__all__"], truncateds["__all__"]) == over
+
+
+def test_parallel_agents_that_come_later_or_vanish_unsaid():
+    none = {"a": 0, "b": 0}
+    inner = Together(
+        [
+            (["b", "c"], {"b": 4, "c": 5}, {"b": 1}, none, none, {}),
+            (["b", "c"], {"b": 4, "c": 5}, {"b": 1, "c": 2}, none, none, {}),
+        ]
+    )
+    env = ParallelPettingZooEnv(inner)
+    env.reset()
+    obs, _, terminateds, truncateds, _ = env.step({"a": 0, "b": 0})
+    assert obs == {"b": 4, "c": 5}
+    assert (terminateds["a"], truncateds) == (0, {"a": True, "b": 0, "__all__": False})
+    obs, _, _, truncateds, _ = env.step({"b": 0, "c": 0})
+    assert (obs, truncateds) == ({"b": 4, "c": 5}, {"a": 0, "b": 0, "__all__": False})
