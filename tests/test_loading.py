@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +20,11 @@ from gymnasium import spaces
 
 import steppe
 from steppe import checkpoint
+from steppe.cli.saved import find
 from steppe.learning.networks import ActorCriticNetworks
 from steppe.models.distributions import Distribution
 from steppe.spaces import spec_of
+from steppe.tracking.record import list_runs
 from steppe.types import SpacePair, Weights
 
 BOX = spaces.Box(-5, 5, (3,), np.float32)
@@ -241,6 +244,89 @@ def test_a_run_without_a_checkpoint_says_so(tmp_path):
         steppe.load_policy(run_folder(tmp_path / "ppo-1", {}))
 
 
+def test_the_folder_of_checkpoints_in_a_run_means_the_latest(tmp_path):
+    run = run_folder(tmp_path / "ppo-1", {100: 5.0, 200: 1.0})
+    assert bias(steppe.load_policy(run / "checkpoints")) == bias(steppe.load_policy(run))
+    (run / "checkpoints").rename(tmp_path / "loose")
+    inside = re.escape(str(tmp_path / "loose" / "200"))
+    with pytest.raises(
+        steppe.CheckpointError, match=rf"has no manifest.json; the newest .* in it is {inside}"
+    ):
+        steppe.load_policy(tmp_path / "loose")
+    with pytest.raises(steppe.CheckpointError, match=rf"it is a file, of the checkpoint {inside}"):
+        steppe.load_policy(tmp_path / "loose" / "200" / "meta.json")
+
+
+LINES = {
+    "no entries": 5,
+    "an entry that is a number": [100],
+    "an entry without steps": [{"reward": 1.0}],
+    "steps that lead out of the run": [{"steps": "../../outside", "reward": 1.0}],
+    "steps below 0": [{"steps": -1, "reward": 1.0}],
+    "steps that are a flag": [{"steps": True, "reward": 1.0}],
+    "a reward that is text": [{"steps": 100, "reward": "high"}],
+}
+
+
+@pytest.mark.parametrize("what", LINES)
+def test_a_damaged_record_of_a_run_is_named_and_what_is_intact_offered(what, tmp_path):
+    run = run_folder(tmp_path / "ppo-1", {100: 5.0})
+    written(tmp_path / "outside")
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "checkpoints": LINES[what]}))
+    for path in (run, run / "checkpoints"):
+        with pytest.raises(steppe.CheckpointError, match=r"run\.json is damaged: .*intact.*checkpoints/100$"):
+            steppe.load_policy(path)
+    with pytest.raises(steppe.ConfigError, match=r"run\.json is damaged"):
+        find(run)
+    (tmp_path / "Env").mkdir()
+    run.rename(tmp_path / "Env" / "ppo-1")
+    [summary] = list_runs(tmp_path)
+    assert summary.status == "unreadable"
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[]", b"[" * 9000, b'{"run_id": 1}'], ids=range(5))
+def test_a_record_of_nonsense_is_named(content, tmp_path):
+    run = run_folder(tmp_path / "ppo-1", {})
+    (run / "run.json").write_bytes(content)
+    with pytest.raises(steppe.CheckpointError, match=r"run\.json is damaged"):
+        steppe.load_policy(run)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"../../outside",
+        b"checkpoints/../../outside",
+        b"checkpoints/..",
+        b"/etc",
+        b"\xff\xfe",
+        b"outside",
+        b".",
+    ],
+    ids=repr,
+)
+def test_a_link_of_text_leads_to_a_checkpoint_of_its_run_and_nowhere_else(content, tmp_path):
+    run = run_folder(tmp_path / "ppo-1", {100: 5.0})
+    written(tmp_path / "outside")
+    (run / "best").write_bytes(content)
+    with pytest.raises(steppe.CheckpointError, match=r"best (is damaged|cannot be read): .*checkpoints/100$"):
+        steppe.load_policy(run / "best")
+    with pytest.raises(steppe.SteppeError, match="best"):
+        find(run / "best")
+
+
+def test_a_link_of_text_may_come_from_a_system_with_other_slashes(tmp_path):
+    run = run_folder(tmp_path / "ppo-1", {100: 5.0, 200: 1.0})
+    (run / "best").write_text("checkpoints\\100\n")
+    assert bias(steppe.load_policy(run / "best")) == bias(steppe.load_policy(run / "checkpoints" / "100"))
+    assert find(run / "best").checkpoint == (run / "checkpoints" / "100").resolve()
+    assert find(run / "checkpoints") == (run / "checkpoints" / "200", run)
+    other = tmp_path / "best"  # a checkpoint of that name is one
+    assert bias(steppe.load_policy(written(other))) == bias(steppe.load_policy(run / "checkpoints" / "100"))
+
+
 def test_one_of_several_policies(tmp_path):
     folder = written(tmp_path / "c", left=exported(seed=1), right=exported(seed=2))
     left, right = (steppe.load_policy(folder, policy_id=name) for name in ("left", "right"))
@@ -311,14 +397,18 @@ class Bomb:
     [
         (["rllib_checkpoint.json", "algorithm_state.pkl"], "an RLlib checkpoint"),
         (["checkpoint-000010", ".is_checkpoint", ".tune_metadata"], "an RLlib checkpoint"),
+        (["checkpoint_000010/checkpoint-10", "params.pkl"], "a folder of Tune with RLlib checkpoints"),
+        (["checkpoint_000010/algorithm_state.pkl", "params.json"], "a folder of Tune with RLlib checkpoints"),
+        (["learner/state.pkl", "metadata.json"], "an RLlib checkpoint"),
         (["model.pt"], "made of pickle files"),
     ],
-    ids=["Ray 2", "Ray 1", "torch"],
+    ids=["Ray 2", "Ray 1", "Tune 1", "Tune 2", "learner", "torch"],
 )
 def test_what_others_wrote_is_named_and_never_unpickled(files, named, tmp_path):
     folder = tmp_path / "theirs"
     folder.mkdir()
     for name in files:
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(pickle.dumps(Bomb()))
     config = steppe.PPOConfig(
         env="CartPole-v1", num_envs_per_env_runner=1, fcnet_hiddens=[4], write_run=False
@@ -328,6 +418,12 @@ def test_what_others_wrote_is_named_and_never_unpickled(files, named, tmp_path):
             with pytest.raises(steppe.CheckpointError, match=f"{named}.*never unpickles"):
                 load(folder)
     assert not Path("exploded").exists()
+
+
+def test_a_checkpoint_of_steppe_in_a_folder_named_as_rllib_names_them_is_offered(tmp_path):
+    path = written(tmp_path / "checkpoint_3" / "checkpoint-3")
+    with pytest.raises(steppe.CheckpointError, match=rf"newest checkpoint in it is {re.escape(str(path))}"):
+        steppe.load_policy(tmp_path / "checkpoint_3")
 
 
 def test_resuming_does_not_depend_on_the_policies_kept_beside(tmp_path):

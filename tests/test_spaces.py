@@ -29,7 +29,7 @@ INF = float("inf")
 
 # Random spaces ------------------------------------------------------------------------------------------
 
-shapes = st.lists(st.integers(0, 3), max_size=3).map(tuple)
+shapes = st.lists(st.integers(1, 3), max_size=3).map(tuple)
 starts = st.integers(-5, 5)
 
 
@@ -268,9 +268,8 @@ def test_rows_refuse_to_truncate(space, column):
 
 @pytest.mark.parametrize("shape", [(), (0,), (0, 3), (3, 0)])
 def test_shapes_without_size(shape):
-    space = gs.Box(-1, 1, shape)
-    spec = spaces.spec_of(space)
-    column = spaces.collect(spec, drawn(space, 0, 3))
+    spec = spaces.BoxSpec(shape, F32, -1, 1)
+    column = spaces.collect(spec, drawn(gs.Box(-1, 1, shape), 0, 3))
     assert column.shape == (3, *shape)
     assert spaces.collect(spec, []).shape == (0, *shape)
     assert spaces.outside(spec, column) == []
@@ -278,8 +277,26 @@ def test_shapes_without_size(shape):
     assert spaces.rows(spec, spaces.zeros(spec, 0)) == []
 
 
+EMPTY = {"Box": gs.Box(-1, 1, (2, 0)), "MultiDiscrete": gs.MultiDiscrete(np.zeros(0, np.int64))}
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_spaces_that_hold_no_values_are_refused_where_they_stand(kind):
+    """Nothing can be learned from them; as a part they would be a column of nothing among columns."""
+    space = EMPTY[kind]
+    with pytest.raises(SpaceError, match=rf"^observation: {kind} of shape .* holds no values: leave it out"):
+        spaces.spec_of(space)
+    nested = gs.Dict(a=gs.Discrete(2), b=gs.Tuple((gs.Discrete(2), space)))
+    with pytest.raises(SpaceError, match=rf"^action\['b'\]\[1\]: {kind} of shape"):
+        spaces.spec_of(nested, name="action")
+    items = gs.Sequence(space)
+    items.max_length = 3
+    with pytest.raises(SpaceError, match=r"^observation\[i\]: "):
+        spaces.spec_of(items)
+
+
 def test_an_empty_list_has_no_kind():
-    column = spaces.collect(spaces.spec_of(gs.Box(0, 1, (0,), np.int8)), [[], []])
+    column = spaces.collect(spaces.BoxSpec((0,), np.int8, 0, 1), [[], []])
     assert (column.shape, column.dtype) == ((2, 0), np.int8)
 
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Self, final
 import numpy as np
 
 from steppe import checkpoint
-from steppe.algorithms import config_class
 from steppe.config import AlgorithmConfig
 from steppe.envs import registry
 from steppe.errors import CheckpointError, ConfigError, SpaceError
 from steppe.learning.independent import IndependentLearner
 from steppe.learning.startup import give_back_memory, prepare_jax
-from steppe.loading import POLICIES, read_checkpoint
+from steppe.loading import POLICIES
+from steppe.resuming import adopt_learner, check_spaces, read_run, saved_config
 from steppe.runners.evaluation import Evaluator
 from steppe.runners.local import LocalRunner
 from steppe.sampling.callbacks import get_callbacks_state, hook_of, make_callbacks, set_callbacks_state
@@ -101,6 +101,7 @@ class Algorithm:
         self._noise = stream(int(self.config.seed or 0), "actions")
         self._evaluated = self._best_evaluation = float("nan")
         self._run: Run | None = None
+        self._iterating = False
         self._call("on_algorithm_init")
 
     def _fragment_length(self) -> int:
@@ -146,30 +147,37 @@ class Algorithm:
 
         Raises:
             EnvError: an env broke its contract; an exception of the env's own code comes as it is.
+            ConfigError: the run folder cannot be made.
         """
         config, began = self.config, perf_counter()
+        if config.write_run:
+            assert self.run is not None  # made now: nothing is trained that cannot be written
         samples: list[Sample] = []
         stats: dict[str, dict[str, float]] = {}
         learning, steps = 0.0, 0
-        while (
-            set(stats) != set(self._policies)
-            or steps < config.min_sample_timesteps_per_iteration
-            or perf_counter() - began < config.min_time_s_per_iteration
-        ):
-            fragments = self.runner.sample()
-            samples += fragments
-            new = sum(sample.env_steps for sample in fragments)
-            steps += new
-            self._env_steps += new
-            sampled = perf_counter()
-            for sample in fragments:
-                self._learner.add(sample.rollouts)
-                sample.rollouts = []  # the learner's from here on
-            learned = self._learner.update(self._env_steps)
-            if learned is not None:
-                stats |= learned
-                self.runner.set_weights(self._learner.publish())
-            learning += perf_counter() - sampled
+        self._iterating = True
+        try:
+            while (
+                set(stats) != set(self._policies)
+                or steps < config.min_sample_timesteps_per_iteration
+                or perf_counter() - began < config.min_time_s_per_iteration
+            ):
+                fragments = self.runner.sample()
+                samples += fragments
+                new = sum(sample.env_steps for sample in fragments)
+                steps += new
+                self._env_steps += new
+                sampled = perf_counter()
+                for sample in fragments:
+                    self._learner.add(sample.rollouts)
+                    sample.rollouts = []  # the learner's from here on
+                learned = self._learner.update(self._env_steps)
+                if learned is not None:
+                    stats |= learned
+                    self.runner.set_weights(self._learner.publish())
+                learning += perf_counter() - sampled
+        finally:
+            self._iterating = False
         if not self._iteration:
             give_back_memory()
         self._iteration += 1
@@ -274,16 +282,19 @@ class Algorithm:
         Returns:
             The episode keys of a result, over exactly these episodes.
         """
-        if num_episodes is not None and num_episodes < 1:
-            raise ConfigError(f"num_episodes={num_episodes}: at least 1")
+        if num_episodes is not None:
+            num_episodes = self.config.checked("evaluation_duration", num_episodes, "num_episodes")
         self._call("on_evaluate_start")
         self._evaluator = self._evaluator or self._make_evaluator()
+        within, self._iterating = self._iterating, True
         try:
             sample = self._evaluator.evaluate(self._learner.publish(), num_episodes, explore)
         except BaseException:
             with contextlib.suppress(Exception):
                 self._drop_evaluator()  # its envs are in the middle of something
             raise
+        finally:
+            self._iterating = within
         metrics = {
             **summarize(sample.episodes),
             "episodes_this_iter": len(sample.episodes),
@@ -357,7 +368,16 @@ class Algorithm:
         return f"{self.config!r}\n{self._learner.summary()}"
 
     def get_state(self) -> dict[str, State]:
-        """The full state of every owner; between iterations only."""
+        """The full state of every owner.
+
+        Raises:
+            CheckpointError: an iteration or evaluation is under way.
+        """
+        if self._iterating:
+            raise CheckpointError(
+                "envs are stepping, so there is no whole state to save: save between calls of train() and "
+                "evaluate(), or in on_train_result or on_evaluate_end"
+            )
         owners: dict[str, State] = {
             "algorithm": {
                 "window": self._window.get_state(),
@@ -403,16 +423,21 @@ class Algorithm:
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Go on exactly from a checkpoint; what could not be restored exactly is logged.
 
+        Args:
+            path: its folder, or a run's, see :func:`~steppe.loading.checkpoint_at`.
+
         Raises:
-            CheckpointError: the checkpoint is damaged or belongs to another architecture; nothing changed.
+            CheckpointError: it is damaged, or belongs to other spaces or networks; nothing changed.
         """
-        self._adopt(*read_checkpoint(path))
+        _, owners, meta = read_run(path)
+        self._adopt(owners, meta)
 
     def _adopt(self, owners: Mapping[str, State], meta: Mapping[str, Any], *, resume: bool = True) -> None:
         if meta.get("algo") != self.config.algo_name:
             raise CheckpointError(f"a checkpoint of {meta.get('algo')}, not of {self.config.algo_name}")
+        check_spaces(owners, self._policies)
         before = self._learner.get_state()
-        self._learner.set_state(owners["learner"])
+        adopt_learner(self._learner, owners["learner"], meta, self.config)
         set_callbacks_state(self._callbacks, owners["callbacks"])  # first: they may shape envs to be replayed
         try:
             notes = self._adopt_envs(owners, meta) if resume else []
@@ -436,8 +461,12 @@ class Algorithm:
             return [f"{here} envs instead of {there}: their episodes begin anew"]
         notes = list(self.runner.set_state(owners["runner"]))
         evaluating = meta["config"]["evaluation_num_envs"] or there
+        place = meta["config"]["evaluation_envs"]
         if "evaluator" not in owners:
             self._drop_evaluator()
+        elif place != self.config.evaluation_envs:
+            self._drop_evaluator()
+            notes.append(f"evaluation_envs={place!r} before: what evaluations kept begins anew")
         elif evaluating != (self.config.evaluation_num_envs or here):
             notes.append(f"not the {evaluating} evaluation envs of before: their episodes begin anew")
         else:
@@ -481,28 +510,19 @@ def load(path: str | os.PathLike[str], env: Any = None, *, resume: bool = True, 
     A checkpoint names no code to import: what was code comes from the caller, or from what is registered.
 
     Args:
-        path: the checkpoint's folder.
+        path: the checkpoint's folder, or a run's, see :func:`~steppe.loading.checkpoint_at`.
         env: the env, where the run had a class, a function or a file.
         resume: bring the envs back to where they were; False takes what was learned, with fresh envs.
-        code: further fields of the config.
+        code: further settings, under any of their names. The run gets a folder of its own, unless
+            ``run_dir`` is among them.
 
     Raises:
-        CheckpointError: it is damaged, or code is missing; the message lists what to pass.
+        CheckpointError: it is damaged, belongs to other spaces or networks, or code is missing; the message
+            lists what to pass.
+        ConfigError: a setting is unknown or illegal.
     """
-    owners, meta = read_checkpoint(path)
-    given = {**code, **({} if env is None else {"env": env})}
-    settings = {**meta["config"], **given}
-    missing = [
-        f"{name}=... (it was {settings[name]!r})"
-        for name in meta["code"]
-        if name not in given and not registry.is_registered(settings[name])
-    ]
-    if missing:
-        raise CheckpointError(
-            f"{path} names no code to import; pass what the run was made with: "
-            f"load(path, {', '.join(missing)})"
-        )
-    config = config_class(meta["algo"]).from_dict(settings)
+    folder, owners, meta = read_run(path)
+    config = saved_config(folder, meta, {**code, **({} if env is None else {"env": env})})
     algorithm: Algorithm = config.build()
     try:
         algorithm._adopt(owners, meta, resume=resume)

@@ -35,7 +35,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from steppe.errors import CheckpointError
+from steppe import foreign
+from steppe.errors import CheckpointError, ConfigError
 from steppe.types import Array, State
 
 FORMAT = "steppe-checkpoint"
@@ -49,10 +50,7 @@ _NATIVE = frozenset(["bool", "float16", "float32", "float64"]) | {
 _PLAIN_INT = 1 << 53
 _OWNER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _OWN_HASH = re.compile(rb'"sha256": "([0-9a-f]{64})"\n\}\n\Z')
-_RLLIB_NAMES = frozenset(["rllib_checkpoint.json", "algorithm_state.pkl", ".is_checkpoint", ".tune_metadata"])
-_RLLIB_FILE = re.compile(r"checkpoint-\d+")
 _UNREADABLE = (SafetensorError, ValueError, TypeError, LookupError, AttributeError, RecursionError, OSError)
-_PICKLE_SUFFIXES = frozenset([".pkl", ".pickle", ".pt", ".pth", ".joblib"])
 
 
 def save(
@@ -79,8 +77,9 @@ def save(
     Raises:
         CheckpointError: the folder holds something else, a state holds something that cannot be stored, or
             the disk refused. What was there before is unchanged.
+        ConfigError: ``path`` is no path.
     """
-    target = Path(path).resolve()
+    target = as_path(path).resolve()
     _check_owners(owners)
     states = {owner: _split(owner, state) for owner, state in owners.items()}
     header = _encode(dict(meta), "meta", None)
@@ -126,6 +125,17 @@ def load(
         else:
             if _peek(path) == before:
                 return loaded
+
+
+def as_path(path: Any) -> Path:
+    """``path``, once it is known to name something.
+
+    Raises:
+        ConfigError: it is neither text nor a path, or empty.
+    """
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise ConfigError(f"{path!r} is no path of a checkpoint: give a folder, such as 'runs/Maze/ppo-1'")
+    return Path(path)
 
 
 def verify(path: str | os.PathLike[str]) -> None:
@@ -547,18 +557,16 @@ def _what_it_is(path: Path) -> str:
     """Why ``path`` is no checkpoint, naming the kinds that people bring along."""
     if not path.exists():
         return f"there is no checkpoint at {path}"
-    names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else [path.name]
-    rllib = [n for n in names if n in _RLLIB_NAMES or (_RLLIB_FILE.fullmatch(n) and not (path / n).is_dir())]
-    pickles = [n for n in names if Path(n).suffix in _PICKLE_SUFFIXES]
-    if rllib or pickles:
-        kind = f"an RLlib checkpoint ({rllib[0]})" if rllib else f"made of pickle files ({pickles[0]})"
-        return (
-            f"{path} is {kind}. steppe never unpickles, because a pickle can run any code: "
-            "train again, or export the weights with the program that wrote it"
-        )
-    if META in names:
+    if theirs := foreign.what_it_is(path):
+        return theirs
+    if not path.is_dir():
+        around = f", of the checkpoint {path.parent}" if (path.parent / MANIFEST).is_file() else ""
+        return f"{path} is no checkpoint of steppe: it is a file{around}"
+    if (path / META).exists():
         return f"checkpoint {path} is damaged: {MANIFEST} is missing"
-    return f"{path} is no checkpoint of steppe: it {'has no ' + MANIFEST if path.is_dir() else 'is a file'}"
+    inside = [entry for entry in _candidates(path) if (_locate(entry) / MANIFEST).is_file()]
+    hint = f"; the newest checkpoint in it is {max(inside, key=_age)}" if inside else ""
+    return f"{path} is no checkpoint of steppe: it has no {MANIFEST}{hint}"
 
 
 def _candidates(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from steppe.errors import CheckpointError, ConfigError, SpaceError
 from steppe.models.numpy_forward import Network
 from steppe.seeding import SMALLEST_NOISE
 from steppe.spaces import BadLeaf, collect, describe, rows
-from steppe.tracking.record import RECORD, checkpoint_of
+from steppe.tracking.record import CHECKPOINTS, RECORD, checkpoint_of, linked
 from steppe.types import DEFAULT_POLICY, Array, FloatArray, State, Tree
 
 POLICIES = "policies"
@@ -119,14 +119,15 @@ def load_policy(path: str | os.PathLike[str], policy_id: str = DEFAULT_POLICY) -
     """The policy of a checkpoint, ready to act, with numpy alone.
 
     Args:
-        path: a checkpoint's folder, or a run's (then its latest checkpoint; ``<run>/best`` is the best one).
+        path: a checkpoint's folder, or a run's (then its latest checkpoint; ``<run>/best`` is the best one);
+            see :func:`checkpoint_at`.
         policy_id: which policy, where there are several.
 
     Raises:
         CheckpointError: damaged, no checkpoint of steppe, or written before policies were kept by themselves.
         ConfigError: the checkpoint holds no policy of that name.
     """
-    folder = _checkpoint_at(Path(path))
+    folder = checkpoint_at(path)
     policies = read_checkpoint(folder, [POLICIES])[0][POLICIES]
     if policy_id not in policies:
         raise ConfigError(f"{folder} holds no policy {policy_id!r}; there are {', '.join(policies)}")
@@ -152,12 +153,27 @@ def read_checkpoint(
         raise
 
 
-def _checkpoint_at(path: Path) -> Path:
-    if path.is_file() and path.name in ("best", "latest"):  # a link, where there are none
-        path = path.parent / path.read_text(encoding="utf-8").strip()
-    if not (path / RECORD).is_file():
-        return path
-    latest = checkpoint_of(path)
+def checkpoint_at(path: str | os.PathLike[str]) -> Path:
+    """The folder of the checkpoint that a path means.
+
+    Args:
+        path: a checkpoint's folder; a run's, or the ``checkpoints`` in it, for its latest one; ``best`` or
+            ``latest`` in a run's folder, also where these are text files instead of links.
+
+    Raises:
+        CheckpointError: the run has no checkpoint yet, or what leads to it is damaged.
+        ConfigError: no path.
+    """
+    given = checkpoint.as_path(path)
+    run = given.parent if given.name == CHECKPOINTS else given
+    try:
+        if not (run / RECORD).is_file():
+            return linked(given)
+        latest = checkpoint_of(run)
+    except ConfigError as error:
+        inside = checkpoint.newest_intact((run if run.is_dir() else run.parent) / CHECKPOINTS)
+        hint = "" if inside is None else f"; the newest intact checkpoint of the run is {inside}"
+        raise CheckpointError(f"{error}{hint}") from error
     if latest is None:
         raise CheckpointError(f"{path}: this run has no checkpoint yet; train on, or set checkpoint_freq")
     return latest

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from steppe.errors import SpaceError
 from steppe.models.distributions import MASKED, Distribution
-from steppe.spaces import collect, contains, rows, spec_of, zeros
+from steppe.spaces import BoxSpec, collect, contains, rows, spec_of, zeros
 
 spaces = gym.spaces
 SMALLEST, LARGEST = np.float32(1e-7), np.float32(1 - 6e-8)
@@ -419,4 +419,4 @@ def test_refusals_name_the_leaf_and_empty_spaces():
     with pytest.raises(SpaceError, match=r"action\['x'\]\[1\]"):
         distribution(inner)
     with pytest.raises(SpaceError, match="nothing to choose"):
-        distribution(spaces.Box(-1, 1, (0,)))
+        Distribution(BoxSpec((0,), np.float32, -1, 1))

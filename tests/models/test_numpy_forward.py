@@ -36,7 +36,6 @@ MORE = {
     "tables and one-hots": spaces.MultiDiscrete([3, 1500, 2, 1100], start=[0, 7, -1, 0]),
     "OneOf with a table": spaces.OneOf((spaces.Discrete(2000, start=9000), BOX2)),
     "Sequence with a table": spaces.Sequence(spaces.Dict(a=spaces.Discrete(1500, start=-9000), b=BOX2)),
-    "Box without elements": spaces.Dict(a=spaces.Box(-1, 1, (0,), np.float32), b=BOX2),
     "one bit": spaces.MultiBinary(1),
 }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 import click
 
 from steppe.errors import CheckpointError, ConfigError
-from steppe.tracking.record import RECORD, Which, checkpoint_of, read_record
+from steppe.tracking.record import CHECKPOINTS, RECORD, Which, checkpoint_of, linked, read_record
 
 if TYPE_CHECKING:
     from steppe.algorithm import Algorithm
@@ -34,7 +34,9 @@ def find(path: Path) -> Saved:
     if path.is_file():
         if path.name not in get_args(Which):
             raise CheckpointError(f"{path} is a file; name a run's folder or a checkpoint's")
-        path = path.parent / path.read_text(encoding="utf-8").strip()  # a link, where there are none
+        path = linked(path)
+    if path.name == CHECKPOINTS and is_run(path.parent):
+        path = path.parent
     if not is_run(path):
         around = path.resolve().parent.parent
         return Saved(path.resolve(), around if is_run(around) else None)
@@ -118,7 +120,8 @@ def restore(saved: Saved, env: str | None, **changes: Any) -> Algorithm:
     """
     import steppe
 
-    return steppe.load(saved.checkpoint, env=env_of(saved, env), **changes)
+    # No folder of its own: what goes on writes into the run's, and an evaluation writes none.
+    return steppe.load(saved.checkpoint, env=env_of(saved, env), **{"run_dir": None, **changes})
 
 
 def env_of(saved: Saved, env: str | None) -> str | None:

@@ -36,6 +36,7 @@ from steppe.spaces.columns import (
     tupled,
     zeros,
 )
+from steppe.spaces.comparison import misfits
 from steppe.spaces.description import describe, from_description, summary
 from steppe.spaces.recognition import spec_of
 from steppe.spaces.spec import (
@@ -71,6 +72,7 @@ __all__ = [
     "is_wide",
     "leaves",
     "map_leaves",
+    "misfits",
     "narrowed",
     "outside",
     "paths",

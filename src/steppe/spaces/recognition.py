@@ -13,6 +13,7 @@ from steppe.spaces.spec import (
     BoxSpec,
     DictSpec,
     DiscreteSpec,
+    LeafSpec,
     MultiBinarySpec,
     MultiDiscreteSpec,
     OneOfSpec,
@@ -124,6 +125,13 @@ _READERS: dict[str, Callable[[_Reader], Spec]] = {
 _NOT_SPACES = ("builtins", "collections.abc", "typing")
 
 
+def _filled(spec: Spec, kind: str) -> Spec:
+    """``spec``, once it is known to hold a number."""
+    if isinstance(spec, LeafSpec) and 0 in spec.shape:
+        raise SpaceError(f"{kind} of shape {spec.shape} holds no values: leave it out, or give it one")
+    return spec
+
+
 def _read(space: Any, name: str, maximum: int | None) -> Spec:
     if isinstance(space, Spec):
         return space
@@ -136,7 +144,7 @@ def _read(space: Any, name: str, maximum: int | None) -> Spec:
         reader = None if base.__module__ in _NOT_SPACES else _READERS.get(base.__name__)
         if reader is not None:
             try:
-                return reader(_Reader(space, name, maximum))
+                return _filled(reader(_Reader(space, name, maximum)), base.__name__)
             except (TypeError, ValueError, OverflowError) as error:
                 if isinstance(error, SpaceError) and str(error).startswith(name):
                     raise  # it already says where in the tree
@@ -157,6 +165,6 @@ def spec_of(space: Any, *, max_sequence_length: int | None = None, name: str = "
 
     Raises:
         SpaceError: the space is of an unknown class, cannot be a column (Text, Graph, a Sequence of no
-            declared length), or is no space at all; the message says what to do.
+            declared length), holds no values, or is no space at all; the message says what to do.
     """
     return _read(space, name, max_sequence_length)

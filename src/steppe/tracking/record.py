@@ -8,7 +8,7 @@ import platform
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 from steppe.errors import ConfigError
@@ -75,11 +75,45 @@ def read_record(run: Path) -> dict[str, Any]:
         record = json.loads((run / RECORD).read_text(encoding="utf-8"))
         if not isinstance(record, dict) or not {"run_id", "status", CHECKPOINTS} <= record.keys():
             raise TypeError("run_id, status or checkpoints are missing")
+        for entry in record[CHECKPOINTS]:
+            _check_entry(entry)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(f"{run} is not the folder of a run: it has no {RECORD}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"{run / RECORD} is damaged: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{run / RECORD} cannot be read: {error.strerror}") from error
     return record
+
+
+def _check_entry(entry: Any) -> None:
+    """A checkpoint's line; its folder is named by the steps, so that these must be a number."""
+    steps, reward = (entry.get("steps"), entry.get("reward")) if isinstance(entry, dict) else (None, None)
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise TypeError(f"an entry of {CHECKPOINTS} has no number of steps: {entry!r:.80}")
+    if isinstance(reward, bool) or not (reward is None or isinstance(reward, int | float)):
+        raise TypeError(f"the reward of an entry of {CHECKPOINTS} is no number: {entry!r:.80}")
+
+
+def linked(path: Path) -> Path:
+    """Where ``best`` or ``latest`` of a run leads if it is a text file, which stands where no links can be.
+
+    Other paths come back as they are.
+
+    Raises:
+        ConfigError: the file holds something else than the place of a checkpoint of its run.
+    """
+    if path.name not in get_args(Which) or not path.is_file():
+        return path
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    parts = PurePosixPath(text.replace("\\", "/")).parts
+    if len(parts) != 2 or parts[0] != CHECKPOINTS or parts[1] == "..":
+        expected = f"the place of a checkpoint is expected, such as {CHECKPOINTS}/4000"
+        raise ConfigError(f"{path} is damaged: {expected}, not {text!r:.80}")
+    return path.parent.joinpath(*parts)
 
 
 def checkpoint_of(run: str | os.PathLike[str], which: Which = "latest") -> Path | None:

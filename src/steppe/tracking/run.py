@@ -294,7 +294,10 @@ def _claim(base: Path, algo: str, name: str | None, directory: str | os.PathLike
         path = Path(directory)
         _make(path)
         if any(path.iterdir()):
-            raise ConfigError(f"{path} is not empty: give a new folder, or resume the run in it")
+            raise ConfigError(
+                f"the run's folder is taken, {path} is not empty: name another with run_dir, leave run_dir "
+                f"out to count up under runs/, or go on with the run in it: steppe train --resume {path}"
+            )
         return path
     _make(base)
     if name is None:

@@ -1,0 +1,124 @@
+"""What a checkpoint asks of a run that goes on from it: its settings, its spaces, its networks."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from steppe.algorithms import config_class
+from steppe.config import AlgorithmConfig
+from steppe.envs import registry
+from steppe.errors import CheckpointError, SpaceError
+from steppe.learning.learner import Learner
+from steppe.loading import POLICIES, checkpoint_at, read_checkpoint
+from steppe.spaces import describe, misfits
+from steppe.types import Policy, State
+
+logger = logging.getLogger("steppe")
+
+_OWNERS = ("actions", "algorithm", "callbacks", "learner", "runner")
+_META = ("algo", "code", "config", "run_id", "total_s")
+_SHAPING = (
+    "fcnet_hiddens",
+    "fcnet_activation",
+    "vf_share_layers",
+    "conv_filters",
+    "free_log_std",
+    "observation_filter",
+)
+
+
+def read_run(path: str | os.PathLike[str]) -> tuple[Path, dict[str, State], dict[str, Any]]:
+    """The checkpoint of a training that a path means: its folder, its owners, its meta data.
+
+    Raises:
+        CheckpointError: it is damaged, or not of a training.
+        ConfigError: no path.
+    """
+    folder = checkpoint_at(path)
+    owners, meta = read_checkpoint(folder)
+    absent = [name for name in _OWNERS if name not in owners] + [name for name in _META if name not in meta]
+    if absent:
+        raise CheckpointError(
+            f"{folder} is no checkpoint of a training: it holds no {absent[0]}, only {', '.join(owners)}"
+        )
+    return folder, owners, meta
+
+
+def saved_config(folder: Path, meta: Mapping[str, Any], code: Mapping[str, Any]) -> AlgorithmConfig:
+    """The config of a checkpoint, with further settings of the caller.
+
+    Args:
+        folder: of the checkpoint.
+        meta: its meta data.
+        code: by any name that :meth:`~steppe.config.AlgorithmConfig.from_dict` takes.
+
+    Raises:
+        CheckpointError: code is missing; the message lists what to pass.
+        ConfigError: ``code`` is unknown or illegal.
+    """
+    cls = config_class(meta["algo"])
+    given = cls.resolved(code)  # first: what is misspelt here is not missing there
+    there = {name: value for name, value in meta["config"].items() if name not in given}
+    missing = [
+        f"{name}=... (it was {there[name]!r})"
+        for name in meta["code"]
+        if name in there and not (name == "env" and registry.is_registered(there[name]))
+    ]
+    if missing:
+        raise CheckpointError(
+            f"{folder} names no code to import; pass what the run was made with: "
+            f"load(path, {', '.join(missing)})"
+        )
+    own_folder = there.pop("run_dir", None)
+    config = cls(**cls.resolved(there), **given)
+    if own_folder is not None and config.write_run:
+        logger.warning(
+            "run_dir=%r belongs to the run that was saved: this one gets a folder of its own under runs/, "
+            "or the one that load(path, run_dir=...) names",
+            own_folder,
+        )
+    return config
+
+
+def check_spaces(owners: Mapping[str, State], policies: Mapping[str, Policy]) -> None:
+    """Compare the spaces that policies were trained in with those of this run's envs.
+
+    Raises:
+        CheckpointError: a policy cannot act here.
+    """
+    saved = owners.get(POLICIES, {})  # older checkpoints lack them
+    for id in saved.keys() & policies.keys():
+        here = {name: describe(getattr(policies[id], name)) for name in ("observation", "action")}
+        try:
+            wrong, odd = misfits(saved[id]["network"], here)
+        except (SpaceError, LookupError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"the spaces of policy {id!r} make no sense: {error!r}") from error
+        if wrong:
+            raise CheckpointError(
+                f"policy {id!r} was trained with {wrong}: go on in an env with the spaces of training"
+            )
+        if odd:
+            logger.warning("policy %r was trained with %s: it goes on with the bounds of this env", id, odd)
+
+
+def adopt_learner(learner: Learner, state: State, meta: Mapping[str, Any], config: AlgorithmConfig) -> None:
+    """Let the learner go on from a checkpoint's state, or not at all.
+
+    Raises:
+        CheckpointError: its networks are others; the settings that make them differ are named first.
+    """
+    there, here = meta["config"], config.to_dict()
+    unlike = {name: there[name] for name in _SHAPING if name in there and there[name] != here[name]}
+    try:
+        if "fcnet_activation" in unlike:  # the one that no shape shows
+            raise CheckpointError("the same arrays would compute something else")
+        learner.set_state(state)
+    except CheckpointError as error:
+        settings = ", ".join(f"{name}={value!r}, here {here[name]!r}" for name, value in unlike.items())
+        if not settings:
+            raise
+        raise CheckpointError(f"the checkpoint was trained with {settings}: {error}") from None
