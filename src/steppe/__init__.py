@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from steppe.algorithm import Algorithm, Result, load
     from steppe.algorithms.ppo import PPOConfig
     from steppe.envs.context import EnvContext
+    from steppe.envs.multi_agent import MultiAgentEnv
+    from steppe.envs.pettingzoo import ParallelPettingZooEnv, PettingZooEnv
     from steppe.envs.registry import make, register_env
     from steppe.envs.vector import VectorEnv
     from steppe.errors import CheckpointError, ConfigError, EnvError, SpaceError, SteppeError
@@ -22,7 +24,10 @@ _HOME = {
     "ConfigError": "errors",
     "EnvContext": "envs.context",
     "EnvError": "errors",
+    "MultiAgentEnv": "envs.multi_agent",
     "PPOConfig": "algorithms.ppo",
+    "ParallelPettingZooEnv": "envs.pettingzoo",
+    "PettingZooEnv": "envs.pettingzoo",
     "Policy": "types",
     "Result": "algorithm",
     "SpaceError": "errors",
@@ -41,7 +46,10 @@ __all__ = [
     "ConfigError",
     "EnvContext",
     "EnvError",
+    "MultiAgentEnv",
     "PPOConfig",
+    "ParallelPettingZooEnv",
+    "PettingZooEnv",
     "Policy",
     "Result",
     "SpaceError",

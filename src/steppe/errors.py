@@ -19,6 +19,11 @@ CODES: dict[str, str] = {
     "E401": "old gym interface adapted",
     "E402": "env could not be replayed exactly",
     "E403": "reward for an agent after its final row",
+    "E404": "agent that the env does not know",
+    "E405": "observation for an agent that has ended",
+    "E406": "flags without __all__",
+    "E407": "agent id is neither a text nor a whole number",
+    "E408": "members of a group do not act together",
 }
 """Stable codes of everything that can be wrong with an env; the same in checker, training and server."""
 
@@ -44,6 +49,7 @@ class EnvError(SteppeError):
 
     Attributes:
         code: a key of :data:`CODES`.
+        text: what is wrong and what to do, without the place.
         env_class: class of the innermost env.
         runner: worker index.
         env: vector index.
@@ -52,6 +58,7 @@ class EnvError(SteppeError):
         seed: the seed that this env got.
         action: the action that led here, or None at reset.
         leaf: path of the value, such as ``obs["cars"][3]``.
+        agent: id of the agent, in an env of many.
     """
 
     def __init__(
@@ -67,10 +74,14 @@ class EnvError(SteppeError):
         seed: int | None = None,
         action: Any = None,
         leaf: str = "",
+        agent: str | int | None = None,
     ) -> None:
         self.code, self.env_class, self.runner, self.env = code, env_class, runner, env
         self.episode, self.step, self.seed, self.action, self.leaf = episode, step, seed, action, leaf
+        self.agent, self.text = agent, message
         where = f"{env_class}, runner {runner}, env {env}, episode {episode}, step {step}"
+        if agent is not None:
+            where += f", agent {agent!r}"
         if seed is not None:
             where += f", seed {seed}"
         if action is not None:

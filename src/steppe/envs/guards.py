@@ -14,7 +14,7 @@ import numpy.typing as npt
 from steppe import spaces
 from steppe.errors import CODES, ConfigError, EnvError, SpaceError
 from steppe.spaces import Spec
-from steppe.types import BoolArray, Tree
+from steppe.types import AgentID, BoolArray, Tree
 
 logger = logging.getLogger("steppe.envs")
 
@@ -27,12 +27,13 @@ OutOfSpace = Literal["warn", "raise", "clip"]
 
 
 class Place(NamedTuple):
-    """Where a value came from: vector index, episode, env step within it, and the action that led here."""
+    """Where a value came from: vector index, episode, env step within it, the action that led here, whose."""
 
     env: int
     episode: int
     step: int
     action: Any = None
+    agent: AgentID | None = None
 
 
 Where = Callable[[int], Place]
@@ -83,6 +84,7 @@ class Guard:
             seed=self._seeds[place.env],
             action=place.action.item() if isinstance(place.action, np.generic) else place.action,
             leaf=leaf,
+            agent=place.agent,
         )
 
     def annotate(self, error: BaseException, place: Place) -> None:

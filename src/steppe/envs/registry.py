@@ -24,7 +24,7 @@ from steppe.envs.legacy_gym import LegacyGym, modern_step, modernize
 from steppe.envs.named_code import attribute_of, code_named, module_named
 from steppe.errors import ConfigError
 from steppe.seeding import env_seed
-from steppe.types import AsyncEnv
+from steppe.types import AsyncEnv, SlotInfo, SpacePair
 
 GymnasiumEnv = gymnasium.Env[Any, Any]
 logger = logging.getLogger("steppe")
@@ -129,6 +129,7 @@ def build(
     observation_space: Any = None,
     action_space: Any = None,
     created: Callable[[Any, EnvContext], None] | None = None,
+    pair_for: Callable[[SlotInfo], SpacePair] | None = None,
 ) -> AsyncEnv:
     """Build exactly ``num_envs`` envs of one runner, each with a seed of its own.
 
@@ -148,6 +149,7 @@ def build(
         observation_space: overrides what the envs say.
         action_space: likewise.
         created: is called with each env once it is built, and with what it was built from.
+        pair_for: the spaces of an agent of a multi-agent env that does not say them.
 
     Raises:
         ConfigError: the spelling is unknown, or ``env_config`` does not fit.
@@ -182,6 +184,12 @@ def build(
             from steppe.envs.vector import VectorRows  # most runs never see one
 
             built = VectorRows(envs[0], seeds=seeds, **limits)
+        elif any(map(is_multi_agent, envs)):
+            from steppe.envs.agents import MultiAgentRows
+
+            if not all(map(is_multi_agent, envs)):
+                raise ConfigError(f"{env_name(env)} made envs of one agent and of many: make one kind only")
+            built = MultiAgentRows(envs, seeds=seeds, pair_for=pair_for, **limits)
         else:
             built = GymEnv(envs, seeds=seeds, modern_step=modern_step, **limits)
         on_failure.pop_all()
@@ -217,6 +225,12 @@ def is_vector(env: Any) -> bool:
     return isinstance(env, gymnasium.vector.VectorEnv) or (
         ours is not None and isinstance(env, ours.VectorEnv)
     )
+
+
+def is_multi_agent(env: Any) -> bool:
+    """Whether this is an env of many agents."""
+    ours = sys.modules.get("steppe.envs.multi_agent")  # not loaded: then nobody has subclassed it
+    return ours is not None and isinstance(env, ours.MultiAgentEnv)
 
 
 def user_env(env: Any) -> Any:
@@ -294,7 +308,7 @@ class _Calling:
     def __call__(self, ctx: EnvContext) -> Any:
         args, keywords = _arguments(self.creator, ctx, self.name)
         env = self.creator(*args, **keywords)
-        if is_vector(env):
+        if is_vector(env) or is_multi_agent(env):
             return env
         if not _is_env(env) or isinstance(env, type):
             raise ConfigError(
