@@ -6,13 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, final
 
-import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from steppe import spaces
-from steppe.envs import batch
-from steppe.envs.batch import BadResult, Batch, GymnasiumBatch, Infos, OwnBatch, Stepped
+from steppe.envs import batch_values
+from steppe.envs.batch import Batch, GymnasiumBatch, OwnBatch, Stepped, own_state
+from steppe.envs.batch_values import BadResult, Infos
 from steppe.envs.guards import Guard, OutOfSpace, Place, Where
 from steppe.envs.replay import NotPlain, from_leaves, plain
 from steppe.errors import CheckpointError, ConfigError, EnvError, SteppeError
@@ -34,9 +34,11 @@ from steppe.types import (
 class VectorEnv(ABC):
     """Subclass it to step many envs at once, such as a simulator that computes them in one call.
 
-    Lists may be arrays, too. After a step that ended an episode, ``reset_at`` is called for that env, at
-    once. The older spelling is understood: ``vector_reset()`` and ``reset_at(i)`` that return observations
-    alone, and a ``vector_step`` of four items (observations, rewards, dones, infos).
+    What is returned of n envs is a list over them, or an array; observations of a Dict space may be a dict
+    of such. Those of a Tuple space are a list of n tuples, never a tuple of batches. After a step that ended
+    an episode, ``reset_at`` is called for that env, at once. The older spelling is understood:
+    ``vector_reset()`` and ``reset_at(i)`` that return observations alone, and a ``vector_step`` of four items
+    (observations, rewards, dones, infos).
 
     A subclass that has ``get_state()``, which returns JSON values and numpy arrays, and
     ``set_state(state)`` is resumed exactly; any other begins new episodes.
@@ -95,11 +97,6 @@ class VectorEnv(ABC):
         """Release everything; by default the envs inside are closed."""
         for env in self.get_sub_environments():
             env.close()
-
-
-def is_vector(env: Any) -> bool:
-    """Whether this is an object that steps many envs at once."""
-    return isinstance(env, (VectorEnv, gymnasium.vector.VectorEnv))
 
 
 class _Now(NamedTuple):
@@ -178,7 +175,7 @@ class VectorRows:
         self._seeds, self._runner, self._max_steps = [int(seed) for seed in seeds], runner, max_episode_steps
         self._guard = Guard(self._batch.names, runner, self._seeds, on_out_of_space)
         self._all, self._closed = np.arange(n), False
-        self._own_state = batch.own_state(env)
+        self._own_state = own_state(env)
         self._rewind()
 
     def _rewind(self) -> None:
@@ -189,7 +186,7 @@ class VectorRows:
         self._slot, self._t, self._episode = self._all, np.zeros(n, np.int64), np.zeros(n, np.int64)
         self._obs: Tree = None
         self._reward = np.zeros(n)
-        self._actions = batch.filler(self._action_spec, n)
+        self._actions = batch_values.filler(self._action_spec, n)
         self._set_live(np.ones(n, np.bool_))
 
     def _check_limit(self, limit: int) -> None:
@@ -244,7 +241,7 @@ class VectorRows:
         for leaf in spaces.leaves(actions):
             if np.shape(leaf)[:1] != slots.shape:
                 raise ValueError(f"{slots.shape[0]} slots, but an action column of shape {np.shape(leaf)}")
-        spaces.map_leaves(batch.check_kind, self._actions, actions)
+        spaces.map_leaves(batch_values.check_kind, self._actions, actions)
         everyone = self._awaited == len(self._live_envs) and np.array_equal(slots, self._live_slots)
         envs = self._live_envs if everyone else self._envs_of(slots)
         spaces.put(self._actions, envs, actions)
@@ -300,7 +297,7 @@ class VectorRows:
             obs, infos = self._batch.reset(seeds)
             self._tell_odd()
             self._judge_infos(infos, place)
-        except BadResult as bad:
+        except (BadResult, BadLeaf) as bad:
             raise self._bad(bad, place) from None
         self._obs = self._column(obs, place)
         self._slot, self._t, self._reward = self._all + n * (self._episode % 2), self._all * 0, np.zeros(n)
@@ -358,15 +355,11 @@ class VectorRows:
         n, live, envs = self.num_envs, self._live, self._live_envs
         given = []
         for name, values in zip(("rewards", "terminated", "truncated"), raw[1:4], strict=True):
-            counted = batch.is_over_envs(values)
-            if not counted or len(values) != n:
-                got = f"{len(values)} of them" if counted else f"a {type(values).__name__}"
-                raise BadResult("E301", f"{name}: got {got}; return one for each of the {n} envs", "step")
+            column = batch_values.over_envs(name, values, n)
             if len(envs) < n:
-                values = (
-                    values[live] if isinstance(values, np.ndarray) else [values[i] for i in envs.tolist()]
-                )
-            given.append(values)
+                array = isinstance(column, np.ndarray)
+                column = column[live] if array else [column[i] for i in envs.tolist()]
+            given.append(column)
 
         def where(row: int) -> Place:
             return place(int(envs[row]))
@@ -403,7 +396,7 @@ class VectorRows:
             asked = np.flatnonzero(turn.asked)
             obs, fresh = self._batch.reset_some(asked)
             self._tell_odd()
-            first = self._rows_of(obs, asked, lambda row: Place(int(asked[row]), int(episode[asked[row]]), 0))
+            first = self._column(obs, lambda row: Place(int(asked[row]), int(episode[asked[row]]), 0), asked)
             spaces.put(now.obs, asked, first)
             parts.append((fresh, slot[asked], asked))
         self._keep(_Now(slot, t, episode, now.obs, reward, now.terminated, now.truncated))
@@ -429,47 +422,41 @@ class VectorRows:
     ) -> tuple[Tree, list[dict[str, Any]]]:
         """Last observations and infos of the episodes that ended: copies, the env may reuse its own."""
         last = spaces.take(now.obs, ended)
-        told = batch.split_infos(infos, ended, self.num_envs)
+        told = batch_values.split_infos(infos, ended, self.num_envs)
         at = np.flatnonzero(within[ended])
         if len(at):
             envs = ended[at]
-            values = batch.final_values(infos, envs, self._obs_spec, self.num_envs)
+            values = batch_values.final_values(infos, envs, self._obs_spec, self.num_envs)
             spaces.put(last, at, self._observed(values, lambda row: place(int(envs[row]))))
-            final_infos = batch.split_infos(infos.get("final_info", {}), envs, self.num_envs)
+            final_infos = batch_values.split_infos(infos.get("final_info", {}), envs, self.num_envs)
             for row, info in zip(at.tolist(), final_infos, strict=True):
                 told[row] = info
         return last, told
 
-    def _column(self, given: Any, place: Where) -> Tree:
-        """The observations of all envs as a fresh column, judged."""
-        found = batch.column_of(self._obs_spec, given, self.num_envs)
-        return self._observed(self._values(given, place), place) if found is None else found
-
-    def _rows_of(self, given: Any, envs: IntArray, where: Where) -> Tree:
-        """The observations of some envs, out of a batch in which those of the others do not matter."""
-        found = None if self._batch.listed else batch.column_of(self._obs_spec, given, self.num_envs)
-        if found is not None:
-            return spaces.take(found, envs)
-        values = self._values(given, where)
-        return self._observed([values[i] for i in envs.tolist()], where)
-
-    def _values(self, given: Any, where: Where) -> list[Any]:
+    def _column(self, given: Any, where: Where, envs: IntArray | None = None) -> Tree:
+        """The observations of all envs, or of some, as a fresh column, judged; the others' do not matter."""
+        spec, n = self._obs_spec, self.num_envs
         try:
-            return batch.values_of(self._obs_spec, given, self.num_envs, listed=self._batch.listed)
+            found = batch_values.column_of(spec, given, n)
+            if found is not None:
+                return found if envs is None else spaces.take(found, envs)
+            values = batch_values.values_of(spec, given, n, listed=self._batch.listed)
+            values = values if envs is None else [values[i] for i in envs.tolist()]
+            return self._observed(batch_values.readable(values, "obs"), where)
         except BadLeaf as bad:
             raise self._bad(bad, where) from None
 
-    def _observed(self, values: list[Any], where: Where) -> Tree:
+    def _observed(self, values: Sequence[Any], where: Where) -> Tree:
         found = spaces.stack(self._obs_spec, values)
         return self._guard.observations(self._obs_spec, values, where) if found is None else found
 
     def _judge_infos(self, infos: Any, place: Where) -> None:
-        batch.check_infos(infos, self.num_envs, listed=self._batch.listed)
+        batch_values.check_infos(infos, self.num_envs, listed=self._batch.listed)
         if self._batch.listed:
             self._guard.infos(infos, place)
 
     def _told(self, *parts: tuple[Any, IntArray, IntArray]) -> Mapping[int, dict[str, Any]]:
-        kept = [part for part in parts if batch.has_infos(part[0])]
+        kept = [part for part in parts if batch_values.has_infos(part[0])]
         return Infos(kept, self.num_envs) if kept else {}
 
     def _tell_odd(self) -> None:
@@ -537,7 +524,7 @@ class VectorRows:
         if self._own_state is not None and state.get("native") is not None:
             try:
                 self._batch.reset(self._seeds)
-                self._tell_odd()
+                self._batch.odd.clear()  # it was counted when this run was begun
                 self._own_state[1](state["native"])
             except Exception as error:
                 why = f"it raised {type(error).__name__}: {error}"
@@ -558,4 +545,6 @@ class VectorRows:
         entropy = zip(self._seeds, self._episode.tolist(), strict=True)
         words = [np.random.SeedSequence(seed, spawn_key=(e,)).generate_state(1)[0] for seed, e in entropy]
         self._reset([int(word) >> 1 for word in words])
+        again = "; they take no seed, so these may be the first ones again"
+        why += again if "E401 seed" in self._guard.counts else ""
         return f"E402 the {self.num_envs} envs of {self._kind} begin new episodes: {why}"
