@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter
@@ -26,7 +26,7 @@ from steppe.resuming import adopt_learner, check_spaces, read_run, saved_config
 from steppe.runners.evaluation import Evaluator
 from steppe.runners.local import LocalRunner
 from steppe.sampling.callbacks import get_callbacks_state, hook_of, make_callbacks, set_callbacks_state
-from steppe.sampling.metrics import EpisodeWindow, Sample, summarize
+from steppe.sampling.metrics import EpisodeRecord, EpisodeWindow, Sample, summarize
 from steppe.seeding import SMALLEST_NOISE, fresh_seed, stream
 from steppe.spaces import BadLeaf, collect, rows
 from steppe.types import DEFAULT_POLICY, Policy, State, Tree
@@ -141,6 +141,11 @@ class Algorithm:
     def iteration(self) -> int:
         """Iterations trained so far."""
         return self._iteration
+
+    @property
+    def recent_episodes(self) -> Sequence[EpisodeRecord]:
+        """The episodes that the means of the newest result are over."""
+        return self._window.summarized
 
     def train(self) -> Result:
         """One iteration: sample until every policy has learned, and report.

@@ -1,5 +1,8 @@
 """RLlib 1.x's callbacks: a class with its argument names, or a dict of functions that take one ``info``."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -83,6 +86,71 @@ def test_a_class_is_called_with_rllib_s_names_and_the_program_s_trainer(quick, g
     assert result["told"] == (1, Steps, "default_policy")
     assert result["info"]["learner"]["default_policy"]["largest_reward"] == 1.0
     assert trainer.config["callbacks"] is given
+    trainer.stop()
+
+
+def test_a_hook_gets_and_changes_what_train_returns(quick):
+    seen = []
+
+    class Changing(DefaultCallbacks):
+        def on_train_result(self, *, trainer, result, **kwargs):
+            seen.append((dict(result), trainer))
+            result["mine"] = 2.5
+            result["episode_reward_mean"] = -1.0
+            result["info"]["learner"]["default_policy"]["mine"] = 7
+            result["hist_stats"] = {}
+            del result["time_total_s"]
+
+    trainer = ppo.PPOTrainer(env=Steps, config={"callbacks": Changing, "evaluation_interval": 1})
+    result = trainer.train()
+    ((told, teller),) = seen
+    assert teller is trainer
+    assert told["config"] is trainer.config
+    assert told["done"] is False
+    assert told["hist_stats"]["episode_reward"] == [4.0] * 16
+    assert told["info"]["learner"]["default_policy"]["learner_stats"]["cur_lr"] == pytest.approx(5e-5)
+    assert {key: told["info"][key] for key in told["info"] if key.startswith("num_")} == {
+        "num_steps_sampled": 64,
+        "num_steps_trained": 64,
+        "num_agent_steps_sampled": 64,
+        "num_agent_steps_trained": 64,
+    }
+    assert told["time_this_iter_s"] <= told["time_total_s"]
+    assert type(told["evaluation"]) is dict
+    assert (result["mine"], result["episode_reward_mean"], result["hist_stats"]) == (2.5, -1.0, {})
+    assert result["info"]["learner"]["default_policy"]["mine"] == 7
+    assert result["time_total_s"] == told["time_total_s"]  # nothing can be taken away
+    (row,) = map(json.loads, (Path(trainer.logdir) / "result.jsonl").read_text().splitlines())
+    assert (row["mine"], row["episode_reward_mean"]) == (2.5, -1.0)
+    assert not {"config", "learner"} & (row.keys() | row["info"].keys())  # steppe's own form
+    trainer.stop()
+
+
+def test_evaluation_has_rllib_s_form_and_callbacks_of_its_own(quick):
+    ended, measured = [], []
+
+    class Ends(DefaultCallbacks):
+        def on_evaluate_end(self, *, trainer, evaluation_metrics, **kwargs):
+            ended.append(evaluation_metrics["evaluation"]["episode_reward_mean"])
+            evaluation_metrics["evaluation"]["added"] = 3
+            evaluation_metrics["evaluation"] = {**evaluation_metrics["evaluation"], "more": 4}
+
+    def end(info):
+        measured.append(info["worker"].in_evaluation)
+        info["episode"].custom_metrics["length"] = info["episode"].length
+
+    config = {"callbacks": Ends, "evaluation_interval": 1, "evaluation_num_episodes": 2}
+    config["evaluation_config"] = {"callbacks": {"on_episode_end": end}}
+    trainer = ppo.PPOTrainer(env=Steps, config=config)
+    result = trainer.train()
+    evaluation = result["evaluation"]
+    assert json.loads(json.dumps(evaluation)) == evaluation
+    assert (evaluation["added"], evaluation["more"], evaluation["episode_reward_mean"]) == (3, 4, 4.0)
+    assert evaluation["custom_metrics"]["length_mean"] == 4.0
+    assert result["custom_metrics"] == {}
+    assert trainer.evaluate()["evaluation"]["more"] == 4
+    assert ended == [4.0, 4.0]
+    assert measured == [True] * 4
     trainer.stop()
 
 

@@ -255,3 +255,50 @@ def test_seed_reaches_an_env_that_is_held_inside():
 def test_spaces_are_gymnasium_s():
     assert gym.spaces.Discrete is gymnasium.spaces.Discrete
     assert gym.Space is gymnasium.Space
+
+
+def test_the_registry_has_gym_s_words_for_gymnasium_s_own(quick):
+    registry = gym.envs.registration.registry
+    assert registry is gym.envs.registry
+    assert "walk-v0" not in registry.env_specs
+    register(id="walk-v0", entry_point=Walk)
+    assert "walk-v0" in registry
+    assert registry.spec("walk-v0") is registry["walk-v0"] is gym.spec("walk-v0")
+    assert registry.spec("walk-v0") in registry.all()
+    del registry.env_specs["walk-v0"]
+    assert "walk-v0" not in gymnasium.registry
+    assert len(registry) == len(gymnasium.registry) == len(registry.all())
+
+
+def test_a_time_limit_is_a_wrapper():
+    env = gym.wrappers.TimeLimit(Walk(), max_episode_steps=2)
+    env.reset()
+    assert [env.step(0)[2] for _ in range(2)] == [False, True]
+    assert env.MAX_STEPS == 10
+
+
+def test_pickled_envs_are_built_anew():
+    class Kept(Walk, gym.utils.EzPickle):
+        def __init__(self, stride):
+            Walk.__init__(self, stride)
+            gym.utils.EzPickle.__init__(self, stride)
+
+    env = Kept(3)
+    env.reset()
+    again = copy.copy(env)
+    assert (again.stride, hasattr(again, "at")) == (3, False)
+
+
+def test_the_logger_says_what_is_grave_enough(caplog):
+    gym.logger.set_level(gym.logger.ERROR)
+    gym.logger.warn("no %s", "word")
+    gym.logger.error("one %s", "word")
+    gym.logger.set_level(gym.logger.DEBUG)
+    gym.logger.info("then %d", 2)
+    gym.logger.debug("and %d", 3)
+    assert [record.message for record in caplog.records] == ["one word", "then 2", "and 3"]
+
+
+def test_the_version_is_one_of_the_old_interface():
+    assert [int(part) for part in gym.__version__.split(".")][:2] < [0, 26]
+    assert issubclass(gym.error.UnregisteredEnv, gym.error.Error)

@@ -12,7 +12,7 @@ import pytest
 import steppe
 import steppe.config
 from steppe.algorithms import ALGORITHMS
-from steppe.compat import agents, gym, ray
+from steppe.compat import DefaultCallbacks, agents, gym, ray
 from steppe.compat.agents import ppo
 from steppe.compat.defaults import changed, default_config, known_algorithms, merged
 from steppe.compat.trainer import Trainer, trainer_class
@@ -192,6 +192,11 @@ def test_a_result_has_rllib_s_keys_and_is_the_program_s_own(trainer):
         ].keys()
         assert result["time_this_iter_s"] <= result["time_total_s"]
         assert result["config"] is trainer.config
+        assert result["done"] is False
+        assert len(result["hist_stats"]["episode_reward"]) == 8 * n
+        assert result["hist_stats"]["episode_lengths"] == [8] * 8 * n
+        assert np.mean(result["hist_stats"]["episode_reward"]) == result["episode_reward_mean"]
+        assert result["info"]["num_steps_sampled"] == result["info"]["num_agent_steps_sampled"] == 64 * n
     assert results[1]["time_total_s"] == pytest.approx(sum(r["time_this_iter_s"] for r in results))
     assert trainer.iteration == 2
     results[1]["mine"] = 1
@@ -222,6 +227,60 @@ def test_evaluation_explores_as_training_unless_told_otherwise(quick):
         assert trainer.train()["evaluation"]["episodes_this_iter"] == 3
         assert trainer.evaluate()["evaluation"]["episode_len_mean"] == 8
         trainer.stop()
+
+
+@pytest.mark.parametrize("own", [None, {}])
+def test_an_empty_evaluation_config(quick, own):
+    trainer = ppo.PPOTrainer(env=Signs, config={"evaluation_config": own})
+    assert trainer.algorithm.config.evaluation_config == {"explore": True}
+    trainer.stop()
+
+
+def test_of_an_evaluation_config_what_the_run_has_anyway_is_left_out(quick):
+    config = {
+        **ppo.DEFAULT_CONFIG,
+        "lr": 0.5,
+        "horizon": 6,
+        "callbacks": DefaultCallbacks,
+        "env_config": {"seed": 1},
+    }
+    for own, left in (
+        ({**config, "explore": False}, {"explore": False}),
+        ({"num_workers": 0, "lr": 0.5, "model": dict(config["model"])}, {"explore": True}),
+        ({"num_workers": 9, "evaluation_num_workers": 2}, {"explore": True}),
+        ({"horizon": 6, "in_evaluation": True}, {"explore": True}),
+        ({"horizon": None}, {"explore": True, "max_episode_steps": None}),
+        ({"env_config": {"seed": 2}}, {"explore": True, "env_config": {"seed": 2}}),
+    ):
+        trainer = ppo.PPOTrainer(env=Signs, config={**config, "evaluation_config": own})
+        assert trainer.algorithm.config.evaluation_config == left
+        trainer.stop()
+    for own, message in (
+        ({"lr": 0.25}, "evaluation_config.lr=0.25 .*cannot differ"),
+        ({"num_sgd_iter": 2}, "evaluation_config.num_sgd_iter=2"),
+        ({"explor": False}, "evaluation_config.explore"),
+        ([1], r"evaluation_config=\[1\]: give a dict"),
+        ({"callbacks": {"on_episode_ende": print}}, "on_episode_end"),
+    ):
+        with pytest.raises(steppe.ConfigError, match=message):
+            ppo.PPOTrainer(env=Signs, config={**config, "evaluation_config": own})
+
+
+@pytest.mark.parametrize("config", ["CartPole-v1", [1], steppe.PPOConfig()])
+def test_a_config_is_a_dict(config):
+    with pytest.raises(steppe.ConfigError, match=r"env comes second: PPOTrainer\(config="):
+        ppo.PPOTrainer(config)
+
+
+def test_after_stop_there_is_no_more_training(quick):
+    trainer = ppo.PPOTrainer(env=Signs)
+    trainer.train()
+    trainer.stop()
+    trainer.stop()
+    for call in (trainer.train, trainer.evaluate):
+        with pytest.raises(steppe.ConfigError, match=r"after stop\(\).*make a new PPOTrainer"):
+            call()
+    assert trainer.compute_action(0, explore=False) in (0, 1)
 
 
 # --- acting ---------------------------------------------------------------------------------------------

@@ -1,13 +1,15 @@
 """``tune.run`` for one trial: when it ends, what it leaves, and what it refuses."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import steppe
 import steppe.config
-from steppe.compat import gym, tune
+from steppe.compat import DefaultCallbacks, gym, tune
 from steppe.compat.agents import ppo
 from steppe.compat.ray import tune as mirrored
 from steppe.compat.ray.tune.logger import pretty_print
@@ -82,6 +84,15 @@ def test_what_it_leaves(config, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5
     assert lines[0] == "PPO_rising_00000: iteration 1, 64 steps, reward 32.50"  # the mean of 1 to 64
+    assert analysis.get_best_trial("episode_reward_mean", mode="max") is trial
+    assert analysis.get_best_config(metric="episode_reward_mean", mode="max") is trial.config
+    assert analysis.get_best_logdir("episode_reward_mean") == str(folder)
+    # 64 episodes an iteration; after four, those from 157 to 256 count.
+    rewards = [78.5, 206.5, 270.5]
+    assert analysis.get_trial_checkpoints_paths(trial, "episode_reward_mean") == list(
+        zip(paths, rewards, strict=True)
+    )
+    assert (trial.checkpoint.value, trial.checkpoint.result) == (paths[2], trial.last_result)
     again = ppo.PPOTrainer(config)
     again.restore(analysis.best_checkpoint)
     assert again.iteration == 5
@@ -117,6 +128,92 @@ def test_checkpoints_are_compared_by_known_results():
     assert ExperimentAnalysis(trial, "episode_reward_mean", "min").best_checkpoint == "c"
 
 
+def test_a_frame_needs_pandas(monkeypatch):
+    trial = Trial("t", {"lr": 0.5, "model": {"fcnet_hiddens": [4], "dim": 84}}, "here")
+    trial.last_result.update(
+        {"episode_reward_mean": 2.0, "info": {"learner": {"a": {"kl": 0.1}}}, "config": 1}
+    )
+    analysis = ExperimentAnalysis(trial)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(steppe.ConfigError, match=r"pip install pandas.*here/progress\.csv"):
+        analysis.dataframe()
+    monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=list))
+    assert analysis.dataframe("episode_reward_mean", "max") == [
+        {
+            "episode_reward_mean": 2.0,
+            "info/learner/a/kl": 0.1,
+            "config/lr": 0.5,
+            "config/model/dim": 84,
+            "logdir": "here",
+        }
+    ]
+
+
+def test_a_callback_may_end_a_trial(config):
+    class Enough(DefaultCallbacks):
+        def on_train_result(self, *, trainer, result, **kwargs):
+            result["done"] = result["training_iteration"] == 2
+
+    stop = {"training_iteration": 5}
+    analysis = tune.run("PPO", config={**config, "callbacks": Enough}, stop=stop, verbose=0, local_dir="done")
+    assert analysis.best_result["training_iteration"] == 2
+    assert analysis.best_result["done"] is True
+
+
+def test_criteria_that_come_with_time_are_waited_for(config):
+    class Measuring(DefaultCallbacks):
+        def on_episode_end(self, *, episode, **kwargs):
+            episode.custom_metrics["reward"] = episode.total_reward
+
+        def on_train_result(self, *, trainer, result, **kwargs):
+            result["twice"] = 2 * result["training_iteration"]
+
+    config = {**config, "callbacks": Measuring, "evaluation_interval": 2, "evaluation_num_episodes": 1}
+    for stop, iterations in (
+        ({"custom_metrics/reward_max": 65}, 2),
+        ({"evaluation/episode_reward_mean": 0, "training_iteration": 4}, 2),
+        ({"twice": 6}, 3),
+    ):
+        Rising.episodes = 0
+        found = tune.run("PPO", config=config, stop=stop, verbose=0)
+        assert found.best_result["training_iteration"] == iterations
+    for wrong in ("custom_metrics/rewards_max", "twicee"):  # nobody can know before an iteration
+        with pytest.raises(steppe.ConfigError, match=r"there is .*(reward_max|twice)"):
+            tune.run("PPO", config=config, stop={wrong: 1}, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("stop", "message"),
+    [
+        ({"training_iterations": 3}, "there is training_iteration"),
+        ({"episode_reward_men": 1}, "episode_reward_mean"),
+        ({"training_iteration": "5"}, "is a number"),
+        ({"training_iteration": True}, "is a number"),
+        ({"training_iteration": None}, "is a number"),
+        ({"episode_reward_mean": float("nan")}, "is a number"),
+        ("training_iteration", "give a dict, or a function"),
+        (5, "give a dict, or a function"),
+        (lambda result: True, r"stop\(trial_id, result\)"),
+        (None, "never ends"),
+    ],
+)
+def test_a_wrong_criterion_is_said_before_an_env_is_built(quick, stop, message):
+    def never(config):
+        raise AssertionError("built")
+
+    with pytest.raises(steppe.ConfigError, match=message):
+        tune.run("PPO", config={"env": never}, stop=stop)
+
+
+def test_all_keys_of_a_result_may_end_a_trial(config):
+    """What is known of results beforehand is what is in them."""
+    result = ppo.PPOTrainer(config).train()
+    rest = {"config", "hist_stats"}
+    assert (result.keys() | {"evaluation"}) - rest == tune._KEYS | tune._OPEN
+    for key in tune._KEYS | {"info/learner/default_policy/kl", "time/env"}:
+        tune._check_stop({key: np.float32(1)}, callbacks=False)
+
+
 @pytest.mark.parametrize("name", ["grid_search", "choice", "uniform", "sample_from", "loguniform"])
 def test_search_spaces_are_refused_with_what_to_do_instead(name):
     for module in (tune, mirrored):
@@ -132,7 +229,6 @@ def test_what_else_is_refused(config):
         ({"resume": True}, "resume"),
         ({"chekpoint_freq": 1}, "did you mean 'checkpoint_freq'"),
         ({"stop": {}}, "never ends"),
-        ({"stop": {"episode_reward_men": 1}}, "episode_reward_mean"),
     ):
         with pytest.raises(steppe.ConfigError, match=message):
             tune.run("PPO", **{"config": config, "stop": stop, "verbose": 0, **arguments})

@@ -1,6 +1,8 @@
 """Envs of the old gym interface train as they are: detected by what they do, said once, nothing lost."""
 
+import copy
 import logging
+import pickle
 
 import gymnasium
 import numpy as np
@@ -392,3 +394,28 @@ def test_instances_do_not_share_the_spaces_of_their_class():
     one, other = modernize(Shared()), modernize(Shared())
     assert one.action_space == other.action_space == Shared.action_space
     assert one.action_space is not other.action_space is not Shared.action_space
+
+
+def test_what_the_env_has_of_its_own_is_reached_through_the_adapter():
+    class Phased(Array):
+        phase = 0
+
+        def set_phase(self, phase):
+            self.phase = phase
+
+    env = modernize(Phased())
+    assert isinstance(env, LegacyGym)
+    env.set_phase(3)
+    assert (env.phase, env.env.phase, env.position) == (3, 3, env.env.position)
+    for name in ("phases", "_phase", "__deepcopy__"):
+        assert not hasattr(env, name)
+    with pytest.raises(AttributeError, match="'Phased' object has no attribute 'phases'"):
+        _ = env.phases
+    copied = copy.deepcopy(env)
+    copied.set_phase(5)
+    assert (copied.phase, env.phase) == (5, 3)
+    again = pickle.loads(pickle.dumps(modernize(Array())))
+    assert again.unwrapped.seeds == again.seeds
+    assert len(again.reset(seed=1)) == 2
+    with pytest.raises(AttributeError, match="LegacyGym has no attribute 'env'"):
+        _ = LegacyGym.__new__(LegacyGym).phase  # as copies are made: nothing is held yet

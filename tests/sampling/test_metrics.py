@@ -37,6 +37,22 @@ def test_before_the_first_episode_there_are_no_numbers():
     assert result["policy_reward_mean"] == result["agent_reward_mean"] == {}
 
 
+def test_a_window_tells_which_episodes_its_newest_means_are_over():
+    window, later = EpisodeWindow(2), EpisodeWindow(2)
+    assert window.summarized == []
+    for new, over in (
+        ([1.0], [1.0]),
+        ([2.0, 3.0], [2.0, 3.0]),
+        ([], [2.0, 3.0]),
+        ([4.0, 5.0, 6.0], [4.0, 5.0, 6.0]),
+    ):
+        result = window.summarize([record(reward) for reward in new])
+        assert [episode.reward for episode in window.summarized] == over
+        assert result["episode_reward_mean"] == sum(over) / len(over)
+    later.set_state(window.get_state())
+    assert [episode.reward for episode in later.summarized] == [5.0, 6.0]
+
+
 def test_a_window_holds_the_last_episodes_and_counts_all():
     window = EpisodeWindow(3)
     assert window.summarize([record(1.0), record(2.0)])["episode_reward_mean"] == 1.5

@@ -16,12 +16,19 @@ One rule turns every import line: ``ray`` and ``gym`` are found under ``steppe.c
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
+
+from steppe.compat.absent import Missing, of_module
 
 if TYPE_CHECKING:
     from steppe.compat.callbacks import DefaultCallbacks
 
 __all__ = ["DefaultCallbacks"]
+
+
+_missing = of_module(__name__)
+sys.meta_path.append(Missing)  # after all others: it finds nothing, and says so
 
 
 def __getattr__(name: str) -> Any:
@@ -30,4 +37,4 @@ def __getattr__(name: str) -> Any:
         from steppe.compat.callbacks import DefaultCallbacks
 
         return DefaultCallbacks
-    raise AttributeError(f"module 'steppe.compat' has no attribute {name!r}")
+    return _missing(name)

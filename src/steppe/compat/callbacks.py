@@ -6,12 +6,16 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from steppe.compat.views import SampleBatch, shown
 from steppe.errors import ConfigError
 from steppe.sampling.callbacks import HOOKS, Callbacks, Hook, hook_of, make_callbacks
 from steppe.types import State
 
 if TYPE_CHECKING:
     from steppe.compat.trainer import Trainer
+
+Around = Callable[["Trainer", Hook, dict[str, Any]], None]
+"""Calls a hook, with something before and after it."""
 
 _INFO = {"base_env": "env", "policies": "policy", "algorithm": "trainer"}
 _RENAMED = {"on_postprocess_traj": "on_postprocess_trajectory"}
@@ -45,7 +49,9 @@ def adapted(given: Any, trainer: Trainer) -> Callbacks:
     """
     objects = make_callbacks(_of_functions(given) if isinstance(given, Mapping) else given)
     hooks = {name: hook for name in HOOKS if (hook := hook_of(objects, name)) is not None}
-    members: dict[str, Any] = {name: _telling(hook, trainer) for name, hook in hooks.items()}
+    if hooks.keys() & {"on_episode_start", "on_episode_step"}:  # which may have filled hist_data
+        hooks.setdefault("on_episode_end", lambda **_: None)
+    members: dict[str, Any] = {name: _telling(name, hook, trainer) for name, hook in hooks.items()}
     members["get_state"] = lambda self: {"each": [one.get_state() for one in objects]}
     members["set_state"] = lambda self, state: _restore(objects, state)
     cls: type[Callbacks] = type("ProgramCallbacks", (Callbacks,), members)
@@ -57,14 +63,63 @@ def _restore(objects: Sequence[Callbacks], state: State) -> None:
         one.set_state(own)
 
 
-def _telling(hook: Hook, trainer: Trainer) -> Callable[..., None]:
+def _telling(name: str, hook: Hook, trainer: Trainer) -> Callable[..., None]:
+    around = _AROUND.get(name, _plain)
+
     def told(self: Callbacks, **arguments: Any) -> None:
         if "algorithm" in arguments:
             trainer.algorithm = arguments["algorithm"]  # the first hook comes before it is built
-            arguments["algorithm"] = trainer
-        hook(**arguments)
+        around(trainer, hook, {key: shown(trainer, key, value) for key, value in arguments.items()})
 
     return told
+
+
+def _plain(trainer: Trainer, hook: Hook, arguments: dict[str, Any]) -> None:
+    hook(**arguments)
+
+
+def _train_result(trainer: Trainer, hook: Hook, arguments: dict[str, Any]) -> None:
+    """The hook sees, and changes, what ``train()`` returns; steppe's own result learns what was changed."""
+    values = arguments["result"]
+    formed = trainer.formed(values)
+    changed = dict(formed)
+    hook(**{**arguments, "result": changed})
+    trainer.told = formed | changed  # what was deleted is needed elsewhere
+    values.update({key: value for key, value in changed.items() if value is not formed.get(key)})
+
+
+def _evaluate_end(trainer: Trainer, hook: Hook, arguments: dict[str, Any]) -> None:
+    metrics = arguments["evaluation_metrics"]
+    around = {"evaluation": metrics}
+    hook(**{**arguments, "evaluation_metrics": around})
+    metrics.update(around["evaluation"])
+
+
+def _episode_end(trainer: Trainer, hook: Hook, arguments: dict[str, Any]) -> None:
+    hook(**arguments)
+    if not arguments["worker"].in_evaluation:
+        for name, values in arguments["episode"].hist_data.items():
+            trainer.hist_data.setdefault(name, []).extend(values)
+
+
+def _batch(argument: str) -> Around:
+    def around(trainer: Trainer, hook: Hook, arguments: dict[str, Any]) -> None:
+        columns = arguments[argument]
+        batch = SampleBatch(columns)
+        hook(**{**arguments, argument: batch})
+        columns.clear()
+        columns.update(batch)
+
+    return around
+
+
+_AROUND: dict[str, Around] = {
+    "on_train_result": _train_result,
+    "on_evaluate_end": _evaluate_end,
+    "on_episode_end": _episode_end,
+    "on_postprocess_trajectory": _batch("postprocessed_batch"),
+    "on_learn_on_batch": _batch("train_batch"),
+}
 
 
 def _of_functions(functions: Mapping[str, Callable[[dict[str, Any]], Any]]) -> Callbacks:

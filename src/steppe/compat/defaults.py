@@ -20,11 +20,15 @@ def default_config(algo: str) -> dict[str, Any]:
     Raises:
         KeyError: the algorithm has no such table yet.
     """
+    return merged(common_config(), deepcopy(_tables()[algo]))
+
+
+def common_config() -> dict[str, Any]:
+    """The settings that every algorithm has; a fresh copy."""
     from steppe.compat.callbacks import DefaultCallbacks
 
     tables = deepcopy(_tables())
-    common = {**tables["common"], "model": tables["model"], "callbacks": DefaultCallbacks}
-    return merged(common, tables[algo])
+    return {**tables["common"], "model": tables["model"], "callbacks": DefaultCallbacks}
 
 
 def known_algorithms() -> list[str]:

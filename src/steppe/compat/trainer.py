@@ -9,15 +9,18 @@ import weakref
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar
 
 from steppe.algorithm import Algorithm
 from steppe.algorithms import config_class
 from steppe.checkpoint import MANIFEST
 from steppe.compat import ray
+from steppe.compat.absent import of_class
 from steppe.compat.callbacks import adapted
 from steppe.compat.defaults import changed, default_config, merged
+from steppe.compat.views import Policy, WorkerSet, accept
 from steppe.config import AlgorithmConfig, say_once
+from steppe.config.values import same
 from steppe.errors import ConfigError
 from steppe.types import DEFAULT_POLICY
 
@@ -37,15 +40,26 @@ class Trainer:
     Attributes:
         config: all settings, under the names that the program used.
         algorithm: what trains.
+        hist_data: lists of numbers by name, kept by the episodes that ended in this iteration.
+        told: the newest result as callbacks left it, until :meth:`train` returns it.
     """
 
     algo: ClassVar[str]
     default_config: ClassVar[dict[str, Any]]
+    __getattr__ = of_class("Trainer")
 
     def __init__(self, config: Settings | None = None, env: Any = None, logger_creator: Any = None) -> None:
         if logger_creator is not None:
             say_once("logger_creator is accepted and has no effect: results go to the run's folder")
+        if config is not None and not isinstance(config, Mapping):
+            raise ConfigError(
+                f"{type(self).__name__}({config!r:.60}): config is a dict of settings, the env comes second: "
+                f'{type(self).__name__}(config={{...}}, env="CartPole-v1")'
+            )
         self.config = merged(self.default_config, config or {})
+        self.hist_data: dict[str, list[float]] = {}
+        self.told: dict[str, Any] | None = None
+        self._stopped = False
         if env is not None:
             self.config["env"] = env
         self.algorithm: Algorithm
@@ -58,6 +72,17 @@ class Trainer:
         """Iterations trained so far."""
         return self.algorithm.iteration
 
+    training_iteration = iteration
+
+    @property
+    def workers(self) -> WorkerSet:
+        """What samples: one worker, in this process."""
+        return WorkerSet(self)
+
+    def get_config(self) -> dict[str, Any]:
+        """All settings."""
+        return self.config
+
     @property
     def logdir(self) -> str | None:
         """The run's folder; None where it writes none."""
@@ -68,14 +93,33 @@ class Trainer:
         """One iteration; a dict of its own with RLlib's keys.
 
         ``result["info"]["learner"][policy]["learner_stats"]`` holds what ``result["info"][policy]`` does.
+
+        Raises:
+            ConfigError: the trainer was stopped.
         """
-        result = dict(self.algorithm.train())
-        stats = result["info"]
+        self._check_running("train")
+        self.told = None
+        result = self.algorithm.train()
+        return self.formed(result) if self.told is None else self.told
+
+    def formed(self, result: Settings) -> dict[str, Any]:
+        """A result of steppe's with RLlib's keys; its ``hist_stats`` begin anew afterwards."""
+        stats, episodes = result["info"], self.algorithm.recent_episodes
         learner = {policy: {**values, "learner_stats": values} for policy, values in stats.items()}
-        steps = result["timesteps_total"]
+        steps, agent_steps = result["timesteps_total"], result["agent_timesteps_total"]
         counted = {"num_steps_sampled": steps, "num_steps_trained": steps}
-        return result | {
+        counted |= {"num_agent_steps_sampled": agent_steps, "num_agent_steps_trained": agent_steps}
+        lists = {
+            "episode_reward": [episode.reward for episode in episodes],
+            "episode_lengths": [episode.length for episode in episodes],
+        }
+        own, self.hist_data = self.hist_data, {}
+        evaluated = {"evaluation": dict(result["evaluation"])} if "evaluation" in result else {}
+        return {
+            **result,
+            **evaluated,
             "info": {**stats, **counted, "learner": learner},
+            "hist_stats": {**own, **lists},
             "time_this_iter_s": result["time"]["iteration_s"],
             "time_total_s": result["time"]["total_s"],
             "config": self.config,
@@ -118,6 +162,7 @@ class Trainer:
         policy_id: str = DEFAULT_POLICY,
         full_fetch: bool = False,
         explore: bool | None = None,
+        **accepted: Any,
     ) -> Any:
         """The action for one observation; drawn, not the best one, unless ``explore`` says otherwise.
 
@@ -130,7 +175,9 @@ class Trainer:
             policy_id: who acts.
             full_fetch: return ``(action, state, {})``, as it is returned wherever ``state`` is given.
             explore: ``config["explore"]`` if None.
+            accepted: ``unsquash_action``, ``clip_action``, ``timestep``, ``episode``; without effect.
         """
+        accept(accepted)
         before = state or None
         action = self.algorithm.compute_single_action(
             observation, before, policy_id=policy_id, explore=self._explores(explore)
@@ -141,17 +188,29 @@ class Trainer:
     compute_single_action = compute_action
 
     def compute_actions(
-        self, observations: Settings, *_: Any, policy_id: str = DEFAULT_POLICY, explore: bool | None = None
-    ) -> dict[str, Any]:
-        """Actions by the keys of ``observations``; arguments as in :meth:`compute_action`."""
-        return self.algorithm.compute_actions(
-            observations, policy_id=policy_id, explore=self._explores(explore)
-        )
+        self,
+        observations: Settings,
+        state: Any = None,
+        *_: Any,
+        policy_id: str = DEFAULT_POLICY,
+        full_fetch: bool = False,
+        explore: bool | None = None,
+        **accepted: Any,
+    ) -> Any:
+        """Actions by the keys of ``observations``; arguments as in :meth:`compute_action`.
 
-    def get_policy(self, policy_id: str = DEFAULT_POLICY) -> TrainerPolicy:
+        Returns:
+            The actions; ``(actions, states, {})`` where ``state`` is given or all is asked for.
+        """
+        accept(accepted)
+        explores = self._explores(explore)
+        actions = self.algorithm.compute_actions(observations, policy_id=policy_id, explore=explores)
+        return (actions, {key: [] for key in observations}, {}) if state or full_fetch else actions
+
+    def get_policy(self, policy_id: str = DEFAULT_POLICY) -> Policy:
         """One policy, to act with and to read and write the weights of."""
         self.algorithm.get_policy(policy_id)
-        return TrainerPolicy(self, policy_id)
+        return Policy(self, policy_id)
 
     def get_weights(self, policies: Sequence[str] | None = None) -> dict[str, Any]:
         """Weights by policy; of all policies if None."""
@@ -164,40 +223,25 @@ class Trainer:
 
     def evaluate(self) -> dict[str, Any]:
         """Run ``evaluation_num_episodes`` episodes; ``{"evaluation": result}``."""
+        self._check_running("evaluate")
         return {"evaluation": dict(self.algorithm.evaluate())}
 
     def stop(self) -> None:
         """Release the envs and finish the run folder; may be called twice."""
+        self._stopped = True
         self.algorithm.close()
 
     cleanup = stop
 
+    def _check_running(self, what: str) -> None:
+        if self._stopped:
+            raise ConfigError(
+                f"{what}() after stop(), which released the envs: make a new {type(self).__name__} and "
+                "restore(path) what save() returned"
+            )
+
     def _explores(self, explore: bool | None) -> bool:
         return bool(self.config["explore"] if explore is None else explore)
-
-
-@final
-class TrainerPolicy:
-    """One policy of a trainer, as ``trainer.get_policy()`` gives it."""
-
-    def __init__(self, trainer: Trainer, policy_id: str) -> None:
-        self._trainer, self.policy_id, self.config = trainer, policy_id, trainer.config
-
-    def compute_single_action(
-        self, obs: Any, state: Any = None, **others: Any
-    ) -> tuple[Any, Any, dict[str, Any]]:
-        """``(action, state, {})`` for one observation; other arguments as a trainer's."""
-        others |= {"policy_id": self.policy_id, "full_fetch": True}
-        answer: tuple[Any, Any, dict[str, Any]] = self._trainer.compute_action(obs, state, **others)
-        return answer
-
-    def get_weights(self) -> Any:
-        """The policy's weights."""
-        return self._trainer.get_weights([self.policy_id])[self.policy_id]
-
-    def set_weights(self, weights: Any) -> None:
-        """Replace the policy's weights."""
-        self._trainer.set_weights({self.policy_id: weights})
 
 
 @lru_cache
@@ -224,17 +268,35 @@ def checkpoint_of(path: str | Path) -> Path:
 def _config(trainer: Trainer) -> AlgorithmConfig:
     """What a program's settings mean here: RLlib's own defaults, and on top what the program changed."""
     cls, settings, defaults = config_class(trainer.algo), trainer.config, default_config(trainer.algo)
-    given = changed(settings, defaults)
+    given = changed({**settings, "evaluation_config": {}}, defaults)
     if given.get("callbacks") is not None:
         given["callbacks"] = adapted(given["callbacks"], trainer)
-    # Evaluation explores as training does, unless it is told otherwise.
-    given["evaluation_config"] = {"explore": settings["explore"], **settings["evaluation_config"]}
     values = cls.resolved(defaults | {"callbacks": None}) | cls.resolved(given)
     for name, old in _RUNNERS.items():
         wanted, values[name] = values[name], 0
         if wanted and not ray.is_local_mode():
             say_once(f"{old}={wanted}: runners on Ray are not available yet; all envs run in this process")
-    return cls.preset("rllib").copy(**values)
+    config = cls.preset("rllib").copy(**values)
+    return config.copy(evaluation_config=_evaluation(trainer, config))
+
+
+def _evaluation(trainer: Trainer, config: AlgorithmConfig) -> dict[str, Any]:
+    """Of ``evaluation_config`` what differs from the run; it explores as training does unless told not to."""
+    settings, own = trainer.config, trainer.config["evaluation_config"]
+    if not isinstance(own, Mapping | None):
+        raise ConfigError(f"evaluation_config={own!r:.60}: give a dict of the settings that differ, or None")
+    own = {"explore": settings["explore"], **(own or {})}
+    for key in ("callbacks", "env"):  # a copy of the whole config may be without the env, which comes second
+        if own.get(key) in (None, settings[key]):
+            own.pop(key, None)
+    if "callbacks" in own:
+        own["callbacks"] = adapted(own["callbacks"], trainer)
+
+    def differs(key: str) -> bool:
+        values = type(config).resolved({key: own[key]}, "evaluation_config.").items()
+        return any(name not in _RUNNERS and not same(value, getattr(config, name)) for name, value in values)
+
+    return {key: value for key, value in own.items() if key == "explore" or differs(key)}
 
 
 def _end(algorithm: Algorithm) -> None:

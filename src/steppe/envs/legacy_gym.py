@@ -80,6 +80,12 @@ class LegacyGym(gymnasium.Env[Any, Any]):
         self.spec = getattr(env, "spec", None)
         self._reset_takes = _takes(env)
 
+    def __getattr__(self, name: str) -> Any:
+        """What the env has beside Gymnasium's interface, as callbacks ask for it: ``env.set_phase(1)``."""
+        if name.startswith("_") or name == "env":  # copies are asked for these before they hold an env
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(self.env, name)
+
     @property
     def unwrapped(self) -> Any:
         """The innermost env."""

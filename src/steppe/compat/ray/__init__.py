@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
+from steppe.compat.absent import of_module
+
+__all__ = ["init", "is_initialized", "shutdown"]
+__getattr__ = of_module(__name__)
 _state: dict[str, bool] = {"initialized": False, "local_mode": False}
 
 
@@ -43,13 +46,3 @@ def is_initialized() -> bool:
 def is_local_mode() -> bool:
     """Whether :func:`init` was told ``local_mode=True``."""
     return _state["local_mode"]
-
-
-def __getattr__(name: str) -> Any:
-    """``ray.tune`` and ``ray.rllib`` after a plain ``import ray``."""
-    if name in ("rllib", "tune"):
-        return import_module(f"{__name__}.{name}")
-    raise AttributeError(
-        f"steppe.compat.ray has no {name!r}: it holds init, shutdown, is_initialized, rllib and tune. "
-        "For Ray's tasks and actors install Ray and import it under its own name"
-    )

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn, final
+from typing import Any, NamedTuple, NoReturn, final
 
+import numpy as np
+
+from steppe.compat.absent import of_class, of_module
 from steppe.compat.defaults import known_algorithms
 from steppe.compat.trainer import Trainer, trainer_class
 from steppe.compat.tune.registry import register_env
@@ -27,7 +32,26 @@ _ONE_TRIAL = (
     "with a name of its own"
 )
 _REFUSED = ("scheduler", "search_alg", "resume")
+_STEPS = ("this_iter", "total")
+_KEYS = {
+    *(f"episode_reward_{kind}" for kind in ("mean", "min", "max")),
+    *(f"{what}_{when}" for what in ("timesteps", "episodes") for when in _STEPS),
+    *("agent_timesteps_total", "episode_len_mean", "num_healthy_workers", "reward_per_step"),
+    *("time_this_iter_s", "time_total_s", "training_iteration", "done"),
+}
+# What is in these depends on the env, the policies and the callbacks; some are empty before an episode ends.
+_OPEN = {
+    *(f"policy_reward_{kind}" for kind in ("mean", "min", "max")),
+    *("agent_reward_mean", "custom_metrics", "discarded", "env_health", "evaluation", "info", "time"),
+}
 Stop = Mapping[str, Any] | Callable[[str, dict[str, Any]], bool]
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint of a trial: its path, and the result that it was written after."""
+
+    value: str
+    result: dict[str, Any]
 
 
 @final
@@ -40,14 +64,19 @@ class Trial:
         config: settings of its trainer.
         logdir: its folder.
         last_result: its newest result.
-        checkpoints: path and result of each checkpoint, the newest last.
+        checkpoints: path (``value``) and result of each, the newest last.
     """
 
     trial_id: str
     config: dict[str, Any]
     logdir: str | None
     last_result: dict[str, Any] = field(default_factory=dict)
-    checkpoints: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The newest; its path is ``checkpoint.value``. None if there is none."""
+        return self.checkpoints[-1] if self.checkpoints else None
 
 
 @final
@@ -60,6 +89,8 @@ class ExperimentAnalysis:
         mode: "max" or "min"; "max" if None.
     """
 
+    __getattr__ = of_class("ExperimentAnalysis")
+
     def __init__(self, trial: Trial, metric: str | None = None, mode: str | None = None) -> None:
         self.trials, self.best_trial, self.best_config = [trial], trial, trial.config
         self.best_result, self.best_logdir = trial.last_result, trial.logdir
@@ -71,12 +102,47 @@ class ExperimentAnalysis:
         """The checkpoint with the best result; None if there is none."""
         return self.get_best_checkpoint()
 
+    def get_best_trial(self, metric: str | None = None, mode: str | None = None, *_: Any, **__: Any) -> Trial:
+        """The one trial."""
+        return self.best_trial
+
+    def get_best_config(self, *_: Any, **__: Any) -> dict[str, Any]:
+        """Its settings."""
+        return self.best_config
+
+    def get_best_logdir(self, *_: Any, **__: Any) -> str | None:
+        """Its folder."""
+        return self.best_logdir
+
+    def get_trial_checkpoints_paths(
+        self, trial: Any = None, metric: str | None = None
+    ) -> list[tuple[str, Any]]:
+        """Each checkpoint's path with the value of ``metric`` in its result."""
+        kept = self.best_trial.checkpoints
+        return [(path, _value(result, metric or self._metric)) for path, result in kept]
+
+    def dataframe(self, metric: str | None = None, mode: str | None = None) -> Any:
+        """The newest result and the settings as one row of a pandas frame; nested names are joined by "/".
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        try:
+            pandas = import_module("pandas")
+        except ImportError:
+            raise ConfigError(
+                "dataframe() needs pandas: pip install pandas, or use results, a dict; every iteration "
+                f"stands in {self.best_logdir}/progress.csv"
+            ) from None
+        settings = {"config": self.best_config, "logdir": self.best_logdir or ""}
+        return pandas.DataFrame([flatten({**self.best_result, **settings})])
+
     def get_best_checkpoint(
         self, trial: Any = None, metric: str | None = None, mode: str | None = None
     ) -> str | None:
         """The checkpoint whose result has the largest, or with mode "min" smallest, ``metric``."""
-        metric, sign = metric or self._metric, -1 if (mode or self._mode) == "min" else 1
-        scored = [(sign * _value(result, metric), path) for path, result in self.best_trial.checkpoints]
+        sign = -1 if (mode or self._mode) == "min" else 1
+        scored = [(sign * value, path) for path, value in self.get_trial_checkpoints_paths(trial, metric)]
         known = [entry for entry in scored if entry[0] == entry[0]]  # nan: no episode had ended
         return max(known or scored)[1] if scored else None
 
@@ -121,9 +187,10 @@ def run(
         others: what else Tune takes; it has no effect, which is said, or is refused as for several trials.
 
     Raises:
-        ConfigError: more than one trial is asked for, or no end.
+        ConfigError: more than one trial is asked for, or no end, or one that cannot come.
     """
-    _check(stop, {"num_samples": num_samples, **others})
+    _check({"num_samples": num_samples, **others})
+    _check_stop(stop, callbacks=bool(config and config.get("callbacks")))
     cls, settings = _trainer(run_or_experiment), dict(config or {})
     trial_id = f"{cls.algo}_{env_name(settings.get('env'))}"
     if name is not None or local_dir is not None:
@@ -135,13 +202,13 @@ def run(
             trainer.restore(restore)
         while not trial.last_result.get("done", False):
             result = trial.last_result = trainer.train()
-            result["done"] = _ended(stop, trial.trial_id, result)
+            result["done"] = bool(result["done"]) or _ended(stop, trial.trial_id, result)
             if verbose:
                 steps, reward = result["timesteps_total"], result["episode_reward_mean"]
                 print(f"{trial.trial_id}: iteration {trainer.iteration}, {steps} steps, reward {reward:.2f}")
             due = checkpoint_freq and trainer.iteration % checkpoint_freq == 0
             if due or (checkpoint_at_end and result["done"]):
-                trial.checkpoints.append((trainer.save(trial.logdir), result))
+                trial.checkpoints.append(Checkpoint(trainer.save(trial.logdir), result))
     except BaseException as error:
         trainer.algorithm.__exit__(type(error), error, None)
         raise
@@ -149,9 +216,28 @@ def run(
     return ExperimentAnalysis(trial, metric, mode)
 
 
-def _check(stop: Stop | None, others: Mapping[str, Any]) -> None:
+def _check_stop(stop: Stop | None, *, callbacks: bool) -> None:
+    """Find out before the first iteration what could never end it; only callbacks add names to a result."""
     if not stop:
         raise ConfigError('tune.run without stop never ends: give stop={"training_iteration": 10}')
+    if not isinstance(stop, Mapping):
+        if not callable(stop):
+            raise ConfigError(f"stop={stop!r:.60}: give a dict, or a function of trial id and result")
+        try:
+            inspect.signature(stop).bind("trial", {})
+        except TypeError as error:
+            raise ConfigError(
+                f"stop is called with trial id and result, stop(trial_id, result): {error}"
+            ) from None
+        return
+    for key, limit in stop.items():
+        if isinstance(limit, bool) or not isinstance(limit, int | float | np.number) or limit != limit:
+            raise ConfigError(f"stop={{{key!r}: {limit!r}}}: the value is a number, at which training ends")
+        if not callbacks and key not in _KEYS and key.partition("/")[0] not in _OPEN:
+            raise ConfigError(_no_such_key(key, _KEYS | _OPEN))
+
+
+def _check(others: Mapping[str, Any]) -> None:
     for key, value in others.items():
         if (key == "num_samples" and value != 1) or (key in _REFUSED and value):
             raise ConfigError(f"tune.run: {key}={value!r} is for several trials. {_ONE_TRIAL}")
@@ -174,16 +260,32 @@ def _trainer(given: str | type[Trainer]) -> type[Trainer]:
 
 def _ended(stop: Stop | None, trial_id: str, result: dict[str, Any]) -> bool:
     if isinstance(stop, Mapping):
-        return any(_value(result, key) >= limit for key, limit in stop.items())
+        return any(
+            _value(result, key) >= limit for key, limit in stop.items() if not _is_awaited(result, key)
+        )
     return bool(stop and stop(trial_id, result))
+
+
+def _is_awaited(result: Mapping[str, Any], key: str) -> bool:
+    """Whether a nested value is not there yet: no episode has ended, or nothing was evaluated."""
+    parts = key.split("/")
+    for part in parts[:-1] if parts[0] in _OPEN else ():
+        result = result.get(part, {})
+        if isinstance(result, Mapping) and not result:
+            return True
+    return False
 
 
 def _value(result: Mapping[str, Any], key: str) -> Any:
     flat = flatten({name: value for name, value in result.items() if name != "config"})
     if key not in flat:
-        near = difflib.get_close_matches(key, flat, n=3) or sorted(flat)[:8]
-        raise ConfigError(f"no {key!r} in a result; there is {', '.join(near)}")
+        raise ConfigError(_no_such_key(key, flat))
     return flat[key]
+
+
+def _no_such_key(key: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=3) or sorted(known)
+    return f"no {key!r} in a result; there is {', '.join(near)}"
 
 
 def _folder(base: Path, trial_id: str) -> str:
@@ -194,10 +296,13 @@ def _folder(base: Path, trial_id: str) -> str:
     return str(path)
 
 
-def __getattr__(name: str) -> Callable[..., NoReturn]:
+_missing = of_module(__name__)
+
+
+def __getattr__(name: str) -> Any:
     """Search spaces are refused where they are asked for."""
     if name not in _SEARCH:
-        raise AttributeError(f"steppe.compat.tune has no {name!r}; it has {', '.join(__all__)}")
+        return _missing(name)
 
     def refuse(*_: Any, **__: Any) -> NoReturn:
         raise ConfigError(f"tune.{name}: {_ONE_TRIAL}")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
+from collections import UserDict
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, final
 
 import gymnasium
-from gymnasium.envs.registration import load_env_creator
+from gymnasium import spec
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from steppe.compat.gym.core import OldInterface
+
+__all__ = ["EnvSpec", "Registry", "make", "register", "registry", "spec"]
 
 _OPTIONS = ("max_episode_steps", "nondeterministic", "reward_threshold")
 
@@ -59,3 +63,28 @@ def make(id: str, **kwargs: Any) -> Any:
     if old and spec.max_episode_steps is None:
         return env
     return OldInterface(env, spec.max_episode_steps)
+
+
+@final
+class Registry(UserDict[str, EnvSpec]):
+    """All names for envs: Gymnasium's own registry, with the words that gym had for it."""
+
+    def __init__(self) -> None:
+        self.data = gymnasium.registry
+
+    @property
+    def env_specs(self) -> dict[str, EnvSpec]:
+        """The registry itself, by name."""
+        return self.data
+
+    def all(self) -> list[EnvSpec]:
+        """What is registered."""
+        return list(self.data.values())
+
+    def spec(self, id: str) -> EnvSpec:
+        """What is registered as ``id``."""
+        return spec(id)
+
+
+registry = Registry()
+"""As ``gym.envs.registry`` was used: ``registry.all()``, ``del registry.env_specs[id]``."""

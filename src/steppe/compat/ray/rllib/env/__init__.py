@@ -1,21 +1,8 @@
-"""Mirrors ``ray.rllib.env``: steppe's own env classes under their old names, as far as they are written."""
+"""Mirrors ``ray.rllib.env``: steppe's own env classes, as far as they are written, and what callbacks get."""
 
-from __future__ import annotations
+from steppe import EnvContext, VectorEnv
+from steppe.compat.absent import of_module
+from steppe.compat.views import BaseEnv
 
-from typing import Any
-
-import steppe
-
-_NAMES = [
-    *("BaseEnv", "EnvContext", "ExternalEnv", "ExternalMultiAgentEnv", "MultiAgentEnv"),
-    *("ParallelPettingZooEnv", "PettingZooEnv", "PolicyClient", "PolicyServerInput", "VectorEnv"),
-]
-
-
-def __getattr__(name: str) -> Any:
-    """Steppe's class of this name."""
-    if name in _NAMES and name in steppe.__all__:
-        return getattr(steppe, name)
-    known = ", ".join(one for one in _NAMES if one in steppe.__all__)
-    reason = "is not available yet" if name in _NAMES else "is no env class"
-    raise AttributeError(f"ray.rllib.env.{name} {reason}; there is {known}")
+__all__ = ["BaseEnv", "EnvContext", "VectorEnv"]
+__getattr__ = of_module(__name__)

@@ -1,0 +1,297 @@
+"""What callbacks and programs reach of a run, under the names that RLlib 1.x gave it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, final
+
+import gymnasium
+import numpy as np
+
+from steppe.compat.absent import of_class, told
+from steppe.config import say_once
+from steppe.envs.registry import user_env
+from steppe.errors import ConfigError
+from steppe.sampling import callbacks
+from steppe.types import DEFAULT_POLICY, SINGLE_AGENT, AsyncEnv
+
+if TYPE_CHECKING:
+    from steppe.compat.trainer import Trainer
+    from steppe.runners.local import LocalRunner
+
+# gym's wrappers showed what is inside them; Gymnasium's, which gymnasium.make puts on, do not.
+_MADE = (
+    gymnasium.wrappers.TimeLimit,
+    gymnasium.wrappers.OrderEnforcing,
+    gymnasium.wrappers.PassiveEnvChecker,
+)
+_SAME = (
+    *("env_index", "get_agents", "id", "last_info_for", "last_observation_for", "length", "number"),
+    *("policy_for", "total_reward", "worker_index"),
+)
+_VIEW = "_rllib_view"
+_ACTING = (
+    *("clip_action", "episode", "episodes", "info", "prev_action", "prev_reward", "timestep"),
+    "unsquash_action",
+)
+
+
+@final
+class SampleBatch(dict[str, Any]):
+    """Columns of rows by name; a name that is missing is an error that says where to find it."""
+
+    OBS = CUR_OBS = "obs"
+    NEXT_OBS, ACTIONS, REWARDS, DONES, INFOS = "new_obs", "actions", "rewards", "dones", "infos"
+    ACTION_LOGP, VF_PREDS, EPS_ID, AGENT_INDEX, T = "action_logp", "vf_preds", "eps_id", "agent_index", "t"
+
+    def __missing__(self, name: str) -> Any:
+        raise KeyError(told("SampleBatch", name, self))
+
+    @property
+    def count(self) -> int:
+        """The number of actions in it; before learning, some rows hold none."""
+        if "filled" not in self:
+            return len(self["rewards"])
+        goes_on = self["filled"] & ~self["terminated"] & ~self["truncated"]
+        return int((goes_on[:-1] & self["filled"][1:]).sum())
+
+
+@final
+class Policy:
+    """One policy of a trainer, as ``trainer.get_policy()`` gives it."""
+
+    __getattr__ = of_class("Policy")
+
+    def __init__(self, trainer: Trainer, policy_id: str) -> None:
+        self._trainer, self.policy_id, self.config = trainer, policy_id, trainer.config
+
+    @property
+    def observation_space(self) -> Any:
+        """The env's; None where a vector env shows no envs of its own."""
+        return getattr(self._trainer.workers.local_worker().env, "observation_space", None)
+
+    @property
+    def action_space(self) -> Any:
+        """Likewise."""
+        return getattr(self._trainer.workers.local_worker().env, "action_space", None)
+
+    def compute_single_action(
+        self, obs: Any, state: Any = None, *_: Any, explore: bool | None = None, **accepted: Any
+    ) -> tuple[Any, Any, dict[str, Any]]:
+        """``(action, state, {})`` for one observation; other arguments as a trainer's."""
+        answer: tuple[Any, Any, dict[str, Any]] = self._trainer.compute_action(
+            obs, state, policy_id=self.policy_id, full_fetch=True, explore=explore, **accepted
+        )
+        return answer
+
+    def compute_actions(
+        self, obs_batch: Sequence[Any], *_: Any, explore: bool | None = None, **accepted: Any
+    ) -> tuple[Any, list[Any], dict[str, Any]]:
+        """``(actions, [], {})`` for observations ``(n, ...)``; the actions in an array if they fit in one."""
+        rows = {str(i): obs for i, obs in enumerate(obs_batch)}
+        found = self._trainer.compute_actions(rows, policy_id=self.policy_id, explore=explore, **accepted)
+        actions = list(found.values())
+        trees = any(isinstance(one, tuple | dict) for one in actions)
+        return actions if trees else np.array(actions), [], {}
+
+    def get_weights(self) -> Any:
+        """The policy's weights."""
+        return self._trainer.get_weights([self.policy_id])[self.policy_id]
+
+    def set_weights(self, weights: Any) -> None:
+        """Replace the policy's weights."""
+        self._trainer.set_weights({self.policy_id: weights})
+
+
+@final
+class RolloutWorker:
+    """What samples in this process.
+
+    Attributes:
+        worker_index: 0.
+        in_evaluation: whether nobody learns from what it samples.
+        policy_config: the trainer's settings.
+    """
+
+    __getattr__ = of_class("RolloutWorker")
+
+    def __init__(self, runner: LocalRunner, trainer: Trainer) -> None:
+        self._runner, self._trainer, self.policy_config = runner, trainer, trainer.config
+        self.worker_index, self.in_evaluation = runner.worker_index, runner.in_evaluation
+
+    @property
+    def env(self) -> Any:
+        """The first env; None where a vector env shows none."""
+        return next(iter(env_objects(self._runner.env)), None)
+
+    @property
+    def policy_map(self) -> dict[str, Policy]:
+        """The policies by id."""
+        return {id: Policy(self._trainer, id) for id in self._runner.spaces}
+
+    def get_policy(self, policy_id: str = DEFAULT_POLICY) -> Policy:
+        """One of them."""
+        return self._trainer.get_policy(policy_id)
+
+    def foreach_env(self, function: Callable[[Any], Any]) -> list[Any]:
+        """Call it with each env, as its constructor gave it."""
+        return [function(env) for env in env_objects(self._runner.env)]
+
+
+@final
+class WorkerSet:
+    """``trainer.workers``: the one that there is."""
+
+    __getattr__ = of_class("WorkerSet")
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def local_worker(self) -> RolloutWorker:
+        """The worker in this process."""
+        worker: RolloutWorker = shown(self._trainer, "worker", self._trainer.algorithm.runner)
+        return worker
+
+    def remote_workers(self) -> list[Any]:
+        """None of them."""
+        return []
+
+    def foreach_worker(self, function: Callable[[RolloutWorker], Any]) -> list[Any]:
+        """Call it with each worker."""
+        return [function(self.local_worker())]
+
+    def foreach_env(self, function: Callable[[Any], Any]) -> list[list[Any]]:
+        """Call it with each env, as its constructor gave it; a list for each worker."""
+        return [self.local_worker().foreach_env(function)]
+
+
+@final
+class BaseEnv:
+    """The envs of one worker."""
+
+    __getattr__ = of_class("BaseEnv")
+
+    def __init__(self, env: AsyncEnv) -> None:
+        self._env, self.num_envs = env, env.num_envs
+
+    def __init_subclass__(cls) -> None:
+        raise ConfigError(f"{cls.__name__}: envs written as a BaseEnv are not available yet; use gym.Env")
+
+    def get_sub_environments(self) -> list[Any]:
+        """The envs, as their constructor gave them."""
+        return env_objects(self._env)
+
+    get_unwrapped = get_sub_environments
+
+
+@final
+class Episode:
+    """A running episode, or one that just ended; what it shows is steppe's own Episode.
+
+    Attributes:
+        hist_data: lists of numbers by name. Those of the episodes that end in an iteration are together in
+            its ``result["hist_stats"]``.
+    """
+
+    def __init__(self, episode: callbacks.Episode) -> None:
+        self._episode, self.episode_id, self.env_id = episode, episode.id, episode.env_index
+        self.hist_data: dict[str, list[float]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _SAME:
+            return getattr(self._episode, name)
+        raise AttributeError(told("Episode", name, [*dir(type(self)), *vars(self), *_SAME]))
+
+    @property
+    def user_data(self) -> dict[str, Any]:
+        """The program's own."""
+        return self._episode.user_data
+
+    @user_data.setter
+    def user_data(self, values: Mapping[str, Any]) -> None:
+        _replace(self._episode.user_data, values)
+
+    @property
+    def custom_metrics(self) -> dict[str, float]:
+        """Numbers that go into the result when the episode ends."""
+        return self._episode.custom_metrics
+
+    @custom_metrics.setter
+    def custom_metrics(self, values: Mapping[str, float]) -> None:
+        _replace(self._episode.custom_metrics, values)
+
+    @property
+    def agent_rewards(self) -> dict[tuple[Any, str], float]:
+        """What each agent has earned so far, by ``(agent, policy)``."""
+        rewards = self._episode.agent_rewards.items()
+        return {(agent, self._episode.policy_for(agent)): reward for agent, reward in rewards}
+
+    def last_raw_obs_for(self, agent_id: str = SINGLE_AGENT) -> Any:
+        """The newest observation; there is no other than the raw one."""
+        return self._episode.last_observation_for(agent_id)
+
+
+def _replace(kept: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Keep the dict itself: the sampler holds it, too."""
+    fresh = dict(values)
+    kept.clear()
+    kept.update(fresh)
+
+
+def env_objects(env: AsyncEnv) -> list[Any]:
+    """The envs as their constructors gave them, without the wrappers that ``gymnasium.make`` puts on."""
+    found = []
+    for one in env.get_sub_environments():
+        inner = user_env(one)
+        while isinstance(inner, _MADE):
+            inner = user_env(inner.env)
+        found.append(inner)
+    return found
+
+
+def shown(trainer: Trainer, argument: str, value: Any) -> Any:
+    """An argument of a hook as RLlib's programs know it.
+
+    There is one view of an object for as long as it lives: programs keep attributes of their own on it.
+    """
+    if argument in _KEPT:
+        of_value = vars(value)
+        if _VIEW not in of_value:
+            of_value[_VIEW] = _KEPT[argument](trainer, value)
+        return of_value[_VIEW]
+    return _SHOWN[argument](trainer, value) if argument in _SHOWN else value
+
+
+def accept(given: Mapping[str, Any]) -> None:
+    """Let pass what RLlib takes where an action is asked for, and what has no effect here.
+
+    Raises:
+        TypeError: there is no such argument.
+    """
+    for name, value in given.items():
+        if name not in _ACTING:
+            raise TypeError(
+                f"there is no argument {name!r}; beside those named it may be {', '.join(_ACTING)}"
+            )
+        if value is False:
+            say_once(f"{name}=False has no effect: actions are given as the env takes them")
+
+
+def _policy(trainer: Trainer, policy: Any) -> Policy:
+    ids = trainer.algorithm.runner.spaces
+    return Policy(trainer, next(id for id in ids if trainer.algorithm.get_policy(id) is policy))
+
+
+_KEPT: dict[str, Callable[[Trainer, Any], Any]] = {
+    "worker": lambda trainer, runner: RolloutWorker(runner, trainer),
+    "base_env": lambda trainer, env: BaseEnv(env),
+    "episode": lambda trainer, episode: Episode(episode),
+}
+_SHOWN: dict[str, Callable[[Trainer, Any], Any]] = {
+    "algorithm": lambda trainer, _: trainer,
+    "policies": lambda trainer, policies: {id: Policy(trainer, id) for id in policies},
+    "policy": _policy,
+    "original_batches": lambda trainer, batches: {
+        agent: (_policy(trainer, policy), SampleBatch(batch)) for agent, (policy, batch) in batches.items()
+    },
+}
