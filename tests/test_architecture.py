@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "steppe"
 FILES = sorted(SOURCE.rglob("*.py"))
 COMPREHENSIONS = ("<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>")
-ABOVE_CORE = ("cli", "tracking", "algorithm.py", "compat", "tune", "serving", "offline", "doctor")
+ABOVE_CORE = ("cli", "compat", "tune", "algorithm.py", "resuming.py", "loading.py", "tracking")
+ABOVE_CORE += ("serving", "offline", "doctor")
 
 
 def docstring_lines(tree):

@@ -21,6 +21,7 @@ NAMES = {
     "ParallelPettingZooEnv",
     "PettingZooEnv",
     "Policy",
+    "PolicySpec",
     "Result",
     "SpaceError",
     "SteppeError",

@@ -25,6 +25,7 @@ from steppe.loading import POLICIES
 from steppe.resuming import adopt_learner, check_spaces, read_run, saved_config
 from steppe.runners.evaluation import Evaluator
 from steppe.runners.local import LocalRunner
+from steppe.runners.policies import made_policies, specs_of, trained_ids
 from steppe.sampling.callbacks import get_callbacks_state, hook_of, make_callbacks, set_callbacks_state
 from steppe.sampling.metrics import EpisodeRecord, EpisodeWindow, Sample, summarize
 from steppe.seeding import SMALLEST_NOISE, fresh_seed, stream
@@ -74,18 +75,14 @@ class Algorithm:
         self._callbacks = make_callbacks(self.config.callbacks_class)
         self.runner = LocalRunner(self.config, callbacks=self._callbacks)
         try:
-            seed = int(self.config.seed or 0)
-            self._learner = IndependentLearner(
-                {
-                    id: self.config.make_learner(id, pair, seed + place)
-                    for place, (id, pair) in enumerate(self.runner.spaces.items())
-                }
-            )
-            self._policies: Mapping[str, Policy] = self._learner.policies
+            learners, scripted = made_policies(self.config, self.runner.spaces)
+            self._learner = IndependentLearner(learners, trained_ids(self.config, specs_of(self.config)))
+            known = {**self._learner.policies, **scripted}
+            self._policies: Mapping[str, Policy] = {id: known[id] for id in self.runner.spaces}
             self._learner.on_batch = hook_of(self._callbacks, "on_learn_on_batch")
             self.runner.start(
                 self._policies,
-                trained=list(self._policies),
+                trained=self._learner.trained,
                 explore=self.config.explore,
                 fragment_length=self._fragment_length(),
                 complete=self.config.batch_mode == "complete_episodes",
@@ -163,7 +160,7 @@ class Algorithm:
         self._iterating = True
         try:
             while (
-                set(stats) != set(self._policies)
+                set(stats) != set(self._learner.trained)
                 or steps < config.min_sample_timesteps_per_iteration
                 or perf_counter() - began < config.min_time_s_per_iteration
             ):

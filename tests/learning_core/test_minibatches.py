@@ -156,7 +156,11 @@ def test_a_restarted_runner_continues_nothing():
 
 def take(queue):
     """A batch, after the checks that hold for every one."""
-    batch, acted, continues = queue.take()
+    taken = queue.take()
+    if taken is None:
+        return None
+    batch, acted, continues = taken
+    assert acted.any()
     shape = batch["filled"].shape
     assert acted.shape == shape
     assert continues.shape == shape[1:]
@@ -173,18 +177,24 @@ def take(queue):
 def test_a_queue_gives_every_transition_once_and_says_which_lanes_go_on(drawn, policy, runners, goal, saved):
     runs = [play(**{**drawn, "seed": drawn["seed"] + i}, runner=i) for i in range(runners)]
     queue, batches, last, shapes = FragmentQueue(goal), [], {}, [(0, 0)]
-    waiting = 0
+    waiting = idle = 0
     for turn in zip(*[run.rollouts(policy) for run in runs], strict=False):
         for rollout in turn:
             queue.add(rollout)
             waiting += rollout.env_steps * (rollout.action is not None)
-            assert queue.full == (waiting >= goal)
+            idle += rollout.env_steps * (rollout.action is None)
+            assert queue.full == (max(waiting, idle) >= goal)
         if saved:
             again = FragmentQueue(goal)
             again.set_state(queue.get_state())
             queue = again
         if queue.full:
-            batch, _, continues = take(queue)
+            taken, waiting, idle = take(queue), 0, 0
+            assert not queue.full
+            if taken is None:
+                assert queue.answer == {}
+                continue
+            batch, _, continues = taken
             number = row_number(batch["obs"])
             goes_on = [number[0, lane] == last.get(lane, -1) for lane in range(len(continues))]
             assert continues.tolist() == goes_on
@@ -197,7 +207,6 @@ def test_a_queue_gives_every_transition_once_and_says_which_lanes_go_on(drawn, p
             }
             shapes.append(batch["filled"].shape)
             batches += read(batch)
-            waiting = 0
     shapes_grow = all(a <= c and b <= d for (a, b), (c, d) in itertools.pairwise(shapes))
     assert shapes_grow
     wanted = Counter()
@@ -229,11 +238,22 @@ def test_lanes_that_moved_do_not_go_on():
 
 def test_a_fragment_in_which_nobody_has_acted_yet_is_not_counted():
     queue = FragmentQueue(4)
-    queue.add(by_hand([[1, 4]], t=[[0, 0]], action=False))
+    idle = by_hand([[1, 4]], t=[[0, 0]], action=False)
+    queue.add(replace(idle, env_steps=3))
     assert not queue.full
     queue.add(replace(FIRST, sequence=1))
     assert queue.full
     assert [row[:4:3] for row in read(take(queue)[0])] == [(1, 2), (2, 3), (4, 5), (5, 6)]
+
+
+def test_where_nobody_acts_at_all_an_update_is_due_and_empty():
+    queue = FragmentQueue(4)
+    idle = by_hand([[1, 4]], t=[[0, 0]], action=False)
+    for _ in range(2):
+        queue.add(replace(idle, env_steps=3))
+        assert (queue.take(), queue.answer) == (None, None)
+        queue.add(replace(idle, env_steps=3))
+        assert (queue.take(), queue.answer) == (None, {})
 
 
 def test_a_queue_goes_on_from_a_checkpoint(tmp_path):
@@ -260,7 +280,7 @@ def test_a_queue_goes_on_from_a_checkpoint(tmp_path):
 def test_capacities_are_few_and_never_shrink(polls, lanes):
     """Episodes get shorter until each step is one, and longer again; up to 64 agents share an env."""
     queue, seen = FragmentQueue(polls), []
-    for rows in [*range(polls + 1, 2 * polls + 2), polls + 1, 1]:
+    for rows in [*range(polls + 1, 2 * polls + 2), polls + 1, 2]:
         fragment = by_hand(np.ones((rows, lanes)), t=np.ones((rows, lanes)))
         queue.add(replace(fragment, env_steps=polls))
         seen.append(len(take_shape(queue)))

@@ -279,10 +279,10 @@ class PPOLearner(PolicyLearner):
 
     def update(self, env_steps: int) -> Stats | None:
         """Learn from a batch once it is full."""
-        if not self._queue.full:
-            return None
+        if (taken := self._queue.take(self.on_batch)) is None:
+            return self._queue.answer
+        batch, acted, continues = taken
         config, size = self._config, self._size
-        batch, acted, continues = self._queue.take(self.on_batch)
         order, count = shuffled(self._rng, acted, config.num_epochs, size, self._capacity)
         self._capacity = order.shape[1]
         *moments, old = self._state.return_scale

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from steppe.config.policies import PolicySpec
-from steppe.config.values import has_text_keys, named, short
+from steppe.config.values import has_text_keys, short
 from steppe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -65,19 +64,9 @@ def _check_evaluation(config: AlgorithmConfig) -> None:
 
 
 def _check_policies(config: AlgorithmConfig) -> None:
-    from steppe.types import DEFAULT_POLICY
+    from steppe.runners.policies import specs_of, trained_ids
 
-    if config.policies is not None and config.policies != {DEFAULT_POLICY: PolicySpec()}:
-        raise ConfigError(
-            f"several policies, or settings of one, are not available yet: "
-            f"policies={short(config.policies)} must be {{{DEFAULT_POLICY!r}}} or None"
-        )
-    train = config.policies_to_train
-    trained = train is None or (train(DEFAULT_POLICY) if callable(train) else DEFAULT_POLICY in train)
-    if not trained:
-        raise ConfigError(
-            f"policies_to_train={short(named(train))} leaves out {DEFAULT_POLICY!r}, the only policy"
-        )
+    trained_ids(config, specs_of(config))
 
 
 def _notes(config: AlgorithmConfig) -> list[str]:

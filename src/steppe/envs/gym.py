@@ -338,9 +338,9 @@ class GymEnv:
     def _reset(self, i: int, episode: int) -> tuple[Any, dict[str, Any]]:
         self._episode[i] = episode
         env, place = self._envs[i], Place(i, episode, 0)
-        memory, sole = self._memory, self._memory.sole[i]
+        memory, sole = self._memory, self._memory.generators.sole[i]
         if sole is not None and isinstance(sole.owner[sole.key], np.random.Generator):
-            memory.captured[i] = [(sole.path, sole.owner[sole.key].bit_generator.state)]
+            memory.generators.captured[i] = [(sole.path, sole.owner[sole.key].bit_generator.state)]
             memory.start[i] = memory.base + len(memory.log)
         else:
             memory.before_reset(i)

@@ -77,13 +77,16 @@ class IndependentLearner(Learner):
 
     Args:
         learners: by policy id.
+        trained: those that learn; all if None.
 
     Attributes:
+        trained: ids of the policies that learn; the others keep their parameters.
         on_batch: the hook ``on_learn_on_batch``, if it is set.
     """
 
-    def __init__(self, learners: Mapping[str, PolicyLearner]) -> None:
+    def __init__(self, learners: Mapping[str, PolicyLearner], trained: Sequence[str] | None = None) -> None:
         self._learners = dict(learners)
+        self.trained = list(learners) if trained is None else list(trained)
         self._skipped: dict[str, float] = {}
         self.on_batch: Callable[..., None] | None = None
 
@@ -104,7 +107,7 @@ class IndependentLearner(Learner):
             for id, learner in self._learners.items():
                 told[id] = {}
                 learner.on_batch = partial(_tell, self.on_batch, learner.policy, told[id])
-        updates = {id: learner.update(env_steps) for id, learner in self._learners.items()}
+        updates = {id: self._learners[id].update(env_steps) for id in self.trained}
         stats = {id: learned | told.get(id, {}) for id, learned in updates.items() if learned is not None}
         for id, learned in stats.items():
             skipped = learned.get("updates_skipped", 0.0)

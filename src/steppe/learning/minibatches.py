@@ -20,28 +20,38 @@ class FragmentQueue:
 
     Args:
         env_steps: size of a batch.
+
+    Attributes:
+        answer: of an update that :meth:`take` gave nothing: None to wait on, {} where nobody had acted.
     """
 
     def __init__(self, env_steps: int) -> None:
         self._goal = env_steps
         self._fragments: list[Rollout] = []
+        self._steps = self._idle = 0  # since the last batch; idle: before anybody ever acted
+        self.answer: dict[str, float] | None = None
         self._rows = self._lanes = 0  # capacities, which only grow: each growth compiles anew
         self._closing = np.zeros((0, 7), np.int64)
 
     def add(self, rollout: Rollout) -> None:
         """Take one fragment."""
-        if rollout.action is not None:  # else nobody has acted yet, and the next fragment has these rows too
+        if rollout.action is not None:
             self._fragments.append(rollout)
+            self._steps += rollout.env_steps
+        else:  # nobody has acted yet, and the next fragment has these rows too
+            self._idle += rollout.env_steps
 
     @property
     def full(self) -> bool:
         """Whether :meth:`take` may be called."""
-        return sum(fragment.env_steps for fragment in self._fragments) >= self._goal
+        return max(self._steps, self._idle) >= self._goal
 
     def take(
         self, on_batch: Callable[[dict[str, Any]], None] | None = None
-    ) -> tuple[dict[str, Any], BoolArray, BoolArray]:
+    ) -> tuple[dict[str, Any], BoolArray, BoolArray] | None:
         """The batch, its acted rows, and which of its lanes go on from the previous batch.
+
+        None if it is not full yet, or if it is and nobody has acted.
 
         Args:
             on_batch: sees the columns first, and may change what they hold.
@@ -50,6 +60,12 @@ class FragmentQueue:
             Columns of ``(rows, lanes, ...)``, padded with unfilled rows to a capacity that grows in few
             steps; ``acted (rows, lanes)``; ``continues (lanes,)``.
         """
+        self.answer = {} if self.full else None
+        if self.answer is None:
+            return None
+        self._steps = self._idle = 0
+        if not self._fragments:
+            return None
         fragments, self._fragments = self._fragments, []
         by_runner = [
             [fragment for fragment in fragments if fragment.runner == runner]
@@ -62,11 +78,14 @@ class FragmentQueue:
             self._rows = _capacity(rows, by_runner[0])
         self._lanes = max(self._lanes, lanes)
         batch = {name: _padded([part[name] for part in parts], self._rows, self._lanes) for name in COLUMNS}
-        if on_batch is not None:
-            on_batch(batch)
         final = batch["terminated"] | batch["truncated"]
         acted = np.zeros_like(batch["filled"])
         acted[:-1] = batch["filled"][:-1] & batch["filled"][1:] & ~final[:-1]
+        if not np.count_nonzero(acted):  # what waits in these fragments goes on in the next ones
+            self._fragments = fragments
+            return None
+        if on_batch is not None:
+            on_batch(batch)
         goes_on = _goes_on(self._closing, np.concatenate([_who(own[0], opening=True) for own in by_runner]))
         self._closing = np.concatenate([_who(own[-1], opening=False) for own in by_runner])
         continues = np.zeros(self._lanes, np.bool_)
@@ -76,11 +95,13 @@ class FragmentQueue:
     def get_state(self) -> State:
         """Fragments that wait, and the capacities."""
         kept = [{f.name: getattr(r, f.name) for f in fields(r)} for r in self._fragments]
-        return {"fragments": kept, "rows": self._rows, "lanes": self._lanes, "closing": self._closing}
+        counters = {"rows": self._rows, "lanes": self._lanes, "steps": self._steps, "idle": self._idle}
+        return {"fragments": kept, "closing": self._closing, **counters}
 
     def set_state(self, state: State) -> None:
         """Go on from :meth:`get_state`."""
         self._rows, self._lanes = int(state["rows"]), int(state["lanes"])
+        self._steps, self._idle = int(state["steps"]), int(state["idle"])
         self._closing = np.asarray(state["closing"], np.int64)
         self._fragments = [
             Rollout(

@@ -58,13 +58,12 @@ class ActorCriticPolicy:
         layout: of ``(actor, normalizer)`` in the flat weights; the normalizer is empty when there is none.
     """
 
-    draws = False
-
     def __init__(self, observation: Spec, distribution: Distribution, layout: Layout) -> None:
         self.observation, self.action = observation, distribution.spec
         self.noise_size, self.to_env = distribution.noise_size, distribution.actions.to_env_direct
         self._sample, self._mode = _compiled(observation, distribution, layout)
         self._options, self._layout = distribution.options, layout
+        self.draws = False
         self._wide = is_wide(observation)
 
     def load(self, weights: Weights) -> Any:

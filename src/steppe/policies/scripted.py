@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, final
 
 import numpy as np
@@ -55,18 +56,13 @@ class ScriptedPolicy:
         action: spec of the env's actions.
     """
 
-    noise_size = 2
-    draws = True
-
     def __init__(self, id: str, policy: Policy, observation: Spec, action: Spec) -> None:
         self._id, self._policy = id, policy
+        self.to_env: Callable[[Tree], Tree] = _same  # it chooses env actions
         self.observation, self.action = observation, action
+        self.noise_size, self.draws = 2, True
         first = policy.initial_state()
         self._initial = None if first is None else map_leaves(np.asarray, first)
-
-    def to_env(self, action: Tree) -> Tree:
-        """The same: it chooses env actions."""
-        return action
 
     def load(self, weights: Weights) -> Any:
         """Nothing: it has no weights."""
@@ -118,6 +114,10 @@ class ScriptedPolicy:
     def export(self, weights: Weights) -> State:
         """Nothing that numpy alone could act on: the rule is the user's code."""
         return {"network": {"kind": "scripted"}, "arrays": {}}
+
+
+def _same(action: Tree) -> Tree:
+    return action
 
 
 def scripted(id: str, given: Any, observation: Spec, action: Spec) -> ScriptedPolicy:

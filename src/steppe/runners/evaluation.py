@@ -97,7 +97,8 @@ class Evaluator:
         try:
             sampler.adopt(anew=True)
             # Training episodes that are under way are played to their end, and count for nothing.
-            sampler.sample_episodes([0] * self.runner.env.num_envs)
+            with self.runner.chance:
+                sampler.sample_episodes([0] * self.runner.env.num_envs)
             sample = self._play(episodes)
             self._training.sampler.adopt()
         except BaseException:

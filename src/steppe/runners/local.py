@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, final
+
+import numpy as np
 
 from steppe.config import AlgorithmConfig
 from steppe.envs import registry
 from steppe.envs.context import EnvContext
 from steppe.errors import ConfigError
+from steppe.runners.policies import GlobalChance, PolicyMapping, spaces_of, specs_of
 from steppe.sampling.callbacks import Callbacks, EpisodeHooks, Surroundings, hook_of
 from steppe.sampling.metrics import Sample
 from steppe.sampling.sampler import Sampler
 from steppe.seeding import EVALUATION_RUNNER, stream
-from steppe.types import DEFAULT_POLICY, AsyncEnv, Policy, SpacePair, State, Weights
+from steppe.types import AsyncEnv, Policy, State, Weights
 
 
 @final
@@ -31,6 +35,8 @@ class LocalRunner:
     Attributes:
         worker_index: 0 in the driver's own runner.
         in_evaluation: whether nobody learns from what it samples.
+        spaces: of each policy, by id.
+        chance: what mapping functions draw from.
     """
 
     def __init__(
@@ -61,7 +67,22 @@ class LocalRunner:
             action_space=config.action_space,
             created=self._created,
         )
+        specs = specs_of(config)
+        self._mapping = PolicyMapping(config.policy_mapping_fn, specs, self)
+        drawn = config.policy_mapping_fn is not None  # it may draw from the global generators
+        self.chance: GlobalChance | nullcontext[None] = (
+            GlobalChance(self._stream("mapping")) if drawn else nullcontext()
+        )
+        try:
+            self.spaces = spaces_of(specs, self.env, self._mapping)
+        except BaseException:
+            if env is None:
+                self.env.close()
+            raise
         self.sampler: Sampler
+
+    def _stream(self, name: str) -> np.random.Generator:
+        return stream(int(self._config.seed or 0), name, self._place)
 
     def _created(self, env: Any, context: EnvContext) -> None:
         """One env was built."""
@@ -69,11 +90,6 @@ class LocalRunner:
         if hook is not None:
             index = context.vector_index
             hook(worker=self, sub_environment=env, env_context=context, env_index=index)
-
-    @property
-    def spaces(self) -> Mapping[str, SpacePair]:
-        """Spaces by policy id."""
-        return {DEFAULT_POLICY: self.env.spaces[0]}
 
     def start(
         self,
@@ -103,11 +119,11 @@ class LocalRunner:
             self.env,
             policies,
             trained=trained,
-            mapping=lambda info: DEFAULT_POLICY,
+            mapping=self._mapping,
             fragment_length=fragment_length,
             complete_episodes=complete,
             explore=explore,
-            rng=stream(int(self._config.seed or 0), "noise", self._place),
+            rng=self._stream("noise"),
             runner=self.worker_index,
         )
         hooks = EpisodeHooks(self._callbacks, Surroundings(self, self.env, policies), self.worker_index)
@@ -119,14 +135,16 @@ class LocalRunner:
 
     def sample(self) -> Sequence[Sample]:
         """The next fragments: one."""
-        sample = self.sampler.sample()
+        with self.chance:
+            sample = self.sampler.sample()
         if self.sampler.hooks is not None:
             self.sampler.hooks.sampled(sample)
         return [sample]
 
     def sample_episodes(self, quota: Sequence[int]) -> Sample:
         """``quota[i]`` whole episodes of env ``i``."""
-        sample = self.sampler.sample_episodes(quota)
+        with self.chance:
+            sample = self.sampler.sample_episodes(quota)
         if self.sampler.hooks is not None:
             self.sampler.hooks.sampled(sample)
         return sample
@@ -137,11 +155,15 @@ class LocalRunner:
 
     def get_state(self) -> State:
         """The sampler's state, envs included."""
-        return self.sampler.get_state()
+        own = self.chance.get_state() if isinstance(self.chance, GlobalChance) else {}
+        return {**self.sampler.get_state(), "chance": own}
 
     def set_state(self, state: State) -> list[str]:
-        """Go on from :meth:`get_state`; returns what could not be restored exactly."""
-        return self.sampler.set_state(state)
+        """Go on from :meth:`get_state`; returns what could not be restored exactly, and whose that is."""
+        if isinstance(self.chance, GlobalChance) and state["chance"]:
+            self.chance.set_state(state["chance"])
+        whose = "evaluation envs" if self.in_evaluation else "training envs"
+        return [f"{whose}: {note}" for note in self.sampler.set_state(state)]
 
     def close(self) -> None:
         """Close the envs."""

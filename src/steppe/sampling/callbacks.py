@@ -304,7 +304,7 @@ class Episode:
         kept = {key: value for key, value in self.user_data.items() if _storable({key: value})}
         for key in self.user_data.keys() - kept.keys():
             logger.warning("episode.user_data[%r] is nothing that a checkpoint can hold: left out", key)
-        counted = {"length": self.length, "total_reward": self.total_reward}
+        counted: State = {"length": self.length, "total_reward": self.total_reward}
         counted["agent_rewards"] = [[agent, reward] for agent, reward in self.agent_rewards.items()]
         about = {"env": self.env_index, "episode": self.number, "custom_metrics": self.custom_metrics}
         return deepcopy({**counted, **about, "user_data": kept})
