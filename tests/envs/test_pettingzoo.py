@@ -5,13 +5,17 @@ from dataclasses import dataclass, field
 
 import gymnasium
 import numpy as np
+import pettingzoo
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pettingzoo import AECEnv, ParallelEnv
+from pettingzoo.env_registry.exceptions import FailedToImport
 from pettingzoo.utils.wrappers import OrderEnforcingWrapper
 
 import steppe
+from steppe import spaces
+from steppe.envs.agents import MultiAgentRows
 from steppe.envs.pettingzoo import ParallelPettingZooEnv, PettingZooEnv
 
 BOX = gymnasium.spaces.Box(-1e6, 1e6, (2,), np.float32)
@@ -221,7 +225,7 @@ def test_a_move_out_of_turn_and_an_env_that_does_not_go_on_are_told():
     stuck._was_dead_step = lambda action: None
     env = PettingZooEnv(stuck)
     env.reset()
-    with pytest.raises(steppe.SteppeError, match=r"scripted_v0.*'b'.*_was_dead_step"):
+    with pytest.raises(steppe.EnvError, match=r"(?s)E404.*'b'.*_was_dead_step.*scripted_v0"):
         env.step({"a": 0})
 
 
@@ -342,3 +346,115 @@ def test_parallel_agents_that_come_later_or_vanish_unsaid():
     assert (terminateds["a"], truncateds) == (0, {"a": True, "b": 0, "__all__": False})
     obs, _, _, truncateds, _ = env.step({"b": 0, "c": 0})
     assert (obs, truncateds) == ({"b": 4, "c": 5}, {"a": 0, "b": 0, "__all__": False})
+
+
+# --- Through the adapter: rows
+
+
+def lived(rows, polls, choose=lambda space, obs, row: 0):
+    """The rows of some polls as tuples ``(agent, episode, t, observation, reward, how it ended)``."""
+    who, found = {}, []
+    for _ in range(polls):
+        steps = rows.poll()
+        for step in steps:
+            who.update((info.slot, info) for info in step.opened)
+        for step in steps:
+            final, answered, actions = step.terminated | step.truncated, [], []
+            for row, slot in enumerate(step.slot.tolist()):
+                end = "terminated" if step.terminated[row] else "truncated" if step.truncated[row] else ""
+                info, obs = who[slot], spaces.take(step.obs, row)
+                place = info.agent, info.episode, int(step.t[row])
+                found.append((*place, copied(obs), float(step.reward[row]), end))
+                if not final[row]:
+                    answered.append(slot)
+                    actions.append(choose(info.agent, obs))
+            if answered:
+                rows.send_actions(np.array(answered), np.stack(actions))
+    return found
+
+
+def test_the_rows_of_a_game_by_turns_number_by_number():
+    moves = [
+        Move({"a": 1, "b": 2, "c": 4}, next=1),
+        Move({"a": 10, "b": 20, "c": 40}, terminates=("b",), next=1),
+        Move({"a": 100, "c": 200}, terminates=("a",), truncates=("c",)),
+    ]
+    rows = MultiAgentRows([PettingZooEnv(Scripted("abc", moves))], seeds=[3])
+    found = lived(rows, 5, lambda agent, obs: 0)
+    assert [pair.action.n for pair in rows.spaces] == [2, 3, 4]
+    assert rows.env_steps == 4
+    assert sorted(found, key=lambda row: row[1:3]) == [
+        ("a", 0, 0, [0, 0], 0, ""),
+        ("b", 0, 1, [1, 1], 2, ""),
+        ("b", 0, 2, [2, 1], 20, "terminated"),
+        ("c", 0, 2, [2, 2], 44, ""),
+        ("a", 0, 3, [3, 0], 111, "terminated"),
+        ("c", 0, 3, [3, 2], 200, "truncated"),
+        ("a", 1, 0, [0, 0], 0, ""),
+        ("b", 1, 1, [1, 1], 2, ""),
+    ]
+
+
+@given(games(), st.integers(1, 3))
+def test_the_rows_are_what_pettingzoo_tells_each_agent(game, episodes):
+    names, moves = game
+    theirs = told_by_pettingzoo(Scripted(names, moves))
+    rows, by_agent = MultiAgentRows([PettingZooEnv(Scripted(names, moves))], seeds=[3]), defaultdict(list)
+    for agent, episode, _, *row in lived(rows, episodes * len(moves), lambda agent, obs: 0):
+        by_agent[agent, episode].append(tuple(row))
+    for episode in range(episodes - 1):
+        for agent, told in theirs.items():
+            # Terminated and truncated at once has terminated.
+            ends = ["terminated" if one[2] else "truncated" if one[3] else "" for one in told]
+            assert by_agent[agent, episode] == [(*one[:2], end) for one, end in zip(told, ends, strict=True)]
+
+
+# --- PettingZoo's own games
+
+
+def at_random(env, seed=0):
+    """Chooses among the legal actions; the same every time it is made."""
+    rng = np.random.default_rng(seed)
+
+    def choose(agent, obs):
+        if isinstance(obs, dict):
+            return rng.choice(np.flatnonzero(obs["action_mask"]))
+        space = env.action_space(agent)
+        space.seed(int(rng.integers(1 << 30)))
+        return space.sample()
+
+    return choose
+
+
+def game(name, kind="aec", **kwargs):
+    """A game of PettingZoo's, or a skipped test that says what is missing."""
+    pytest.importorskip("pygame", reason="the games draw with pygame: extra pettingzoo", exc_type=ImportError)
+    if name.startswith("mpe2."):
+        module = pytest.importorskip(name, reason="mpe2 is not installed: extra pettingzoo")
+        return module.env(**kwargs) if kind == "aec" else module.parallel_env(**kwargs)
+    try:
+        return pettingzoo.make(kind, name, **kwargs)
+    except FailedToImport as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("name", ["classic/rps-v2", "classic/tictactoe-v3", "classic/connect_four-v3"])
+def test_games_are_told_as_pettingzoo_tells_them(name):
+    for seed in range(5):
+        env, theirs = PettingZooEnv(game(name)), game(name)
+        ours = told(env, at_random(env.env, seed), seed)
+        assert ours == told_by_pettingzoo(theirs, at_random(theirs, seed), seed)
+        assert all(one[-1][2] or one[-1][3] for one in ours.values())
+
+
+def test_an_illegal_move_ends_the_game_and_costs_who_made_it(caplog):
+    env = PettingZooEnv(game("classic/tictactoe-v3"))
+    obs, _ = env.reset(seed=1)
+    assert obs["player_1"]["action_mask"].tolist() == [1] * 9
+    obs, *_ = env.step({"player_1": 4})
+    assert obs["player_2"]["action_mask"].tolist() == [1, 1, 1, 1, 0, 1, 1, 1, 1]
+    obs, rewards, terminateds, _, _ = env.step({"player_2": 4})
+    assert "Illegal move" in caplog.text
+    assert set(obs) == {"player_1", "player_2"}
+    assert rewards == {"player_1": 0, "player_2": -1}
+    assert terminateds == {"player_1": True, "player_2": True, "__all__": True}

@@ -6,36 +6,18 @@ learning", NeurIPS 2021).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 from pettingzoo import AECEnv, ParallelEnv
 
 from steppe.envs.guards import own, show
 from steppe.envs.multi_agent import MultiAgentEnv
-from steppe.errors import ConfigError, SteppeError
+from steppe.errors import ConfigError, EnvError
 from steppe.types import AgentID
 
 _Results = tuple[
     dict[AgentID, Any], dict[AgentID, Any], dict[AgentID, Any], dict[AgentID, Any], dict[AgentID, Any]
 ]
-
-
-@final
-class _Spaces(Mapping[AgentID, Any]):
-    """Spaces by agent, which PettingZoo tells when it is asked; also of agents that it did not announce."""
-
-    def __init__(self, agents: Sequence[AgentID], ask: Callable[[AgentID], Any]) -> None:
-        self._agents, self._ask = agents, ask
-
-    def __getitem__(self, agent: AgentID) -> Any:
-        return self._ask(agent)
-
-    def __iter__(self) -> Iterator[AgentID]:
-        return iter(self._agents)
-
-    def __len__(self) -> int:
-        return len(self._agents)
 
 
 @final
@@ -47,7 +29,8 @@ class PettingZooEnv(MultiAgentEnv):
     when PettingZoo comes to it; the ``None`` that PettingZoo then wants for an action is given here. So an
     episode has one env step for each turn, and an agent's first row comes with its first turn.
 
-    An observation ``{"observation", "action_mask"}`` is passed on as it is.
+    An observation ``{"observation", "action_mask"}`` is passed on as it is. PettingZoo tells what an agent
+    earned at its turns alone: where ``max_episode_steps`` cuts an episode off, the newest of it is not known.
 
     Args:
         env: an AEC env, such as ``tictactoe_v3.env()``.
@@ -63,9 +46,17 @@ class PettingZooEnv(MultiAgentEnv):
         _check_kind(env, AECEnv, "PettingZooEnv", "an AEC env, such as tictactoe_v3.env()")
         super().__init__()
         self.env, self.possible_agents = env, list(getattr(env, "possible_agents", ()))
-        self.observation_spaces = _Spaces(self.possible_agents, env.observation_space)
-        self.action_spaces = _Spaces(self.possible_agents, env.action_space)
+        self.observation_spaces = {agent: env.observation_space(agent) for agent in self.possible_agents}
+        self.action_spaces = {agent: env.action_space(agent) for agent in self.possible_agents}
         self.render_mode, self.metadata = getattr(env, "render_mode", None), env.metadata
+
+    def get_observation_space(self, agent: AgentID) -> Any:
+        """What ``agent`` observes; PettingZoo knows it of agents that it did not announce, too."""
+        return self.env.observation_space(agent)
+
+    def get_action_space(self, agent: AgentID) -> Any:
+        """What ``agent`` does."""
+        return self.env.action_space(agent)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Begin an episode: the observation and the info of the agent that moves first."""
@@ -89,27 +80,27 @@ class PettingZooEnv(MultiAgentEnv):
 
     def _next_turn(self, before: list[AgentID]) -> _Results:
         """Go on to the next agent that can move, past all that ended; ``before``: who lived until now."""
-        env, results = self.env, _results()
+        env, results = self.env, _nothing()
+        obs, rewards, terminateds, truncateds, infos = results
         while env.agents:
             agent = env.agent_selection
-            if agent in results[2] or agent not in env.agents:
-                raise SteppeError(_STUCK.format(agent=agent, env=env, agents=list(env.agents)))
-            observation, *told = env.last()
-            terminated, truncated = told[1], told[2]
-            ended = terminated or truncated
-            if observation is not None or not ended:
-                # Before the env goes on, which may write the next agent's observation to the same memory.
-                results[0][agent] = own(observation) if ended else observation
-            for result, value in zip(results[1:], told, strict=True):
-                result[agent] = value
-            if not ended:
+            if agent in terminateds or agent not in env.agents:
+                message = _STUCK.format(agent=agent, agents=list(env.agents))
+                raise EnvError("E404", message, env_class=str(env))
+            seen, rewards[agent], terminateds[agent], truncateds[agent], infos[agent] = env.last()
+            if not (terminateds[agent] or truncateds[agent]):
+                obs[agent] = seen
                 break
+            if seen is not None:
+                obs[agent] = own(
+                    seen
+                )  # the env goes on, and may write the next observation to the same memory
             env.step(None)
         for agent in before:
-            if agent not in env.agents and agent not in results[2]:  # it was removed without a last turn
-                results[1][agent] = env._cumulative_rewards.get(agent, 0.0)
-                results[2][agent] = bool(env.terminations.get(agent, False))
-                results[3][agent] = not results[2][agent]
+            if agent not in env.agents and agent not in terminateds:  # it was removed without a last turn
+                rewards[agent] = env._cumulative_rewards.get(agent, 0.0)
+                terminateds[agent] = bool(env.terminations.get(agent, False))
+                truncateds[agent] = not terminateds[agent]
         return _with_all(results, over=not env.agents)
 
     def render(self) -> Any:
@@ -144,10 +135,18 @@ class ParallelPettingZooEnv(MultiAgentEnv):
         _check_kind(env, ParallelEnv, "ParallelPettingZooEnv", example)
         super().__init__()
         self.env, self.possible_agents = env, list(getattr(env, "possible_agents", ()))
-        self.observation_spaces = _Spaces(self.possible_agents, env.observation_space)
-        self.action_spaces = _Spaces(self.possible_agents, env.action_space)
+        self.observation_spaces = {agent: env.observation_space(agent) for agent in self.possible_agents}
+        self.action_spaces = {agent: env.action_space(agent) for agent in self.possible_agents}
         self.render_mode, self.metadata = getattr(env, "render_mode", None), env.metadata
         self._live: list[AgentID] = []
+
+    def get_observation_space(self, agent: AgentID) -> Any:
+        """What ``agent`` observes; PettingZoo knows it of agents that it did not announce, too."""
+        return self.env.observation_space(agent)
+
+    def get_action_space(self, agent: AgentID) -> Any:
+        """What ``agent`` does."""
+        return self.env.action_space(agent)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Begin an episode: observations and infos of the agents."""
@@ -155,11 +154,12 @@ class ParallelPettingZooEnv(MultiAgentEnv):
         self._live = list(self.env.agents)
         return obs, infos
 
-    def step(self, action_dict: dict[AgentID, Any]) -> _Results:
+    def step(self, action_dict: dict[AgentID, Any]) -> Any:
         """Move all agents at once."""
-        before = self._live
-        obs, rewards, terminateds, truncateds, infos = self.env.step(action_dict)
-        terminateds, truncateds = dict(terminateds), dict(truncateds)
+        before, result = self._live, self.env.step(action_dict)
+        if not _are_dicts(result):
+            return result  # to be judged like that of any other env
+        obs, rewards, terminateds, truncateds, infos = map(dict, result)
         flagged = {agent for flags in (terminateds, truncateds) for agent, flag in flags.items() if flag}
         self._live = [agent for agent in self.env.agents if agent not in flagged]
         known = {*before, *self._live}
@@ -195,7 +195,11 @@ def _check_kind(env: Any, kind: type, name: str, wanted: str) -> None:
     raise ConfigError(f"{name} takes {wanted}; got {show(env)}: {fix}")
 
 
-def _results() -> _Results:
+def _are_dicts(result: Any) -> bool:
+    return isinstance(result, tuple) and len(result) == 5 and all(isinstance(one, dict) for one in result)
+
+
+def _nothing() -> _Results:
     return {}, {}, {}, {}, {}
 
 
@@ -208,6 +212,6 @@ def _with_all(results: _Results, *, over: bool) -> _Results:
 
 
 _STUCK = (
-    "{env}: agent {agent!r} has the turn, but it has left or ended (agents: {agents}). step(None) for an "
-    "agent that ended removes it from agents and passes the turn on: call self._was_dead_step(action)"
+    "agent {agent!r} has the turn, but it has left or ended (agents: {agents}). step(None) for an agent that "
+    "ended removes it from agents and passes the turn on: call self._was_dead_step(action)"
 )
