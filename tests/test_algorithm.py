@@ -539,3 +539,8 @@ def test_drawn_actions_go_on_after_a_restore(tmp_path):
         expected = algo.compute_actions(obs, explore=True)
     with steppe.load(path) as algo:
         assert algo.compute_actions(obs, explore=True) == expected
+
+
+def test_foreach_env_reaches_the_envs_of_the_user():
+    with tiny(SimpleCorridor, env_config={"corridor_length": 3}).build() as algo:
+        assert algo.foreach_env(lambda env: (type(env), env.end)) == [(SimpleCorridor, 3)] * 4

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter
@@ -18,18 +18,18 @@ import numpy as np
 from steppe import checkpoint
 from steppe.config import AlgorithmConfig
 from steppe.envs import registry
-from steppe.errors import CheckpointError, ConfigError, SpaceError
+from steppe.errors import CheckpointError, ConfigError
 from steppe.learning.independent import IndependentLearner
 from steppe.learning.startup import give_back_memory, prepare_jax
 from steppe.loading import POLICIES
+from steppe.policies.acting import actions_for
 from steppe.resuming import adopt_learner, check_spaces, read_run, saved_config
 from steppe.runners.evaluation import Evaluator
 from steppe.runners.local import LocalRunner
 from steppe.runners.policies import made_policies, specs_of, trained_ids
 from steppe.sampling.callbacks import get_callbacks_state, hook_of, make_callbacks, set_callbacks_state
 from steppe.sampling.metrics import EpisodeRecord, EpisodeWindow, Sample, summarize
-from steppe.seeding import SMALLEST_NOISE, fresh_seed, stream
-from steppe.spaces import BadLeaf, collect, rows
+from steppe.seeding import fresh_seed, stream
 from steppe.types import DEFAULT_POLICY, Policy, State, Tree
 
 if TYPE_CHECKING:
@@ -56,6 +56,12 @@ class Result(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"Result({self._values!r})"
+
+    def __str__(self) -> str:
+        """Key by key, sorted and indented, as a reader wants it."""
+        from steppe.tracking.text import block
+
+        return block(self._values)
 
 
 @final
@@ -323,21 +329,8 @@ class Algorithm:
         self, obs: Mapping[str, Any], *, policy_id: str = DEFAULT_POLICY, explore: bool = False
     ) -> dict[str, Any]:
         """An env action for each of several observations, by the keys of ``obs``, in one batch."""
-        policy = self.get_policy(policy_id)
-        if not obs:
-            return {}
-        try:
-            column = collect(policy.observation, list(obs.values()), None)
-        except BadLeaf as bad:
-            raise SpaceError(f"policy {policy_id!r} cannot act on this observation: {bad}") from None
-        noise = None
-        if explore:
-            uniforms = self._noise.random((len(obs), policy.noise_size), np.float32)
-            noise = np.maximum(uniforms, SMALLEST_NOISE)
-        weights = self.runner.sampler.weights_of(policy_id)
-        decision = policy.act(weights, column, policy.initial_state(len(obs)), noise)
-        actions = rows(policy.action, policy.to_env(decision.action))
-        return dict(zip(obs, actions, strict=True))
+        policy, rng = self.get_policy(policy_id), self._noise if explore else None
+        return actions_for(policy_id, policy, self.runner.sampler.weights_of(policy_id), obs, rng)
 
     def compute_single_action(
         self, obs: Any, state: Tree = None, *, policy_id: str = DEFAULT_POLICY, explore: bool = False
@@ -355,6 +348,10 @@ class Algorithm:
         if policy_id not in self._policies:
             raise ConfigError(f"no policy {policy_id!r}; there are {', '.join(self._policies)}")
         return self._policies[policy_id]
+
+    def foreach_env(self, function: Callable[[Any], Any]) -> list[Any]:
+        """What ``function`` makes of each env that samples, as its constructor gave it."""
+        return [function(registry.user_env(env)) for env in self.runner.env.get_sub_environments()]
 
     def get_weights(self) -> dict[str, Any]:
         """All parameters, one flat float32 vector a policy; observation statistics are not among them."""
