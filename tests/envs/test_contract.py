@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from steppe.envs.agents import MultiAgentRows
 from steppe.envs.gym import GymEnv
 from steppe.envs.legacy_gym import modern_step, modernize
+from steppe.envs.multi_agent import MultiAgentEnv
 from steppe.envs.registry import build
 from steppe.envs.vector import VectorEnv, VectorRows
 from steppe.types import EpisodeEnd
@@ -155,12 +157,34 @@ def sync_of(mode):
     return factory
 
 
+class Solo(MultiAgentEnv):
+    """A counter whose only agent has another name in every env."""
+
+    def __init__(self, inner):
+        self.inner, self.agent = inner, f"solo_{inner.index}"
+        self.observation_space, self.action_space = inner.observation_space, inner.action_space
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = self.inner.reset(seed=seed)
+        return {self.agent: obs}, {self.agent: info}
+
+    def step(self, action_dict):
+        obs, reward, terminated, truncated, info = self.inner.step(action_dict[self.agent])
+        flags = [{"__all__": flag, self.agent: flag} for flag in (terminated, truncated)]
+        return {self.agent: obs}, {self.agent: reward}, *flags, {self.agent: info}
+
+
+def agents_of(n, books):
+    return MultiAgentRows([Solo(Counter(books, i)) for i in range(n)], seeds=seeds(n))
+
+
 ADAPTERS = [
     ("gym", gym_of),
     ("legacy", legacy_of),
     ("built", built_of),
     ("own state", lambda n, books: gym_of(n, books, Known)),
     ("vector", fleet_of),
+    ("agents", agents_of),
     *[(f"gymnasium vector, {mode.value}", sync_of(mode)) for mode in AutoresetMode],
 ]
 adapters = pytest.mark.parametrize("factory", [f for _, f in ADAPTERS], ids=[name for name, _ in ADAPTERS])

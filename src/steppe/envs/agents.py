@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import heapq
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import numpy as np
 
 from steppe import spaces
-from steppe.envs.guards import Guard, OutOfSpace, Place, copied_step, own, share_memory, show
-from steppe.envs.multi_agent import ALL, MultiAgentEnv
-from steppe.envs.replay import seed_spaces
-from steppe.errors import ConfigError, EnvError, SpaceError
+from steppe.envs.agent_rows import UNSEEN, Final, Rows, by_space
+from steppe.envs.agent_slots import Slots
+from steppe.envs.agent_spaces import AgentSpaces, PairFor
+from steppe.envs.agent_steps import ByAgent, Episode, Judge, as_before, seeded_reset
+from steppe.envs.guards import Guard, OutOfSpace, Place, copied_step, own, share_memory
+from steppe.envs.multi_agent import MultiAgentEnv
+from steppe.envs.replay import (
+    AGENT_LOG_LIMIT,
+    AgentLog,
+    Answers,
+    Generators,
+    NotExact,
+    NotPlain,
+    from_leaves,
+)
+from steppe.errors import CheckpointError, ConfigError
 from steppe.types import (
     AgentID,
-    BoolArray,
     EpisodeEnd,
     IntArray,
     SlotInfo,
@@ -28,90 +36,17 @@ from steppe.types import (
     Tree,
 )
 
-PairFor = Callable[[SlotInfo], SpacePair]
-"""The spaces of an agent whose env does not say them."""
-
-_UNSEEN: Any = object()  # in the place of an observation: the last known one is meant
-_RESULTS = ("obs", "rewards", "terminateds", "truncateds", "infos")
-_MOST_KNOWN = 10_000  # agents whose spaces are remembered; ids may be new in every episode
-
-
-@dataclass(slots=True)
-class _Episode:
-    """What one env has under way.
-
-    Attributes:
-        number: counts the episodes of this env.
-        t: env steps taken.
-        live: slots of the agents that have had an observation and have not ended, in the order they came.
-        ended: agents that have ended, as keys.
-        known: the keys that flags may have at no cost: the live agents and ``"__all__"``.
-        turn: who had an observation in the newest step, and acts next.
-        slots: theirs.
-        early: what agents earned before their first observation.
-        tenants: ``(slot, agent, t)`` of everyone who came.
-        actions: what led to the newest step, for messages.
-    """
-
-    number: int
-    t: int = 0
-    live: dict[AgentID, int] = field(default_factory=dict)
-    ended: dict[AgentID, None] = field(default_factory=dict)
-    known: set[AgentID] = field(default_factory=lambda: {ALL})
-    turn: list[AgentID] = field(default_factory=list)
-    slots: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
-    early: dict[AgentID, float] = field(default_factory=dict)
-    tenants: list[tuple[int, AgentID, int]] = field(default_factory=list)
-    actions: dict[AgentID, Any] = field(default_factory=dict)
-
-
-class _Final(NamedTuple):
-    """The last row of an agent."""
-
-    slot: int
-    t: int
-    obs: Any
-    terminated: bool
-
-
-@dataclass(slots=True)
-class _Rows:
-    """What one poll has gathered, env by env."""
-
-    slots: list[IntArray] = field(default_factory=list)
-    ts: list[int] = field(default_factory=list)
-    obs: list[Any] = field(default_factory=list)
-    earning: list[IntArray] = field(default_factory=list)
-    rewards: list[Any] = field(default_factory=list)
-    finals: list[_Final] = field(default_factory=list)
-    opened: list[SlotInfo] = field(default_factory=list)
-    closed: list[EpisodeEnd] = field(default_factory=list)
-    info: dict[int, dict[str, Any]] = field(default_factory=dict)
-    actions: dict[tuple[int, int], dict[AgentID, Any]] = field(default_factory=dict)
-    """By env and episode."""
-
-
-class _Sent(NamedTuple):
-    """A column of actions for the agents in some slots, with the env, episode and step of each."""
-
-    space: int
-    slots: IntArray
-    envs: IntArray
-    episodes: IntArray
-    ts: IntArray
-    column: Tree
-
 
 @final
 class MultiAgentRows:
     """``n`` multi-agent envs; each steps in the next ``poll`` after its last awaited agent was answered.
 
     An env that awaits nobody steps in the next ``poll``. A poll's rows stand in env order, those of an env in
-    the order of its dict of observations; then come the final rows, in the same order, the agents without a
-    last observation last. Slots are given to agents as they come, the smallest free one first.
+    the order of its dict of observations; then come the final rows, likewise, in each env those without a
+    last observation last. Newcomers get the smallest free slots.
 
-    An agent ends as its env says, or with the episode; then it has terminated if its own flag or that of
-    ``"__all__"`` says so, else it is truncated.
+    Who ends, by itself or with the episode, has terminated if its own flag or that of ``"__all__"`` says so;
+    otherwise it is truncated.
 
     Args:
         envs: distinct envs; the adapter owns and closes them.
@@ -149,102 +84,29 @@ class MultiAgentRows:
         if max_episode_steps is not None and max_episode_steps < 1:
             raise ConfigError(f"max_episode_steps is at least 1, not {max_episode_steps}")
         self.num_envs, self._envs, self._seeds = n, list(envs), [int(seed) for seed in seeds]
-        self._given, self._pair_for = (observation_space, action_space), pair_for
-        self._max_steps, self._max_length = max_episode_steps, max_sequence_length
+        given = (observation_space, action_space)
+        self._agent_spaces = AgentSpaces(self._envs, given, max_sequence_length, pair_for)
+        self.spaces: tuple[SpacePair, ...] = self._agent_spaces.pairs
+        self.agents: Mapping[AgentID, int] = self._agent_spaces.agents
         names = [type(env.unwrapped).__name__ for env in envs]
         self._guard = Guard(names, runner, self._seeds, on_out_of_space)
-        self._possible = [set(env.possible_agents) for env in envs]
-        self._pairs: list[dict[AgentID, int]] = [{} for _ in envs]
-        self.spaces: tuple[SpacePair, ...] = ()
-        self.agents: Mapping[AgentID, int] = {}
-        self._foresee()
-        self._closed = False
+        self._judge = Judge(self._guard, self._envs)
+        self._max_steps, self._closed = max_episode_steps, False
         self._rewind()
 
     def _rewind(self) -> None:
         """Be as before the first poll, which resets and seeds the envs."""
-        self.env_steps, self._started, self._sharing = 0, False, False
+        n, self.env_steps = self.num_envs, 0
+        self._started, self._sharing = False, False
         self._failure: BaseException | None = None
-        self._episodes = [_Episode(-1) for _ in self._envs]
-        self._sent: list[_Sent] = []
+        self._generators, self._log = Generators(self._envs), AgentLog(n)
+        self._slots = Slots()
+        self._episodes = [Episode(i, -1) for i in range(n)]
+        self._numbers = np.zeros(n, np.int64)
+        self._sent: list[Answers] = []
         self._answers: dict[int, Any] = {}
-        self._awaited = np.zeros(self.num_envs, np.int64)
-        # By slot. "waiting" is what was earned since the newest row, "reward" what that row said.
-        self._who: list[SlotInfo] = []
-        self._free: list[int] = []
-        self._freed: list[int] = []
-        self._space_of, self._env_of = np.zeros(0, np.int64), np.zeros(0, np.int64)
-        self._t, self._awaits = np.zeros(0, np.int64), np.zeros(0, np.bool_)
-        self._waiting, self._reward, self._earned = np.zeros(0), np.zeros(0), np.zeros(0)
-        self._last: list[Tree] = []
-
-    # Who has which spaces.
-
-    def _foresee(self) -> None:
-        """Find the spaces of all agents that are known before they come."""
-        for i, env in enumerate(self._envs):
-            for agent in env.possible_agents or list(env.observation_spaces or ()):
-                space = self._stated(i, agent)
-                if space is not None:
-                    self.agents = {**self.agents, agent: space}
-        if not self.spaces:
-            anyone = [self._spec(0, axis, space) for axis, space in enumerate(self._shared(self._envs[0]))]
-            if None not in anyone:
-                self._index(SpacePair(*anyone))
-
-    def _shared(self, env: MultiAgentEnv) -> tuple[Any, Any]:
-        own = (env.observation_space, env.action_space)
-        shared = [None if isinstance(space, dict) else space for space in own]
-        return tuple(b if a is None else a for a, b in zip(self._given, shared, strict=True))  # type: ignore[return-value]
-
-    def _spec(self, i: int, axis: int, space: Any) -> Any:
-        if space is None:
-            return None
-        name = f"{self._guard.class_of(i)}.{('observation', 'action')[axis]}_space"
-        return spaces.spec_of(space, max_sequence_length=self._max_length, name=name)
-
-    def _stated(self, i: int, agent: AgentID) -> int | None:
-        """Index of the space pair that env ``i`` says for ``agent``; None if it does not."""
-        found = self._pairs[i].get(agent)
-        if found is None:
-            pair = self._halves(i, agent)
-            if None in pair:
-                return None
-            if len(self._pairs[i]) >= _MOST_KNOWN:
-                self._pairs[i].clear()
-            found = self._pairs[i][agent] = self._index(SpacePair(*pair))
-        return found
-
-    def _halves(self, i: int, agent: AgentID) -> list[Any]:
-        env = self._envs[i]
-        own = (env.get_observation_space, env.get_action_space)
-        both = [ask(agent) if given is None else given for ask, given in zip(own, self._given, strict=True)]
-        return [self._spec(i, axis, space) for axis, space in enumerate(both)]
-
-    def _index(self, pair: SpacePair) -> int:
-        if pair not in self.spaces:
-            self.spaces += (pair,)
-        return self.spaces.index(pair)
-
-    def _space_for(self, info: SlotInfo) -> int:
-        """Index of the space pair of somebody who has come.
-
-        Raises:
-            SpaceError: nobody says it.
-        """
-        found = self._stated(info.env, info.agent)
-        if found is not None:
-            return found
-        if self._pair_for is None:
-            raise SpaceError(
-                f"{self._guard.class_of(info.env)} has no spaces for agent {info.agent!r}: set "
-                "self.observation_space and self.action_space (for all agents), or self.observation_spaces "
-                "and self.action_spaces (dicts by agent) in its __init__, or name them in the policies"
-            )
-        halves, other = self._halves(info.env, info.agent), self._pair_for(info)
-        return self._index(SpacePair(*(b if a is None else a for a, b in zip(halves, other, strict=True))))
-
-    # Polling.
+        self._awaited = np.zeros(n, np.int64)
+        self._tenants: list[tuple[int, AgentID, int]] | None = None  # who will come, where a replay knows it
 
     def poll(self, timeout: float | None = None) -> Sequence[TimeStep]:
         """Step the envs that await nobody any more; resets all at the first call; [] if there are none.
@@ -266,344 +128,168 @@ class MultiAgentRows:
             raise RuntimeError(f"this env {what}: build it anew, or restore a state") from self._failure
 
     def _first(self) -> Sequence[TimeStep]:
-        rows, raw = _Rows(), list[Any]()
+        rows, raw = Rows(), list[Any]()
+        self._sharing = True  # until it is known: whatever was returned is copied
         for i in range(self.num_envs):
-            self._begin(i, rows, raw)
+            raw += self._reset(i, rows)
         self._started, self._sharing = True, share_memory(raw)
         return self._emit(rows)
 
     def _step(self) -> Sequence[TimeStep]:
+        self._slots.recycle()
         for sent in self._sent:
             values = spaces.rows(self.spaces[sent.space].action, sent.column)
             self._answers.update(zip(sent.slots.tolist(), values, strict=True))
+            self._log.add(sent, self._numbers)
         self._sent.clear()
-        for slot in self._freed:
-            heapq.heappush(self._free, slot)
-        self._freed.clear()
-        ready = np.flatnonzero(self._awaited == 0).tolist()
-        rows = _Rows()
+        ready, rows = np.flatnonzero(self._awaited == 0).tolist(), Rows()
         for i in ready:
             self._advance(i, rows)
         return self._emit(rows) if ready else []
 
-    def _advance(self, i: int, rows: _Rows) -> None:
+    def _advance(self, i: int, rows: Rows) -> None:
         """Step env ``i`` with the answers of its agents."""
-        episode, env = self._episodes[i], self._envs[i]
+        episode, step = self._episodes[i], self._envs[i].step
         answers = map(self._answers.pop, episode.slots.tolist())
-        episode.actions = dict(zip(episode.turn, answers, strict=True))
+        actions = rows.actions[i, episode.number] = dict(zip(episode.turn, answers, strict=True))
+        episode.actions = actions
         episode.t += 1
-        actions = dict(episode.actions)
-        step = partial(copied_step, env.step) if self._sharing else env.step
-        result = self._called(i, partial(step, actions))
+        call = partial(copied_step, step) if self._sharing else step
+        result = self._judge.called(episode, partial(call, dict(actions)))  # the env may change its dict
         self.env_steps += 1
-        rows.actions[i, episode.number] = episode.actions
         limit = self._max_steps is not None and episode.t >= self._max_steps
-        if not limit and _as_before(episode, result):
+        if not limit and as_before(episode, result):
             obs, rewards, _, _, infos = result
             rows.earning.append(episode.slots)
             rows.rewards += map(rewards.__getitem__, episode.turn)
-            self._tell(i, infos, rows)
-            self._show(episode, obs.values(), rows)
+            rows.info |= self._judge.infos(episode, infos)
+            rows.show(episode, obs.values())
         else:
-            self._digest(i, self._five(i, result), limit, rows)
+            self._digest(episode, self._judge.five(episode, result), limit, rows)
 
-    def _called(self, i: int, call: Callable[[], Any]) -> Any:
-        """What an env returns; what it raises gets a note of the place, an EnvError from within the place."""
-        try:
-            return call()
-        except EnvError as error:
-            place = self._place(i)._replace(agent=error.agent)
-            raise self._guard.error(error.code, error.text, place, error.leaf) from error.__cause__
-        except Exception as error:
-            self._guard.annotate(error, self._place(i))
-            raise
-
-    def _show(self, episode: _Episode, obs: Any, rows: _Rows) -> None:
-        """Those whose turn it is get a row."""
-        rows.slots.append(episode.slots)
-        rows.ts.append(episode.t)
-        rows.obs += obs
-
-    def _tell(self, i: int, infos: Mapping[AgentID, Any], rows: _Rows, copy: bool = False) -> None:
-        if not {*map(type, infos.values())} <= {dict}:
-            agents = list(infos)
-            self._guard.infos(list(infos.values()), lambda row: self._place(i, agents[row]))
-        if any(infos.values()):
-            live = self._episodes[i].live
-            told = {live[agent]: info for agent, info in infos.items() if info and agent in live}
-            rows.info |= {slot: dict(info) for slot, info in told.items()} if copy else told
-
-    def _begin(self, i: int, rows: _Rows, raw: list[Any] | None = None) -> None:
-        """Reset env ``i`` for its next episode; ``raw`` gets what an env may write to later."""
-        number = self._episodes[i].number + 1
-        episode = self._episodes[i] = _Episode(number)
-        env = self._envs[i]
-        first = partial(_seeded_reset, env, self._seeds[i])
-        obs, infos = self._two(i, self._called(i, env.reset if number else first))
-        for agent in obs:
-            self._open(i, agent, rows)
-        episode.turn = list(obs)
-        episode.slots = np.array([episode.live[agent] for agent in obs], np.int64)
-        self._tell(i, infos, rows)
-        values = list(obs.values())
-        if raw is not None:
-            raw += values
-        self._show(episode, map(own, values) if self._sharing or raw is not None else values, rows)
-
-    def _open(self, i: int, agent: AgentID, rows: _Rows) -> None:
-        """An agent has come: give it a slot."""
-        episode = self._episodes[i]
-        if isinstance(agent, bool) or not isinstance(agent, (str, int)) or agent == ALL:
-            fix = 'name agents by texts (except "__all__") or by whole numbers, as int(agent)'
-            raise self._guard.error("E407", f"obs has the agent {show(agent)}; {fix}", self._place(i))
-        if not self._free:
-            self._grow(max(2 * self.num_envs, 2 * len(self._space_of), 8))
-        slot = heapq.heappop(self._free)
-        info = self._who[slot] = SlotInfo(slot, i, agent, episode.number, self._seeds[i])
-        self._space_of[slot], self._env_of[slot] = self._space_for(info), i
-        while len(self._last) < len(self.spaces):
-            spec = self.spaces[len(self._last)].observation
-            self._last.append(spaces.zeros(spec, len(self._space_of)))
-        self._waiting[slot], self._earned[slot] = episode.early.pop(agent, 0.0), 0.0
-        episode.live[agent] = slot
-        episode.known.add(agent)
-        episode.tenants.append((slot, agent, episode.t))
-        rows.opened.append(info)
-
-    def _grow(self, slots: int) -> None:
-        before = len(self._space_of)
-        for slot in range(before, slots):
-            heapq.heappush(self._free, slot)
-        self._who += [SlotInfo(-1, 0, 0, 0, 0)] * (slots - before)
-
-        def longer(column: Any) -> Any:
-            return np.concatenate([column, np.zeros((slots - before, *column.shape[1:]), column.dtype)])
-
-        self._space_of, self._env_of, self._t = map(longer, (self._space_of, self._env_of, self._t))
-        self._awaits, self._waiting = longer(self._awaits), longer(self._waiting)
-        self._reward, self._earned = longer(self._reward), longer(self._earned)
-        self._last = [spaces.map_leaves(longer, column) for column in self._last]
-
-    # What an env returned, where it is not simply as before.
-
-    def _two(self, i: int, result: Any) -> tuple[dict[AgentID, Any], dict[AgentID, Any]]:
-        """Observations and infos out of what ``reset`` returned."""
-        if isinstance(result, dict):
-            self._guard.odd("E401", "reset", i, "reset returned observations without infos")
-            return result, {}
-        if isinstance(result, tuple) and len(result) == 2 and {*map(type, result)} == {dict}:
-            return result
-        message = f"reset returned {show(result)}; return (observations, infos), two dicts by agent"
-        raise self._guard.error("E304", message, self._place(i), "reset")
-
-    def _five(self, i: int, result: Any) -> Sequence[dict[AgentID, Any]]:
-        """Five dicts out of what ``step`` returned."""
-        if isinstance(result, (tuple, list)) and len(result) == 4:
-            self._guard.odd("E401", "step", i, "step returned 4 items")
-            result = (*result[:3], {}, result[3])
-        if not isinstance(result, (tuple, list)) or len(result) != 5:
-            message = f"step returned {show(result)}; return ({', '.join(_RESULTS)}), five dicts by agent"
-            raise self._guard.error("E301", message, self._place(i), "step")
-        for name, part in zip(_RESULTS, result, strict=True):
-            if not isinstance(part, dict):
-                message = f"{name}: got {show(part)}; return a dict by agent"
-                raise self._guard.error("E301", message, self._place(i), name)
-        return result
-
-    def _digest(self, i: int, five: Sequence[dict[AgentID, Any]], limit: bool, rows: _Rows) -> None:
+    def _digest(self, episode: Episode, five: Sequence[ByAgent], limit: bool, rows: Rows) -> None:
         """Take in a step in which agents came, went or kept silent."""
         obs, rewards, terminateds, truncateds, infos = five
-        episode = self._episodes[i]
         for agent in obs:
-            if agent in episode.ended:
-                fix = "an agent that comes back needs another id"
-                message = f"obs has agent {agent!r}, which ended before; {fix}"
-                raise self._guard.error("E405", message, self._place(i, agent), "obs")
             if agent not in episode.live:
-                self._open(i, agent, rows)
-        self._earn(i, rewards)
-        terminated = self._flags(i, "terminateds", terminateds)
-        truncated = self._flags(i, "truncateds", truncateds)
-        everyone = (terminated.pop(ALL, None), truncated.pop(ALL, None))
-        over = bool(everyone[0] or everyone[1] or limit)
-        ends = {agent: False for agent, flag in truncated.items() if flag} | {
-            agent: True for agent, flag in terminated.items() if flag
-        }
-        if over:
-            ends |= {agent: bool(everyone[0] or ends.get(agent)) for agent in episode.live}
-        elif everyone == (None, None):
-            text = f'flags of {sorted(map(str, terminateds))} without "__all__": taken as an end when all end'
-            self._guard.odd("E406", "step", i, text)
-            over = bool(episode.live or episode.ended) and episode.live.keys() <= ends.keys()
-        self._tell(i, infos, rows, copy=True)
-        for agent in [*obs, *(agent for agent in episode.live if agent not in obs)]:
-            if agent in ends:
-                value = obs.get(agent, _UNSEEN)
-                last = own(value) if over and value is not _UNSEEN else value
-                rows.finals.append(_Final(episode.live[agent], episode.t, last, ends[agent]))
-        episode.turn = [agent for agent in obs if agent not in ends]
-        episode.slots = np.array([episode.live[agent] for agent in episode.turn], np.int64)
-        self._show(episode, [obs[agent] for agent in episode.turn], rows)
-        self._depart(episode, ends)
-        if over:
-            self._close_episode(i, rows)
-            self._begin(i, rows)
-
-    def _depart(self, episode: _Episode, ends: Mapping[AgentID, bool]) -> None:
+                self._open(episode, agent, rows)
+        for agent, reward in self._judge.rewards(episode, rewards):
+            if agent in episode.live:
+                self._slots.waiting[episode.live[agent]] += reward
+                self._slots.earned[episode.live[agent]] += reward
+            else:
+                episode.early[agent] = episode.early.get(agent, 0.0) + reward
+        ends, over = self._judge.ends(episode, terminateds, truncateds, limit)
+        rows.info |= {slot: dict(info) for slot, info in self._judge.infos(episode, infos).items()}
+        silent = [agent for agent in episode.live if agent not in obs] if ends else []
+        for agent in [agent for agent in (*obs, *silent) if agent in ends]:
+            last = obs.get(agent, UNSEEN)
+            value = own(last) if over and last is not UNSEEN else last  # the next reset may write to it
+            rows.finals.append(Final(episode.live[agent], episode.t, value, ends[agent]))
+        self._turn(episode, [agent for agent in obs if agent not in ends])
+        rows.show(episode, [obs[agent] for agent in episode.turn])
         for agent in ends:
             episode.ended[agent] = None
             episode.known.discard(agent)
-            slot = episode.live.pop(agent, None)
-            if slot is not None:
-                self._freed.append(slot)
+            if agent in episode.live:
+                self._slots.leave(episode.live.pop(agent))
+        if over:
+            self._judge.closed(episode)
+            rows.closed.append(EpisodeEnd(episode.env, episode.number, episode.t))
+            self._reset(episode.env, rows)
 
-    def _close_episode(self, i: int, rows: _Rows) -> None:
-        episode = self._episodes[i]
-        lost = [agent for agent, reward in episode.early.items() if reward]
-        if lost:
-            text = f"agent {lost[0]!r} earned something but never had an observation: its reward is lost"
-            self._guard.odd("E404", "rewards", i, text, len(lost))
-        rows.closed.append(EpisodeEnd(i, episode.number, episode.t))
+    def _turn(self, episode: Episode, turn: list[AgentID]) -> None:
+        episode.turn = turn
+        episode.slots = np.array([episode.live[agent] for agent in turn], np.int64)
 
-    def _earn(self, i: int, rewards: dict[AgentID, Any]) -> None:
-        """Keep what agents earned for their next rows."""
-        episode, agents = self._episodes[i], list(rewards)
-        values = self._guard.rewards(list(rewards.values()), lambda row: self._place(i, agents[row]))
-        for agent, reward in zip(agents, values.tolist(), strict=True):
-            slot = episode.live.get(agent)
-            if slot is not None:
-                self._waiting[slot] += reward
-                self._earned[slot] += reward
-            elif agent not in episode.ended:
-                self._check_known(i, agent, "rewards")
-                episode.early[agent] = episode.early.get(agent, 0.0) + reward
-            elif reward:
-                message = (
-                    f"rewards has {reward} for agent {agent!r}, which ended before; give it with its end"
-                )
-                raise self._guard.error("E403", message, self._place(i, agent), "rewards")
+    def _reset(self, i: int, rows: Rows) -> list[Any]:
+        """Begin the next episode of env ``i``; returns the observations as they came."""
+        number, env = self._episodes[i].number + 1, self._envs[i]
+        episode = self._episodes[i] = Episode(i, number)
+        self._numbers[i] = number
+        self._generators.before_reset(i)
+        reset = env.reset if number else partial(seeded_reset, env, self._seeds[i])
+        return self._begin(episode, self._judge.called(episode, reset), rows)
 
-    def _check_known(self, i: int, agent: AgentID, name: str) -> None:
-        episode = self._episodes[i]
-        if agent not in episode.live and agent not in episode.ended and agent not in self._possible[i]:
-            names = ", ".join(map(repr, [*episode.live, *episode.ended]))
-            message = (
-                f"{name} has agent {agent!r}, which has had no observation and is not in possible_agents; "
-                f"in this episode there are {names or 'none yet'}"
-            )
-            raise self._guard.error("E404", message, self._place(i, agent), name)
+    def _begin(self, episode: Episode, result: Any, rows: Rows) -> list[Any]:
+        """Take in what ``reset`` returned."""
+        obs, infos = self._judge.first(episode, result)
+        for agent in obs:
+            self._open(episode, agent, rows)
+        self._turn(episode, list(obs))
+        rows.info |= self._judge.infos(episode, infos)
+        values = list(obs.values())
+        rows.show(episode, map(own, values) if self._sharing else values)
+        return values
 
-    def _flags(self, i: int, name: str, flags: dict[AgentID, Any]) -> dict[AgentID, bool]:
-        """The flags of agents that have not ended, and that of all."""
-        episode, agents = self._episodes[i], list(flags)
-        values = self._guard.flags(name, list(flags.values()), lambda row: self._place(i, agents[row]))
-        for agent in agents:
-            if agent != ALL:
-                self._check_known(i, agent, name)
-        told = zip(agents, values.tolist(), strict=True)
-        return {agent: flag for agent, flag in told if agent not in episode.ended}
+    def _open(self, episode: Episode, agent: AgentID, rows: Rows) -> None:
+        """An agent has come: give it a slot."""
+        self._judge.newcomer(episode, agent)
+        if self._tenants is None:
+            slot = self._slots.take()
+        else:
+            slot, expected, space = self._tenants.pop(0) if self._tenants else (0, None, 0)
+            if agent != expected:
+                raise NotExact(f"agent {agent!r} came, it was {expected!r} then")
+        info = SlotInfo(slot, episode.env, agent, episode.number, self._seeds[episode.env])
+        if self._tenants is None:
+            space = self._agent_spaces.of(info)
+            self.spaces = self._agent_spaces.pairs
+        self._slots.settle(info, space, self.spaces, episode.early.pop(agent, 0.0))
+        episode.live[agent] = slot
+        episode.known.add(agent)
+        episode.tenants.append((slot, agent, space))
+        rows.opened.append(info)
 
-    def _place(self, i: int, agent: AgentID | None = None) -> Place:
-        episode = self._episodes[i]
-        agent = None if agent == ALL else agent
-        actions: Any = episode.actions or None
-        if agent is not None:
-            actions = episode.actions.get(agent)
-        elif len(episode.actions) > _MOST_SHOWN:
-            actions = f"the actions of {len(episode.actions)} agents"
-        return Place(i, episode.number, episode.t, actions, agent)
-
-    # Columns.
-
-    def _emit(self, rows: _Rows) -> Sequence[TimeStep]:
-        """The rows of a poll, by space pair, and all that changes by slot."""
-        finals = rows.finals
-        slots = np.concatenate([*rows.slots, np.array([final.slot for final in finals], np.int64)])
-        t = np.repeat([*rows.ts, *(f.t for f in finals)], [*map(len, rows.slots), *(1 for _ in finals)])
-        self._earn_together(rows)
-        active = len(slots) - len(finals)
-        terminated, truncated = np.zeros(len(slots), np.bool_), np.zeros(len(slots), np.bool_)
-        terminated[active:] = [final.terminated for final in finals]
-        truncated[active:] = ~terminated[active:]
-        reward = self._waiting[slots]
-        self._waiting[slots] = 0.0
-        self._t[slots], self._reward[slots] = t, reward
-        self._awaits[slots[:active]] = True
-        self._awaited += np.bincount(self._env_of[slots[:active]], minlength=self.num_envs)
-        values = rows.obs + [final.obs for final in finals]
-        whole = TimeStep(slots, t, values, reward, terminated, truncated, rows.opened, rows.closed, rows.info)
-        parts = [(whole, active)] if len(self.spaces) == 1 else self._by_space(whole, active)
-        for step, count in parts:
+    def _emit(self, rows: Rows) -> Sequence[TimeStep]:
+        """The rows of a poll, by space pair; writes all that changes by slot."""
+        known, whole = self._slots, rows.whole()
+        slots = whole.slot
+        known.t[slots] = whole.t
+        if rows.earning:
+            earning = np.concatenate(rows.earning)
+            rewards = self._guard.rewards(rows.rewards, lambda row: self._place(int(earning[row]), rows))
+            known.waiting[earning] += rewards
+            known.earned[earning] += rewards
+        whole.reward = known.reward[slots] = known.waiting[slots]
+        known.waiting[slots] = 0.0
+        active = slots[: len(slots) - len(rows.finals)]
+        known.awaits[active] = True
+        self._awaited += np.bincount(known.env[active], minlength=self.num_envs)
+        steps = [whole] if len(self.spaces) < 2 else by_space(whole, known.space[slots])
+        for step in steps:
             step.obs = self._column(step, rows)
-            head = slice(count)
-            spaces.put(self._last[step.space], step.slot[head], spaces.take(step.obs, head))
-        return [step for step, _ in parts]
+            if self.spaces:
+                head = slice(int(np.count_nonzero(~(step.terminated | step.truncated))))
+                spaces.put(known.last[step.space], step.slot[head], spaces.take(step.obs, head))
+        return steps
 
-    def _earn_together(self, rows: _Rows) -> None:
-        if not rows.earning:
-            return
-        slots = np.concatenate(rows.earning)
-        rewards = self._guard.rewards(rows.rewards, lambda row: self._place_of(int(slots[row]), rows))
-        self._waiting[slots] += rewards
-        self._earned[slots] += rewards
-
-    def _by_space(self, whole: TimeStep, active: int) -> list[tuple[TimeStep, int]]:
-        """The rows of each space pair, with the number of those that are not final."""
-        space = self._space_of[whole.slot]
-        present = np.unique(space).tolist() or [0]
-        parts = []
-        for index in present:
-            rows = np.flatnonzero(space == index)
-            slots = whole.slot[rows]
-            mine = set(slots.tolist())
-            step = TimeStep(
-                slots,
-                whole.t[rows],
-                [whole.obs[row] for row in rows.tolist()],
-                whole.reward[rows],
-                whole.terminated[rows],
-                whole.truncated[rows],
-                [info for info in whole.opened if info.slot in mine],
-                whole.closed if index == present[-1] else (),
-                {slot: info for slot, info in whole.info.items() if slot in mine},
-                index,
-            )
-            parts.append((step, int(np.count_nonzero(rows < active))))
-        return parts
-
-    def _column(self, step: TimeStep, rows: _Rows) -> Tree:
+    def _column(self, step: TimeStep, rows: Rows) -> Tree:
         """The observations of some rows, the last known ones where there are no new ones."""
+        values: list[Any] = step.obs
         if not self.spaces:  # nobody has ever come
             return None
         spec = self.spaces[step.space].observation
-        values = step.obs
-        seen = [row for row, value in enumerate(values) if value is not _UNSEEN]
-        if len(seen) == len(values):
-            return self._collected(spec, values, step, range(len(values)), rows)
-        column = spaces.zeros(spec, len(values))
-        spaces.put(column, seen, self._collected(spec, [values[row] for row in seen], step, seen, rows))
-        unseen = np.setdiff1d(np.arange(len(values)), seen)
-        spaces.put(column, unseen, spaces.take(self._last[step.space], step.slot[unseen]))
-        return column
-
-    def _collected(
-        self, spec: Any, values: list[Any], step: TimeStep, at: Sequence[int], rows: _Rows
-    ) -> Tree:
-        found = spaces.stack(spec, values) if values else None
-        if found is not None:
-            return found
+        seen = [row for row, value in enumerate(values) if value is not UNSEEN]
+        if len(seen) < len(values):
+            values = [values[row] for row in seen]
 
         def where(row: int) -> Place:
-            return self._place_of(int(step.slot[at[row]]), rows)
+            return self._place(int(step.slot[seen[row]]), rows)
 
-        return self._guard.observations(spec, values, where)
+        found = spaces.stack(spec, values) if values else None
+        if found is None:
+            found = self._guard.observations(spec, values, where)
+        if len(seen) == len(step.slot):
+            return found
+        column = spaces.take(self._slots.last[step.space], step.slot)
+        spaces.put(column, seen, found)
+        return column
 
-    def _place_of(self, slot: int, rows: _Rows) -> Place:
-        info, t = self._who[slot], int(self._t[slot])
+    def _place(self, slot: int, rows: Rows) -> Place:
+        info = self._slots.who[slot]
         action = rows.actions.get((info.env, info.episode), {}).get(info.agent)
-        return Place(info.env, info.episode, t, action, info.agent)
-
-    # Answers.
+        return Place(info.env, info.episode, int(self._slots.t[slot]), action, info.agent)
 
     def send_actions(self, slots: IntArray, actions: Tree) -> None:
         """Answer ``slots``, all of one space pair, with a column of actions; the column is copied.
@@ -622,21 +308,19 @@ class MultiAgentRows:
             return
         slots = np.array(slots, np.int64)
         self._check_awaited(slots)
-        space = int(self._space_of[slots[0]])
-        if np.count_nonzero(self._space_of[slots] != space):
+        space = int(self._slots.space[slots[0]])
+        if np.count_nonzero(self._slots.space[slots] != space):
             raise ValueError("the slots are of several space pairs: send the actions of each pair by itself")
-        envs = self._env_of[slots]
-        numbers = np.array([episode.number for episode in self._episodes])
-        steps = np.array([episode.t for episode in self._episodes])
-        self._awaits[slots] = False
+        envs, ts = self._slots.env[slots], np.array([episode.t for episode in self._episodes])
+        self._slots.awaits[slots] = False
         self._awaited -= np.bincount(envs, minlength=self.num_envs)
-        self._sent.append(_Sent(space, slots, envs, numbers[envs], steps[envs], column))
+        self._sent.append(Answers(space, slots, envs, self._numbers[envs], ts[envs], column))
 
     def _check_awaited(self, slots: IntArray) -> None:
-        known = (slots >= 0) & (slots < len(self._awaits))
-        wrong = ~known | ~self._awaits[np.where(known, slots, 0)]
-        twice = len(np.unique(slots)) < len(slots)
-        if twice or wrong.any():
+        awaits = self._slots.awaits
+        known = (slots >= 0) & (slots < len(awaits))
+        wrong = ~known | ~awaits[np.where(known, slots, 0)]
+        if np.count_nonzero(wrong) or len(np.unique(slots)) < len(slots):
             culprit = slots[wrong][0] if wrong.any() else next(s for s in slots if (slots == s).sum() > 1)
             raise ValueError(
                 f"slot {culprit} awaits no action (it has ended, or was answered since the last poll); "
@@ -647,22 +331,8 @@ class MultiAgentRows:
         """The rows that await an action; ``opened`` has their slots and those of silent agents."""
         if not self._started:
             return []
-        awaiting = [slot for episode in self._episodes for slot in episode.slots.tolist()]
-        slots = np.array([slot for slot in awaiting if self._awaits[slot]], np.int64)
-        live = [slot for episode in self._episodes for slot in episode.live.values()]
-        none: BoolArray = np.zeros(len(slots), np.bool_)
-        opened = [self._who[slot] for slot in live]
-        whole = TimeStep(slots, self._t[slots], [None] * len(slots), self._reward[slots], none, none, opened)
-        found = []
-        for index in range(len(self.spaces)):
-            at = np.flatnonzero(self._space_of[slots] == index)
-            mine = slots[at]
-            opened = [info for info in whole.opened if self._space_of[info.slot] == index]
-            if len(mine) or opened:
-                obs, none = spaces.take(self._last[index], mine), np.zeros(len(mine), np.bool_)
-                t, reward = self._t[mine], self._reward[mine]
-                found.append(TimeStep(mine, t, obs, reward, none, none, opened=opened, space=index))
-        return found
+        turn: IntArray = np.concatenate([episode.slots for episode in self._episodes])
+        return self._slots.pending(turn, [slot for one in self._episodes for slot in one.live.values()])
 
     def health(self) -> Mapping[str, int]:
         """Counts of what was odd but survivable, such as ``{"E101 obs[2]": 3}``."""
@@ -672,61 +342,155 @@ class MultiAgentRows:
         """The multi-agent envs, by vector index."""
         return list(self._envs)
 
-    def get_state(self) -> State:
-        """All envs at their newest rows."""
-        self._check_alive()
-        numbers = [episode.number for episode in self._episodes]
-        return {"started": self._started, "seeds": list(self._seeds), "episodes": numbers}
-
-    def set_state(self, state: State) -> list[str]:
-        """Begin new episodes in all envs."""
-        self._seeds[:] = state["seeds"]
-        self._rewind()
-        if not state["started"]:
-            return []
-        raise NotImplementedError
-
     def close(self) -> None:
         """Close every env, even if one raises; then raise what the first one raised."""
         if self._closed:
             return
         self._closed = True
         errors: list[Exception] = []
-        for i, env in enumerate(self._envs):
+        for env, episode in zip(self._envs, self._episodes, strict=True):
             try:
-                env.close()
+                self._judge.called(episode, env.close)
             except Exception as error:
-                self._guard.annotate(error, self._place(i))
                 errors.append(error)
         if errors:
             raise errors[0]
 
+    def get_state(self) -> State:
+        """All envs at their newest rows; only between a poll and the send that answers it.
 
-_MOST_SHOWN = 8  # agents whose actions a message shows
+        Raises:
+            EnvError: E402, an env's own ``get_state()`` returned what cannot be saved.
+            RuntimeError: an env failed, or all were closed.
+            ValueError: actions were sent that no poll has used.
+        """
+        self._check_alive()
+        if self._sent:
+            raise ValueError("actions were sent: take the state between a poll and the send that answers it")
+        if not self._started:
+            return {"started": False, "seeds": list(self._seeds)}
+        episodes = self._episodes
+        try:
+            envs = [self._generators.save(one.env, one.t) for one in episodes]
+        except NotPlain as bad:
+            raise self._guard.error("E402", str(bad), episodes[bad.env].place()) from None
+        native = self._generators.native  # of these the answers that no step has used yet, of others all
+        since = np.array([one.t if native[one.env] else 0 for one in episodes])
+        return {
+            "started": True,
+            "env_steps": self.env_steps,
+            "health": dict(self._guard.counts),
+            "seeds": list(self._seeds),
+            "sharing": self._sharing,
+            "spaces": self._agent_spaces.save(),
+            "slots": self._slots.known([slot for one in episodes for slot in one.live.values()]),
+            "episodes": [one.save() for one in episodes],
+            "known": [self._log.knows(one.env, one.number) for one in episodes],
+            "log": self._log.save(self._numbers, since),
+            "envs": envs,
+        }
 
+    def set_state(self, state: State) -> list[str]:
+        """Bring every env back by its own ``set_state``, or by replaying its episode.
 
-def _as_before(episode: _Episode, result: Any) -> bool:
-    """Whether just those who acted are back, in the same order, and nobody ended: the common case."""
-    if type(result) is not tuple or len(result) != 5 or {*map(type, result)} != {dict} or not episode.turn:
-        return False
-    obs, rewards, terminateds, truncateds, _ = result
-    flags = [*terminateds.values(), *truncateds.values()]
-    return (
-        list(obs) == episode.turn
-        and rewards.keys() == obs.keys()
-        and {*map(type, flags)} == {bool}
-        and True not in flags
-        and ALL in terminateds
-        and terminateds.keys() <= episode.known
-        and truncateds.keys() <= episode.known
-    )
+        An env that does not come out the same is named in the answer and begins a new episode. A state from
+        before the first poll makes the next poll reset and seed all envs.
 
+        Raises:
+            CheckpointError: the state is of another number of envs.
+        """
+        count = len(state["seeds"])
+        if count != self.num_envs:
+            raise CheckpointError(f"the state is of {count} envs, here are {self.num_envs}")
+        self._seeds[:] = state["seeds"]
+        self._rewind()
+        self._guard.counts = dict(state.get("health", {}))
+        if not state["started"]:
+            return []
+        self._agent_spaces.load(state["spaces"])
+        self.spaces, self._sharing = self._agent_spaces.pairs, state["sharing"]
+        then = [Episode.load(i, saved) for i, saved in enumerate(state["episodes"])]
+        self._numbers = np.array([episode.number for episode in then])
+        slots, answers = Slots(), self._logged(state["log"])
+        slots.load(state["slots"], self.spaces)
+        why = [self._restore(one, slots, answers, state) for one in then]
+        self._started, self.env_steps, self._guard.counts = True, state["env_steps"], dict(state["health"])
+        self._episodes, self._slots = then, slots
+        self._answers = {slot: action for one in then for slot, action in answers.get((one.env, one.t), ())}
+        self._awaited = np.array([np.count_nonzero(slots.awaits[one.slots]) for one in then])
+        return [self._renew(i, reason) for i, reason in enumerate(why) if reason]
 
-def _seeded_reset(env: MultiAgentEnv, seed: int) -> Any:
-    """The first reset, by ``seed()`` before it where ``reset`` takes no seed."""
-    seed_spaces(env, seed)
-    parameters = inspect.signature(env.reset).parameters.values()
-    if any(p.name == "seed" or p.kind is p.VAR_KEYWORD for p in parameters):
-        return env.reset(seed=seed)
-    env.seed(seed)
-    return env.reset()
+    def _logged(self, log: Sequence[State]) -> dict[tuple[int, int], list[tuple[int, Any]]]:
+        """Remember the answers of a state; slots with their actions by env and env step."""
+        found: dict[tuple[int, int], list[tuple[int, Any]]] = {}
+        for saved in log:
+            spec, envs = self.spaces[saved["space"]].action, np.array(saved["envs"])
+            slots, ts, column = (
+                np.array(saved["slots"]),
+                np.array(saved["ts"]),
+                from_leaves(spec, saved["actions"]),
+            )
+            sent = Answers(saved["space"], slots, envs, self._numbers[envs], ts, column)
+            self._log.add(sent, self._numbers)
+            whose = zip(envs.tolist(), ts.tolist(), slots.tolist(), spaces.rows(spec, column), strict=True)
+            for env, t, slot, action in whose:
+                found.setdefault((env, t), []).append((slot, action))
+        return found
+
+    def _restore(
+        self,
+        then: Episode,
+        slots: Slots,
+        answers: Mapping[tuple[int, int], Sequence[tuple[int, Any]]],
+        state: State,
+    ) -> str:
+        """Bring an env to where it was; the reason if it cannot be done."""
+        i, env = then.env, self._envs[then.env]
+        if not state["known"][i] and not self._generators.native[i]:
+            return f"its episode is longer than the {AGENT_LOG_LIMIT} actions that are remembered"
+
+        def reset(seeded: bool) -> Any:
+            return seeded_reset(env, self._seeds[i]) if seeded else env.reset()
+
+        self._tenants = list(then.tenants)
+        try:
+            saved, first = state["envs"][i], then.number == 0
+            result = self._generators.restore(i, saved, reset, seed=self._seeds[i], first=first)
+            if result is not None:
+                self._replay(then, result, answers)
+                if not self._episodes[i].same(then) or not self._slots.same(slots, list(then.live.values())):
+                    raise NotExact("its replay gave other agents, observations or rewards")
+        except NotExact as why:
+            return str(why)
+        except Exception as error:
+            return f"it raised {type(error).__name__}: {error}"
+        finally:
+            self._tenants = None
+        return ""
+
+    def _replay(
+        self, then: Episode, result: Any, answers: Mapping[tuple[int, int], Sequence[tuple[int, Any]]]
+    ) -> None:
+        """Play an episode again from its beginning; the slots of other envs are put right afterwards."""
+        episode = self._episodes[then.env] = Episode(then.env, then.number)
+        rows = Rows()
+        self._begin(episode, result, rows)
+        self._emit(rows)
+        for t in range(then.t):
+            self._answers.update(answers.get((then.env, t), ()))
+            rows = Rows()
+            self._advance(then.env, rows)
+            if self._episodes[then.env] is not episode:
+                raise NotExact(f"its episode ended after {t + 1} steps, not {then.t}")
+            self._emit(rows)
+
+    def _renew(self, i: int, why: str) -> str:
+        """Begin a new episode in an env whose old one is lost; says so."""
+        episode, rows = self._episodes[i], Rows()
+        for slot in episode.live.values():
+            self._slots.leave(slot)
+        self._awaited[i] = 0
+        self._reset(i, rows)
+        self._emit(rows)
+        name = self._guard.class_of(i)
+        return f"E402 env {i} ({name}) begins a new episode, it was at step {episode.t}: {why}"

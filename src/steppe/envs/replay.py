@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, final
 
 import gymnasium
@@ -17,7 +17,14 @@ from steppe.types import Array, IntArray, State, Tree
 LOG_LIMIT = 100_000
 """Sends that are remembered; a longer episode is not replayed (which would take as long as it did)."""
 
+AGENT_LOG_LIMIT = 2_000_000
+"""Actions that are remembered of envs of many agents."""
+
+_LONG_LOG = 1 << 16  # actions of many agents; then those of episodes that are over are forgotten
 _STATELESS = (OrderEnforcing, PassiveEnvChecker, TimeLimit)
+_PLAIN_CONTAINERS = (dict, list, tuple)
+_MOST_HELD = 1000  # longer lists are data
+_MAY_HOLD = (gymnasium.Env, gymnasium.Space, *_PLAIN_CONTAINERS)
 
 
 class NotExact(Exception):  # noqa: N818 - an answer for the caller, never an error that a user sees
@@ -41,73 +48,77 @@ class Restored(NamedTuple):
 
 class _Holder(NamedTuple):
     path: str
-    owner: dict[str, Any]
-    key: str
+    owner: Any
+    key: Any
+
+    @property
+    def value(self) -> Any:
+        """What is there now; None if nothing is."""
+        try:
+            return self.owner[self.key]
+        except (LookupError, TypeError):
+            return None
 
 
 def seed_spaces(env: Any, seed: int) -> None:
     """Seed the env's spaces, from which many an env samples, each with a stream of its own."""
-    for index, name in enumerate(("action_space", "observation_space")):
-        seed_space = getattr(getattr(env, name, None), "seed", None)
-        if callable(seed_space):
-            word = np.random.SeedSequence(seed, spawn_key=(index,)).generate_state(1)[0]
-            seed_space(int(word) >> 1)
+    named = ("action_space", "observation_space", "action_spaces", "observation_spaces")
+    for index, name in enumerate(named):
+        space = getattr(env, name, None)
+        for place, part in enumerate(space.values() if isinstance(space, dict) else [space]):
+            seed_space = getattr(part, "seed", None)
+            if callable(seed_space):
+                key = (index, place) if isinstance(space, dict) else (index,)
+                word = np.random.SeedSequence(seed, spawn_key=key).generate_state(1)[0]
+                seed_space(int(word) >> 1)
 
 
 @final
-class EpisodeMemory:
-    """Remembers for each of ``n`` envs how its running episode came about.
+class Generators:
+    """What each of ``n`` envs draws from, as it was right before its last reset.
 
     An env that has both ``get_state()`` and ``set_state(state)`` (and no wrapper with a state of its own) is
-    asked instead; its state must consist of JSON values and numpy arrays.
+    asked for its whole state instead, which must consist of JSON values and numpy arrays.
 
     Attributes:
-        log: ``(envs, actions)`` of each step, appended by the adapter; ``envs`` None means all, in order.
-        base: index of the log's first entry, counted from the beginning of time.
-        start: ``(n,)`` that index for the first step of each env's episode.
+        native: whether an env gives and takes its own state.
         captured: for each env, the states of its generators right before its last reset, by path.
         sole: the one generator that an env was seen to draw from, if it is one of numpy's: what most envs
             have, and the adapter captures it without a call.
     """
 
-    def __init__(self, envs: Sequence[gymnasium.Env[Any, Any]], action: Spec) -> None:
-        n = len(envs)
-        self._envs, self._action = envs, action
-        self._native = [_has_state(env) for env in envs]
+    def __init__(self, envs: Sequence[Any]) -> None:
+        self._envs = envs
+        self.native = [_has_state(env) for env in envs]
         self._holders: list[list[_Holder]] = [[] for _ in envs]
-        self._resets = [0] * n
+        self._resets = [0] * len(envs)
         self._idle: list[list[tuple[_Holder, Any]]] = [[] for _ in envs]
         self.captured: list[list[tuple[str, Any]]] = [[] for _ in envs]
-        self.sole: list[_Holder | None] = [None] * n
-        self.log: list[tuple[IntArray | None, Tree]] = []
-        self.base = 0
-        self.start = np.zeros(n, dtype=np.int64)
+        self.sole: list[_Holder | None] = [None] * len(envs)
 
     def before_reset(self, i: int) -> None:
         """Keep the state of env ``i``'s generators; call it right before each reset."""
-        self.start[i] = self.base + len(self.log)
-        if self._native[i]:
+        if self.native[i]:
             return
         if self._resets[i] < 3:  # generators come into being in the constructor, at reset, in the first steps
             self._holders[i] = list(_holders(self._envs[i]))
             self._resets[i] += 1
             if self._resets[i] == 3:
                 self._set_idle_aside(i)
-        self.captured[i] = [
-            (path, _capture(owner[key])) for path, owner, key in self._holders[i] if key in owner
-        ]
+        found = ((holder.path, holder.value) for holder in self._holders[i])
+        self.captured[i] = [(path, _capture(value)) for path, value in found if value is not None]
 
     def _set_idle_aside(self, i: int) -> None:
         """What drew nothing in a whole episode (mostly the spaces) is not copied at every reset."""
         before, busy = dict(self.captured[i]), []
         for holder in self._holders[i]:
-            now = _capture(holder.owner[holder.key])
+            now = _capture(holder.value)
             if _same(now, before.get(holder.path)):
                 self._idle[i].append((holder, now))
             else:
                 busy.append(holder)
         self._holders[i] = busy
-        if len(busy) == 1 and isinstance(busy[0].owner[busy[0].key], np.random.Generator):
+        if len(busy) == 1 and isinstance(busy[0].value, np.random.Generator):
             self.sole[i] = busy[0]
 
     def _captures(self, i: int) -> State:
@@ -115,12 +126,90 @@ class EpisodeMemory:
         found = dict(self.captured[i])
         for holder, state in list(self._idle[i]):
             found[holder.path] = state
-            if not _same(_capture(holder.owner[holder.key]), state):
+            if not _same(_capture(holder.value), state):
                 found[holder.path] = None
                 self._idle[i].remove((holder, state))
                 self._holders[i].append(holder)
                 self.sole[i] = None
         return found
+
+    def save(self, i: int, t: int) -> State:
+        """What :meth:`restore` needs of env ``i``, ``t`` steps into its episode.
+
+        Raises:
+            NotPlain: the env's own ``get_state()`` gave what no file can hold.
+        """
+        if not self.native[i]:
+            return {"rng": plain(self._captures(i), "rng", i)}
+        native = plain(self._envs[i].unwrapped.get_state(), "get_state()", i)
+        now = {holder.path: _capture(holder.value) for holder in _holders(self._envs[i])}
+        return {"native": native, "rng": plain(now, "rng", i), "t": t}
+
+    def restore(self, i: int, saved: State, reset: Callable[[bool], Any], *, seed: int, first: bool) -> Any:
+        """Bring env ``i`` to its state, or else to the beginning of its episode; ``first``: its first one.
+
+        Args:
+            i: which env.
+            saved: of :meth:`save`.
+            reset: resets the env, with its seed if it is given True.
+            seed: of the env.
+            first: it was saved in its first episode.
+
+        Returns:
+            What the reset that began the episode returned; None if the env took its own state back.
+
+        Raises:
+            NotExact: it could not, and why.
+        """
+        env = self._envs[i]
+        seed_spaces(env, seed)
+        result = reset(True)
+        native = "native" in saved
+        if native:
+            env.unwrapped.set_state(saved["native"])
+            _set_elapsed(env, saved["t"])
+        if native or not first:
+            self._install(i, saved["rng"])
+        if not native and not first:
+            result = reset(False)
+        self._holders[i], self._idle[i], self._resets[i] = list(_holders(env)), [], 0
+        self.sole[i] = None
+        self.captured[i] = [] if native else list(saved["rng"].items())
+        return None if native else result
+
+    def _install(self, i: int, rng: State) -> None:
+        holders = {holder.path: holder for holder in _holders(self._envs[i])}
+        for path, state in rng.items():
+            holder = holders.get(path)
+            if state is None:
+                raise NotExact(f"its generator {path!r} came into use only lately")
+            if holder is None:
+                raise NotExact(f"it has no generator {path!r} any more")
+            _set_generator(holder.value, state)
+
+
+@final
+class EpisodeMemory:
+    """Remembers for each of ``n`` envs of one agent how its running episode came about.
+
+    Attributes:
+        generators: what the envs draw from.
+        log: ``(envs, actions)`` of each step, appended by the adapter; ``envs`` None means all, in order.
+        base: index of the log's first entry, counted from the beginning of time.
+        start: ``(n,)`` that index for the first step of each env's episode.
+    """
+
+    def __init__(self, envs: Sequence[gymnasium.Env[Any, Any]], action: Spec) -> None:
+        self._envs, self._action = envs, action
+        self.generators = Generators(envs)
+        self.log: list[tuple[IntArray | None, Tree]] = []
+        self.base = 0
+        self.start = np.zeros(len(envs), dtype=np.int64)
+
+    def before_reset(self, i: int) -> None:
+        """Keep the state of env ``i``'s generators; call it right before each reset."""
+        self.start[i] = self.base + len(self.log)
+        self.generators.before_reset(i)
 
     def forget(self) -> None:
         """Drop the older half of a log at its limit; the episodes that began there cannot be replayed."""
@@ -138,16 +227,14 @@ class EpisodeMemory:
         return [self._save(i, int(t), *taken) for i, t in enumerate(ts)]
 
     def _save(self, i: int, t: int, envs: IntArray, actions: Tree) -> State:
-        if self._native[i]:
-            native = plain(self._envs[i].unwrapped.get_state(), "get_state()", i)  # type: ignore[attr-defined]
-            now = {path: _capture(owner[key]) for path, owner, key in _holders(self._envs[i])}
-            return {"native": native, "rng": plain(now, "rng", i), "t": t}
-        rng = plain(self._captures(i), "rng", i)
+        saved = self.generators.save(i, t)
+        if "native" in saved:
+            return saved
         if self.start[i] < self.base:
-            return {"rng": rng, "actions": None}
+            return saved | {"actions": None}
         mine = np.flatnonzero(envs == i)
         column = spaces.take(actions, mine[len(mine) - t :])
-        return {"rng": rng, "actions": spaces.leaves(column)}
+        return saved | {"actions": spaces.leaves(column)}
 
     def _taken(self) -> tuple[IntArray, Tree]:
         """All remembered actions as one column, with the env of each."""
@@ -167,30 +254,18 @@ class EpisodeMemory:
             NotExact: it could not, and why.
         """
         env = self._envs[i]
+
+        def reset(seeded: bool) -> Any:
+            return env.reset(seed=seed) if seeded else env.reset()
+
         try:
-            seed_spaces(env, seed)
-            result = env.reset(seed=seed)
-            if "native" in saved:
-                env.unwrapped.set_state(saved["native"])  # type: ignore[attr-defined]
-                self._install(i, saved["rng"])
-                _set_elapsed(env, saved["t"])
-                self._begin(i, {})
-                return None
-            if not first:
-                self._install(i, saved["rng"])
-                result = env.reset()
-            self._begin(i, saved["rng"])
-            return self._replay(i, saved["actions"], first_obs(result))
+            result = self.generators.restore(i, saved, reset, seed=seed, first=first)
+            self.start[i] = self.base + len(self.log)
+            return None if result is None else self._replay(i, saved["actions"], first_obs(result))
         except NotExact:
             raise
         except Exception as error:
             raise NotExact(f"it raised {type(error).__name__}: {error}") from error
-
-    def _begin(self, i: int, rng: State) -> None:
-        self.start[i] = self.base + len(self.log)
-        self._holders[i], self._idle[i], self._resets[i] = list(_holders(self._envs[i])), [], 0
-        self.sole[i] = None
-        self.captured[i] = list(rng.items())
 
     def _replay(self, i: int, actions: Sequence[Array] | None, obs: Any) -> Restored:
         if actions is None:
@@ -205,15 +280,57 @@ class EpisodeMemory:
         self.log.append((np.full(count, i), column))
         return Restored(obs, total)
 
-    def _install(self, i: int, rng: State) -> None:
-        holders = {holder.path: holder for holder in _holders(self._envs[i])}
-        for path, state in rng.items():
-            holder = holders.get(path)
-            if state is None:
-                raise NotExact(f"its generator {path!r} came into use only lately")
-            if holder is None:
-                raise NotExact(f"it has no generator {path!r} any more")
-            _set_generator(holder.owner[holder.key], state)
+
+class Answers(NamedTuple):
+    """A column of actions for the agents in some slots, with the env, episode and env step of each."""
+
+    space: int
+    slots: IntArray
+    envs: IntArray
+    episodes: IntArray
+    ts: IntArray
+    column: Tree
+
+
+@final
+class AgentLog:
+    """The actions of the running episodes of ``n`` envs of many agents."""
+
+    def __init__(self, n: int) -> None:
+        self._sent: list[Answers] = []
+        self._size, self._prune_at = 0, _LONG_LOG
+        self._lost: IntArray = np.full(n, -1)
+
+    def add(self, sent: Answers, numbers: IntArray) -> None:
+        """Remember answers; ``numbers``: of the running episodes. The oldest are forgotten at a limit."""
+        self._sent.append(sent)
+        self._size += len(sent.slots)
+        if self._size >= self._prune_at:
+            self._keep([one for one in self._sent if (one.episodes == numbers[one.envs]).any()])
+            while self._size > AGENT_LOG_LIMIT:
+                for one in self._sent[: (len(self._sent) + 1) // 2]:
+                    np.maximum.at(self._lost, one.envs, one.episodes)
+                self._keep(self._sent[(len(self._sent) + 1) // 2 :])
+            self._prune_at = max(_LONG_LOG, min(2 * self._size, AGENT_LOG_LIMIT + 1))
+
+    def _keep(self, sent: list[Answers]) -> None:
+        self._sent, self._size = sent, sum(len(one.slots) for one in sent)
+
+    def knows(self, env: int, episode: int) -> bool:
+        """Whether nothing of an episode was forgotten."""
+        return bool(self._lost[env] < episode)
+
+    def save(self, numbers: IntArray, since: IntArray) -> list[State]:
+        """What running episodes were answered from env step ``since[env]`` on, a dict per space pair."""
+        saved = []
+        for space in sorted({one.space for one in self._sent}):
+            sent = [one for one in self._sent if one.space == space]
+            slots, envs, episodes, ts = (np.concatenate([one[at] for one in sent]) for at in range(1, 5))
+            column = spaces.map_leaves(lambda *leaves: np.concatenate(leaves), *(one.column for one in sent))
+            mine = np.flatnonzero((episodes == numbers[envs]) & (ts >= since[envs]))
+            rows = {"slots": slots[mine], "envs": envs[mine], "ts": ts[mine]}
+            saved.append({"space": space, **rows, "actions": spaces.leaves(spaces.take(column, mine))})
+        return saved
 
 
 def from_leaves(spec: Spec, arrays: Sequence[Array]) -> Tree:
@@ -236,12 +353,12 @@ def first_obs(result: Any) -> Any:
     return result[0] if pair else result
 
 
-def _has_state(env: gymnasium.Env[Any, Any]) -> bool:
+def _has_state(env: Any) -> bool:
     layer = env
-    while isinstance(layer, gymnasium.Wrapper):
-        if not isinstance(layer, _STATELESS):
-            return False
+    while isinstance(layer, _STATELESS):
         layer = layer.env
+    if isinstance(layer, gymnasium.Wrapper) or getattr(layer, "unwrapped", layer) is not env.unwrapped:
+        return False
     return all(callable(getattr(env.unwrapped, name, None)) for name in ("get_state", "set_state"))
 
 
@@ -254,24 +371,26 @@ def _set_elapsed(env: Any, t: int) -> None:
 
 
 def _holders(root: Any) -> Iterator[_Holder]:
-    """Where the generators of an env live: its attributes, those of its spaces and of the envs inside it."""
+    """Where the generators of an env live: its attributes, those of its spaces and of the envs inside it.
+
+    Lists, tuples and dicts of generators, envs and spaces are looked through, too.
+    """
     seen: set[int] = set()
     todo: list[tuple[str, Any]] = [("", root)]
     while todo:
         prefix, thing = todo.pop()
-        owner = getattr(thing, "__dict__", None)
+        owner = thing if isinstance(thing, _PLAIN_CONTAINERS) else getattr(thing, "__dict__", None)
         if owner is None or id(thing) in seen:
             continue
         seen.add(id(thing))
-        for key, value in owner.items():
-            path = prefix + key
+        if isinstance(thing, _PLAIN_CONTAINERS) and len(thing) > _MOST_HELD:
+            continue
+        for key, value in enumerate(owner) if isinstance(owner, (list, tuple)) else owner.items():
+            path = f"{prefix}{key}"
             if isinstance(value, (np.random.Generator, np.random.RandomState, random.Random)):
                 yield _Holder(path, owner, key)
-            elif isinstance(value, (gymnasium.Env, gymnasium.Space)) or key == "env":
+            elif isinstance(value, _MAY_HOLD) or key == "env":
                 todo.append((f"{path}.", value))
-            elif isinstance(thing, gymnasium.Space) and key == "spaces":
-                parts = value.items() if isinstance(value, dict) else enumerate(value)
-                todo.extend((f"{path}.{name}.", part) for name, part in parts)
 
 
 def _capture(value: Any) -> Any:

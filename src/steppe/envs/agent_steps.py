@@ -1,0 +1,243 @@
+"""What multi-agent envs return: taken apart by agent, judged, and refused with the name of the agent."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import numpy as np
+
+from steppe.envs.guards import Guard, Place, show
+from steppe.envs.multi_agent import ALL, MultiAgentEnv
+from steppe.envs.replay import seed_spaces
+from steppe.errors import EnvError
+from steppe.types import AgentID, IntArray, State
+
+ByAgent = dict[AgentID, Any]
+
+_RESULTS = ("obs", "rewards", "terminateds", "truncateds", "infos")
+_MOST_SHOWN = 8  # agents whose actions, or names, a message shows
+
+
+@dataclass(slots=True)
+class Episode:
+    """What one env has under way.
+
+    Attributes:
+        env: vector index.
+        number: counts the episodes of this env.
+        t: env steps taken.
+        live: slots of the agents that have had an observation and have not ended, in the order they came.
+        ended: agents that have ended, as keys.
+        known: the keys that flags may have at no cost: the live agents and ``"__all__"``.
+        turn: who had an observation in the newest step, and acts next.
+        slots: theirs.
+        early: what agents earned before their first observation.
+        tenants: ``(slot, agent, space pair)`` of everyone who came, in that order.
+        actions: what led to the newest step, for messages.
+    """
+
+    env: int
+    number: int
+    t: int = 0
+    live: dict[AgentID, int] = field(default_factory=dict)
+    ended: dict[AgentID, None] = field(default_factory=dict)
+    known: set[AgentID] = field(default_factory=lambda: {ALL})
+    turn: list[AgentID] = field(default_factory=list)
+    slots: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    early: dict[AgentID, float] = field(default_factory=dict)
+    tenants: list[tuple[int, AgentID, int]] = field(default_factory=list)
+    actions: ByAgent = field(default_factory=dict)
+
+    def place(self, agent: AgentID | None = None) -> Place:
+        """Where the env is, for messages."""
+        actions: Any = self.actions or None
+        if agent is not None and agent != ALL:
+            return Place(self.env, self.number, self.t, self.actions.get(agent), agent)
+        if len(self.actions) > _MOST_SHOWN:
+            actions = f"the actions of {len(self.actions)} agents"
+        return Place(self.env, self.number, self.t, actions)
+
+    def save(self) -> State:
+        """All but the messages, as JSON values."""
+        pairs = {"live": self.live.items(), "early": self.early.items(), "tenants": self.tenants}
+        told = {name: [[*one] for one in value] for name, value in pairs.items()}
+        return {"number": self.number, "t": self.t, "ended": [*self.ended], "turn": [*self.turn], **told}
+
+    @staticmethod
+    def load(env: int, saved: State) -> Episode:
+        """What :meth:`save` gave."""
+        live = {agent: slot for agent, slot in saved["live"]}
+        episode = Episode(env, saved["number"], saved["t"], live, dict.fromkeys(saved["ended"]))
+        episode.known |= live.keys()
+        episode.turn = list(saved["turn"])
+        episode.slots = np.array([live[agent] for agent in episode.turn], np.int64)
+        episode.early = {agent: reward for agent, reward in saved["early"]}
+        episode.tenants = [(slot, agent, space) for slot, agent, space in saved["tenants"]]
+        return episode
+
+    def same(self, other: Episode) -> bool:
+        """Whether both tell the same story."""
+        return self.save() == other.save()
+
+
+def as_before(episode: Episode, result: Any) -> bool:
+    """Whether just those who acted are back, in the same order, and nobody ended: the common case."""
+    if type(result) is not tuple or len(result) != 5 or {*map(type, result)} != {dict} or not episode.turn:
+        return False
+    obs, rewards, terminateds, truncateds, _ = result
+    flags = [*terminateds.values(), *truncateds.values()]
+    return (
+        list(obs) == episode.turn
+        and rewards.keys() == obs.keys()
+        and {*map(type, flags)} == {bool}
+        and True not in flags
+        and ALL in terminateds
+        and terminateds.keys() <= episode.known
+        and truncateds.keys() <= episode.known
+    )
+
+
+def seeded_reset(env: MultiAgentEnv, seed: int) -> Any:
+    """The first reset, with ``seed()`` before it where ``reset`` takes no seed."""
+    seed_spaces(env, seed)
+    parameters = inspect.signature(env.reset).parameters.values()
+    if any(p.name == "seed" or p.kind is p.VAR_KEYWORD for p in parameters):
+        return env.reset(seed=seed)
+    env.seed(seed)
+    return env.reset()
+
+
+@final
+class Judge:
+    """Takes results apart.
+
+    Args:
+        guard: counts what is odd, and judges values.
+        envs: whose ``possible_agents`` may be named before they come.
+    """
+
+    def __init__(self, guard: Guard, envs: Sequence[MultiAgentEnv]) -> None:
+        self._guard = guard
+        self._possible = [set(env.possible_agents) for env in envs]
+
+    def called(self, episode: Episode, call: Callable[[], Any]) -> Any:
+        """What a call of an env returns. What it raises gets a note; an EnvError gets its place."""
+        try:
+            return call()
+        except EnvError as error:
+            place = episode.place()._replace(agent=error.agent)
+            raise self._guard.error(error.code, error.text, place, error.leaf) from error.__cause__
+        except Exception as error:
+            self._guard.annotate(error, episode.place())
+            raise
+
+    def first(self, episode: Episode, result: Any) -> tuple[ByAgent, ByAgent]:
+        """Observations and infos out of what ``reset`` returned."""
+        if isinstance(result, dict):
+            self._guard.odd("E401", "reset", episode.env, "reset returned observations without infos")
+            return result, {}
+        if isinstance(result, tuple) and len(result) == 2 and all(isinstance(part, dict) for part in result):
+            return result
+        message = f"reset returned {show(result)}; return (observations, infos), two dicts by agent"
+        raise self._guard.error("E304", message, episode.place(), "reset")
+
+    def five(self, episode: Episode, result: Any) -> Sequence[ByAgent]:
+        """Five dicts out of what ``step`` returned."""
+        if isinstance(result, (tuple, list)) and len(result) == 4:
+            self._guard.odd("E401", "step", episode.env, "step returned 4 items")
+            result = (*result[:3], {}, result[3])
+        if not isinstance(result, (tuple, list)) or len(result) != 5:
+            message = f"step returned {show(result)}; return ({', '.join(_RESULTS)}), five dicts by agent"
+            raise self._guard.error("E301", message, episode.place(), "step")
+        for name, part in zip(_RESULTS, result, strict=True):
+            if not isinstance(part, dict):
+                message = f"{name}: got {show(part)}; return a dict by agent"
+                raise self._guard.error("E301", message, episode.place(), name)
+        return result
+
+    def newcomer(self, episode: Episode, agent: Any) -> None:
+        """Judge who has an observation for the first time.
+
+        Raises:
+            EnvError: E405 it has ended, E407 it has no proper name.
+        """
+        if isinstance(agent, bool) or not isinstance(agent, (str, int)) or agent == ALL:
+            fix = 'name agents by texts (except "__all__") or by whole numbers, as int(agent)'
+            raise self._guard.error("E407", f"obs has the agent {show(agent)}; {fix}", episode.place(), "obs")
+        if agent in episode.ended:
+            message = (
+                f"obs has agent {agent!r}, which ended before; an agent that comes back needs another id"
+            )
+            raise self._guard.error("E405", message, episode.place(agent), "obs")
+
+    def rewards(self, episode: Episode, rewards: ByAgent) -> list[tuple[AgentID, float]]:
+        """What each agent earned, of those that have not ended."""
+        agents = list(rewards)
+        values = self._guard.rewards(list(rewards.values()), lambda row: episode.place(agents[row]))
+        pairs = list(zip(agents, values.tolist(), strict=True))
+        self._check_known(episode, agents, "rewards")
+        for agent, reward in pairs if episode.ended else ():
+            if reward and agent in episode.ended:
+                message = (
+                    f"rewards has {reward} for agent {agent!r}, which ended before; give it with its end"
+                )
+                raise self._guard.error("E403", message, episode.place(agent), "rewards")
+        return [(agent, reward) for agent, reward in pairs if agent not in episode.ended]
+
+    def flags(self, episode: Episode, name: str, flags: ByAgent) -> dict[AgentID, bool]:
+        """The flags of agents that have not ended, and that of all."""
+        agents = list(flags)
+        values = self._guard.flags(name, list(flags.values()), lambda row: episode.place(agents[row]))
+        self._check_known(episode, agents, name)
+        told = zip(agents, values.tolist(), strict=True)
+        return {agent: flag for agent, flag in told if agent not in episode.ended}
+
+    def _check_known(self, episode: Episode, agents: Sequence[AgentID], name: str) -> None:
+        strange = {*agents} - episode.known - episode.ended.keys() - self._possible[episode.env]
+        if strange:
+            agent = next(agent for agent in agents if agent in strange)
+            names = list(map(repr, [*episode.live, *episode.ended]))
+            more = f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
+            message = (
+                f"{name} has agent {agent!r}, which has had no observation and is not in possible_agents; "
+                f"this episode has {', '.join(names[:_MOST_SHOWN]) or 'nobody yet'}{more}"
+            )
+            raise self._guard.error("E404", message, episode.place(agent), name)
+
+    def ends(
+        self, episode: Episode, terminateds: ByAgent, truncateds: ByAgent, limit: bool
+    ) -> tuple[dict[AgentID, bool], bool]:
+        """Who ends in this step (True: terminated, False: truncated), and whether the episode does."""
+        terminated = self.flags(episode, "terminateds", terminateds)
+        truncated = self.flags(episode, "truncateds", truncateds)
+        all_terminated, all_truncated = terminated.pop(ALL, None), truncated.pop(ALL, None)
+        ends = {agent: False for agent, flag in truncated.items() if flag}
+        ends |= {agent: True for agent, flag in terminated.items() if flag}
+        if all_terminated or all_truncated or limit:
+            ends |= {agent: bool(all_terminated or ends.get(agent)) for agent in episode.live}
+            return ends, True
+        if all_terminated is not None or all_truncated is not None:
+            return ends, False
+        text = 'neither terminateds nor truncateds has "__all__": the episode ends when all its agents have'
+        self._guard.odd("E406", "step", episode.env, text)
+        return ends, bool(episode.tenants) and episode.live.keys() <= ends.keys()
+
+    def infos(self, episode: Episode, infos: ByAgent) -> dict[int, dict[str, Any]]:
+        """By slot, what there is to tell of live agents."""
+        if not {*map(type, infos.values())} <= {dict}:
+            agents = list(infos)
+            self._guard.infos(list(infos.values()), lambda row: episode.place(agents[row]))
+        if not any(infos.values()):
+            return {}
+        live = episode.live
+        return {live[agent]: info for agent, info in infos.items() if info and agent in live}
+
+    def closed(self, episode: Episode) -> None:
+        """An episode is over: nobody comes any more to whom a reward is owed."""
+        lost = [agent for agent, reward in episode.early.items() if reward]
+        if lost:
+            text = f"agent {lost[0]!r} earned something but never had an observation: its reward is lost"
+            self._guard.odd("E404", "rewards", episode.env, text, len(lost))
