@@ -29,6 +29,7 @@ NAMES = {
     "load",
     "load_policy",
     "make",
+    "make_multi_agent",
     "register_env",
 }
 

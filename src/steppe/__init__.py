@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from steppe.algorithm import Algorithm, Result, load
     from steppe.algorithms.ppo import PPOConfig
     from steppe.envs.context import EnvContext
+    from steppe.envs.copies import make_multi_agent
     from steppe.envs.multi_agent import MultiAgentEnv
     from steppe.envs.pettingzoo import ParallelPettingZooEnv, PettingZooEnv
     from steppe.envs.registry import make, register_env
@@ -37,6 +38,7 @@ _HOME = {
     "load": "algorithm",
     "load_policy": "loading",
     "make": "envs.registry",
+    "make_multi_agent": "envs.copies",
     "register_env": "envs.registry",
 }
 __version__ = "0.1.0"
@@ -60,6 +62,7 @@ __all__ = [
     "load",
     "load_policy",
     "make",
+    "make_multi_agent",
     "register_env",
 ]
 

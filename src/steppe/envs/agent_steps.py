@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -11,7 +10,6 @@ import numpy as np
 
 from steppe.envs.guards import Guard, Place, show
 from steppe.envs.multi_agent import ALL, MultiAgentEnv
-from steppe.envs.replay import seed_spaces
 from steppe.errors import EnvError
 from steppe.types import AgentID, IntArray, State
 
@@ -98,16 +96,6 @@ def as_before(episode: Episode, result: Any) -> bool:
         and terminateds.keys() <= episode.known
         and truncateds.keys() <= episode.known
     )
-
-
-def seeded_reset(env: MultiAgentEnv, seed: int) -> Any:
-    """The first reset, with ``seed()`` before it where ``reset`` takes no seed."""
-    seed_spaces(env, seed)
-    parameters = inspect.signature(env.reset).parameters.values()
-    if any(p.name == "seed" or p.kind is p.VAR_KEYWORD for p in parameters):
-        return env.reset(seed=seed)
-    env.seed(seed)
-    return env.reset()
 
 
 @final

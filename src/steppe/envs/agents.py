@@ -12,9 +12,9 @@ from steppe import spaces
 from steppe.envs.agent_rows import UNSEEN, Final, Rows, by_space
 from steppe.envs.agent_slots import Slots
 from steppe.envs.agent_spaces import AgentSpaces, PairFor
-from steppe.envs.agent_steps import ByAgent, Episode, Judge, as_before, seeded_reset
+from steppe.envs.agent_steps import ByAgent, Episode, Judge, as_before
 from steppe.envs.guards import Guard, OutOfSpace, Place, copied_step, own, share_memory
-from steppe.envs.multi_agent import MultiAgentEnv
+from steppe.envs.multi_agent import MultiAgentEnv, seeded_reset
 from steppe.envs.replay import (
     AGENT_LOG_LIMIT,
     AgentLog,
@@ -454,8 +454,7 @@ class MultiAgentRows:
 
         self._tenants = list(then.tenants)
         try:
-            saved, first = state["envs"][i], then.number == 0
-            result = self._generators.restore(i, saved, reset, seed=self._seeds[i], first=first)
+            result = self._generators.restore(i, state["envs"][i], reset, first=then.number == 0)
             if result is not None:
                 self._replay(then, result, answers)
                 if not self._episodes[i].same(then) or not self._slots.same(slots, list(then.live.values())):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from steppe.envs.replay import seed_spaces
 from steppe.types import AgentID
 
 ALL = "__all__"
@@ -111,3 +113,13 @@ class MultiAgentEnv(ABC):
     def close(self) -> None:
         """Release everything."""
         return None
+
+
+def seeded_reset(env: MultiAgentEnv, seed: int, **options: Any) -> Any:
+    """The first reset: seeds the spaces, and calls ``seed()`` before it where ``reset`` takes no seed."""
+    seed_spaces(env.unwrapped, seed)
+    parameters = inspect.signature(env.reset).parameters.values()
+    if any(p.name == "seed" or p.kind is p.VAR_KEYWORD for p in parameters):
+        return env.reset(seed=seed, **options)
+    env.seed(seed)
+    return env.reset(**options)

@@ -145,14 +145,13 @@ class Generators:
         now = {holder.path: _capture(holder.value) for holder in _holders(self._envs[i])}
         return {"native": native, "rng": plain(now, "rng", i), "t": t}
 
-    def restore(self, i: int, saved: State, reset: Callable[[bool], Any], *, seed: int, first: bool) -> Any:
+    def restore(self, i: int, saved: State, reset: Callable[[bool], Any], *, first: bool) -> Any:
         """Bring env ``i`` to its state, or else to the beginning of its episode; ``first``: its first one.
 
         Args:
             i: which env.
             saved: of :meth:`save`.
-            reset: resets the env, with its seed if it is given True.
-            seed: of the env.
+            reset: resets the env; seeds it, and its spaces, if it is given True.
             first: it was saved in its first episode.
 
         Returns:
@@ -162,7 +161,6 @@ class Generators:
             NotExact: it could not, and why.
         """
         env = self._envs[i]
-        seed_spaces(env, seed)
         result = reset(True)
         native = "native" in saved
         if native:
@@ -256,10 +254,13 @@ class EpisodeMemory:
         env = self._envs[i]
 
         def reset(seeded: bool) -> Any:
-            return env.reset(seed=seed) if seeded else env.reset()
+            if not seeded:
+                return env.reset()
+            seed_spaces(env, seed)
+            return env.reset(seed=seed)
 
         try:
-            result = self.generators.restore(i, saved, reset, seed=seed, first=first)
+            result = self.generators.restore(i, saved, reset, first=first)
             self.start[i] = self.base + len(self.log)
             return None if result is None else self._replay(i, saved["actions"], first_obs(result))
         except NotExact:
