@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, final
 
+import numpy as np
 from pettingzoo import AECEnv, ParallelEnv
 
 from steppe.envs.guards import own, show
@@ -28,6 +29,7 @@ class PettingZooEnv(MultiAgentEnv):
     comes next, with all that it earned since its last one. An agent that ended is given its last observation
     when PettingZoo comes to it; the ``None`` that PettingZoo then wants for an action is given here. So an
     episode has one env step for each turn, and an agent's first row comes with its first turn.
+    Every episode gets a seed of its own, drawn from that of the first.
 
     An observation ``{"observation", "action_mask"}`` is passed on as it is. PettingZoo tells what an agent
     earned at its turns alone: where ``max_episode_steps`` cuts an episode off, the newest of it is not known.
@@ -48,7 +50,8 @@ class PettingZooEnv(MultiAgentEnv):
         self.env, self.possible_agents = env, list(getattr(env, "possible_agents", ()))
         self.observation_spaces = {agent: env.observation_space(agent) for agent in self.possible_agents}
         self.action_spaces = {agent: env.action_space(agent) for agent in self.possible_agents}
-        self.render_mode, self.metadata = getattr(env, "render_mode", None), env.metadata
+        self.render_mode, self.metadata = getattr(env, "render_mode", None), getattr(env, "metadata", {})
+        self._seeds: np.random.Generator | None = None
 
     def get_observation_space(self, agent: AgentID) -> Any:
         """What ``agent`` observes; PettingZoo knows it of agents that it did not announce, too."""
@@ -60,6 +63,7 @@ class PettingZooEnv(MultiAgentEnv):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Begin an episode: the observation and the info of the agent that moves first."""
+        self._seeds, seed = _next_seed(self._seeds, seed)
         self.env.reset(seed=seed, options=options)
         obs, _, _, _, infos = self._next_turn([])
         return obs, infos
@@ -91,10 +95,8 @@ class PettingZooEnv(MultiAgentEnv):
             if not (terminateds[agent] or truncateds[agent]):
                 obs[agent] = seen
                 break
-            if seen is not None:
-                obs[agent] = own(
-                    seen
-                )  # the env goes on, and may write the next observation to the same memory
+            if seen is not None:  # the env goes on, and may write the next one to the same memory
+                obs[agent] = own(seen)
             env.step(None)
         for agent in before:
             if agent not in env.agents and agent not in terminateds:  # it was removed without a last turn
@@ -118,7 +120,7 @@ class PettingZooEnv(MultiAgentEnv):
 
 @final
 class ParallelPettingZooEnv(MultiAgentEnv):
-    """A PettingZoo parallel env: its agents move together.
+    """A PettingZoo parallel env: its agents move together. Every episode gets a seed, as the first one did.
 
     Args:
         env: a parallel env, such as ``pistonball_v6.parallel_env()``.
@@ -137,7 +139,8 @@ class ParallelPettingZooEnv(MultiAgentEnv):
         self.env, self.possible_agents = env, list(getattr(env, "possible_agents", ()))
         self.observation_spaces = {agent: env.observation_space(agent) for agent in self.possible_agents}
         self.action_spaces = {agent: env.action_space(agent) for agent in self.possible_agents}
-        self.render_mode, self.metadata = getattr(env, "render_mode", None), env.metadata
+        self.render_mode, self.metadata = getattr(env, "render_mode", None), getattr(env, "metadata", {})
+        self._seeds: np.random.Generator | None = None
         self._live: list[AgentID] = []
 
     def get_observation_space(self, agent: AgentID) -> Any:
@@ -150,6 +153,7 @@ class ParallelPettingZooEnv(MultiAgentEnv):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Begin an episode: observations and infos of the agents."""
+        self._seeds, seed = _next_seed(self._seeds, seed)
         obs, infos = self.env.reset(seed=seed, options=options)
         self._live = list(self.env.agents)
         return obs, infos
@@ -193,6 +197,19 @@ def _check_kind(env: Any, kind: type, name: str, wanted: str) -> None:
     elif callable(env):
         fix = "call it, which makes the env"
     raise ConfigError(f"{name} takes {wanted}; got {show(env)}: {fix}")
+
+
+def _next_seed(
+    seeds: np.random.Generator | None, seed: int | None
+) -> tuple[np.random.Generator | None, int | None]:
+    """The seed of an episode, drawn where none is given, and what the next ones are drawn from.
+
+    PettingZoo does not say what a ``reset`` without a seed does, and some of its games then ask the operating
+    system: no run would be the same again.
+    """
+    if seed is not None:
+        return np.random.default_rng(seed), seed
+    return seeds, None if seeds is None else int(seeds.integers(1 << 31))
 
 
 def _are_dicts(result: Any) -> bool:
