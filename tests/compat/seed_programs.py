@@ -186,6 +186,7 @@ EDITS = {
     ],
     "env_creator": [Edit("MyEnv(...)", "MyEnv(env_config)", PLACEHOLDER)],
     "multi_env": [],
+    "pettingzoo": [],
 }
 """For each program its edits, in the order of the text."""
 
@@ -202,11 +203,6 @@ WAITING = {
         'trainer = pg.PGAgent(env="my_multiagent_env", config={',
         "while True:",
         "multi-agent envs, several policies, PG",
-    ),
-    "an env of PettingZoo": Waiting(
-        "# import the pettingzoo environment",
-        "config['env_config'] = {\"num_floors\": 5}",
-        "PettingZoo envs",
     ),
     "variables shared between policies": Waiting(
         "with tf.variable_scope(",

@@ -6,7 +6,9 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import pettingzoo
 import pytest
 
 from steppe.compat.agents import ppo
@@ -48,7 +50,7 @@ def test_only_import_lines_are_translated():
                 changed.append(before)
                 assert "import" in before
                 assert "steppe.compat" in after
-    assert len(changed) == 14
+    assert len(changed) == 16
 
 
 @pytest.mark.parametrize(
@@ -273,4 +275,24 @@ def test_an_ensemble_of_envs_is_chosen_by_worker_and_vector_index(quick):
     result = trainer.train()
     assert result["timesteps_total"] == 64
     assert result["episodes_total"] > 0
+    trainer.stop()
+
+
+def test_an_env_of_pettingzoo_reads_its_config(quick, monkeypatch):
+    """PettingZoo has no prison any more: another game takes its place, of as many rounds as it had floors."""
+    floors = []
+
+    def env(num_floors):
+        floors.append(num_floors)
+        return pettingzoo.make("aec", "classic/rps-v2", max_cycles=num_floors)
+
+    gamma = SimpleNamespace(prison_v0=SimpleNamespace(env=env))
+    monkeypatch.setitem(sys.modules, "pettingzoo.gamma", gamma)
+    config = {"rollout_fragment_length": 16}
+    exec(compile(program("pettingzoo"), "pettingzoo.py", "exec"), {"config": config})
+    trainer = ppo.PPOTrainer(env="prison", config=config)
+    result = trainer.train()
+    assert floors[0] == 5
+    # Five rounds of two turns each.
+    assert result["episode_len_mean"] == 10
     trainer.stop()
