@@ -369,6 +369,12 @@ def test_parallel_agents_that_come_later_or_vanish_unsaid():
     assert (obs, truncateds) == ({"b": 4, "c": 5}, {"a": 0, "b": 0, "__all__": False})
 
 
+def test_a_parallel_result_of_another_form_is_left_to_be_judged():
+    env = ParallelPettingZooEnv(Together([(["a", "b"], {"a": 1}, "rewards")]))
+    env.reset()
+    assert env.step({"a": 0, "b": 0}) == ({"a": 1}, "rewards")
+
+
 # --- Through the adapter: rows
 
 
@@ -430,6 +436,23 @@ def test_the_rows_are_what_pettingzoo_tells_each_agent(game, episodes):
             # Terminated and truncated at once has terminated.
             ends = ["terminated" if one[2] else "truncated" if one[3] else "" for one in told]
             assert by_agent[agent, episode] == [(*one[:2], end) for one, end in zip(told, ends, strict=True)]
+
+
+class Blind(Scripted):
+    """Shows nothing to those that ended."""
+
+    def observe(self, agent):
+        ended = self.terminations[agent] or self.truncations[agent]
+        return None if ended else super().observe(agent)
+
+
+def test_an_agent_that_is_shown_nothing_at_its_end_ends_with_what_it_saw_before():
+    moves = [Move(next=1), Move({"a": 3}, terminates=("a",)), Move()]
+    found = lived(MultiAgentRows([PettingZooEnv(Blind("ab", moves))], seeds=[3]), 3)
+    assert [row for row in found if row[0] == "a"] == [
+        ("a", 0, 0, [0, 0], 0, ""),
+        ("a", 0, 2, [0, 0], 3, "terminated"),
+    ]
 
 
 class Dealt(Scripted):
