@@ -83,20 +83,15 @@ class Sampler:
         explore: bool = True,
         runner: int = 0,
     ) -> None:
-        self.env, self._ids, self._policies = env, list(policies), list(policies.values())
+        self.env = env
         self._mapping, self._runner, self.rng, self.explore = mapping, runner, rng, explore
         self.hooks: EpisodeHooks | None = None
         self._fragment_steps, self._complete = fragment_length * env.num_envs, complete_episodes
-        rows = fragment_length * 3 // 2 + 16
-        self._lanes = [
-            Lanes(id, policy.observation, rows, env.num_envs) if id in trained else None
-            for id, policy in policies.items()
-        ]
-        self._weights: list[Any] = [None] * len(self._ids)
-        self._versions = [0] * len(self._ids)
-        # Recurrent, by slot: "next" meets the next row, "last" met the newest row that was acted on.
-        self._states: list[Tree] = [None] * len(self._ids)
-        self._initial = [policy.initial_state(1) for policy in self._policies]
+        self._rows = fragment_length * 3 // 2 + 16
+        # By policy. Recurrent states by slot: "next" meets the next row, "last" met the newest row acted on.
+        self._ids, self._policies, self._lanes = list[str](), list[Policy](), list[Lanes | None]()
+        self._weights, self._versions = list[Any](), list[int]()
+        self._states, self._initial = list[Tree](), list[Tree]()
         self._agents: dict[AgentID, int] = {}
         self._fits: set[tuple[int, int]] = set()
         self._live: dict[int, SlotInfo] = {}
@@ -107,7 +102,22 @@ class Sampler:
         self._policy_of = np.zeros(0, np.int64)
         self._identity = np.zeros((0, 4), np.int32)
         self._returns = np.zeros(0)
+        for id, policy in policies.items():
+            self.add_policy(id, policy, trained=id in trained)
         self._grow(2 * env.num_envs)
+
+    def add_policy(self, id: str, policy: Policy, *, trained: bool) -> None:
+        """Let agents be mapped to a further policy from now on; between two fragments only."""
+        lanes = Lanes(id, policy.observation, self._rows, self.env.num_envs) if trained else None
+        if lanes is not None:
+            lanes.grow_slots(len(self._policy_of))
+        self._ids.append(id)
+        self._policies.append(policy)
+        self._lanes.append(lanes)
+        self._weights.append(None)
+        self._versions.append(0)
+        self._states.append(None)
+        self._initial.append(policy.initial_state(1))
 
     def set_weights(self, weights: Mapping[str, Weights]) -> None:
         """Act with these from now on."""
@@ -244,9 +254,7 @@ class Sampler:
                     ready.append(Ready(policy, part.slot, part.obs, part.t))
         for end in [end for step in steps for end in step.closed]:  # the last rows may be of several pairs
             key = end.env, end.episode
-            record = self._episodes.pop(key, None) or EpisodeRecord(
-                *key, self._runner
-            )  # nobody may have come
+            record = self._episodes.pop(key, None) or EpisodeRecord(*key, self._runner)
             record.length = end.length
             self._tally.episodes.append(record)
         if self.hooks is not None:
@@ -261,8 +269,8 @@ class Sampler:
             slot, policy = info.slot, 0
             if len(self._ids) > 1:
                 policy = self._ids.index(chosen[place] if chosen else self._mapping(info))
-                if space is not None and (policy, space) not in self._fits:
-                    self._fit(policy, space, info)
+            if space is not None and (policy, space) not in self._fits:
+                self._fit(policy, space, info)
             if slot >= len(self._policy_of):
                 self._grow(2 * slot)
             self._live[slot] = info
@@ -337,17 +345,10 @@ class Sampler:
     def _close(self, env_steps: int) -> Sample:
         """Cut the fragment for all lanes and policies at once."""
         rollouts = []
+        about = {"runner": self._runner, "incarnation": 0, "sequence": self._sequence, "env_steps": env_steps}
         for index, lanes in enumerate(self._lanes):
             if lanes is not None:
-                rollouts.append(
-                    lanes.close(
-                        runner=self._runner,
-                        incarnation=0,
-                        sequence=self._sequence,
-                        agents=tuple(self._agents),
-                        env_steps=env_steps,
-                    )
-                )
+                rollouts.append(lanes.close(**about, agents=tuple(self._agents)))
                 if self._states[index] is not None:
                     self._write_state0(index, lanes)
         self._sequence += 1
@@ -355,15 +356,8 @@ class Sampler:
         open_return = float(self._returns[list(self._live)].sum())
         self.cut_short = False
         self._tally.reward = -open_return  # what open episodes have earned so far is counted here
-        return Sample(
-            rollouts,
-            tally.episodes,
-            env_steps,
-            tally.agent_steps,
-            tally.reward + open_return,
-            tally.env_time,
-            tally.inference_time,
-        )
+        earned, times = tally.reward + open_return, (tally.env_time, tally.inference_time)
+        return Sample(rollouts, tally.episodes, env_steps, tally.agent_steps, earned, *times)
 
     def _slots_of(self, policy: int) -> IntArray:
         slots = np.array(sorted(self._live), np.int64)
