@@ -2,7 +2,10 @@
 
 import importlib
 import importlib.util
+import os
 import pickle
+import shutil
+import subprocess
 import sys
 import tomllib
 from importlib import resources
@@ -100,6 +103,39 @@ def test_other_modules_are_not_our_business():
     assert importlib.util.find_spec("no_such_module_anywhere") is None
     with pytest.raises(ModuleNotFoundError, match="No module named 'nowhere'"):
         importlib.import_module("nowhere")
+
+
+def test_every_name_of_the_table_of_mirrors_is_there():
+    table = absent.table("present.toml")
+    for where, names in table.items():
+        module = importlib.import_module(f"steppe.compat.{where}")
+        assert module.__doc__
+        assert {name for name in names if getattr(module, name) is None} == set()
+        assert set(names) <= set(getattr(module, "__all__", names))
+    everything = {}
+    exec(translated("from ray.rllib.agents.ppo import *"), everything)
+    assert {"DEFAULT_CONFIG", "PPOAgent", "PPOTrainer"} <= everything.keys()
+
+
+def test_empty_folders_of_an_older_version_are_not_looked_into(tmp_path):
+    """Updating in place leaves folders of compiled files behind, where modules were that are tables now."""
+    package = tmp_path / "steppe"
+    shutil.copytree(resources.files("steppe"), package, ignore=shutil.ignore_patterns("__pycache__"))
+    for old in ("gym/spaces", "ray/rllib/env", "agents", "tune"):
+        (package / "compat" / old / "__pycache__").mkdir(parents=True)
+    program = (
+        "from steppe.compat.gym.spaces import Box\nfrom steppe.compat.ray.rllib.env import VectorEnv\n"
+        "from steppe.compat.agents import ppo\nfrom steppe.compat.tune import run\n"
+        "import steppe; print(steppe.__file__, ppo.PPOTrainer.__name__)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout.split() == [str(package / "__init__.py"), "PPOTrainer"]
 
 
 def test_each_substitute_belongs_to_something_and_hides_nothing():

@@ -1,6 +1,7 @@
 """Programs written for RLlib 1.x and gym, run with only their import lines changed.
 
-The modules have the names and the layout of the originals and are thin spelling over steppe's own objects.
+The modules have the names and the layout of the originals and are thin spelling over steppe's own objects;
+most of them are only tables in ``present.toml``.
 One rule turns every import line: ``ray`` and ``gym`` are found under ``steppe.compat``.
 
 ======================================== ======================================================
@@ -17,24 +18,8 @@ One rule turns every import line: ``ray`` and ``gym`` are found under ``steppe.c
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
 
-from steppe.compat.absent import Missing, of_module
+from steppe.compat.absent import Missing, mirror
 
-if TYPE_CHECKING:
-    from steppe.compat.callbacks import DefaultCallbacks
-
-__all__ = ["DefaultCallbacks"]
-
-
-_missing = of_module(__name__)
-sys.meta_path.append(Missing)  # after all others: it finds nothing, and says so
-
-
-def __getattr__(name: str) -> Any:
-    """Load the callbacks on first use: ``from steppe.compat import gym`` needs none of them."""
-    if name == "DefaultCallbacks":
-        from steppe.compat.callbacks import DefaultCallbacks
-
-        return DefaultCallbacks
-    return _missing(name)
+sys.meta_path.append(Missing)  # after all others: what they find is there
+__getattr__ = mirror(__name__, DefaultCallbacks="steppe.compat.callbacks:DefaultCallbacks")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from steppe.compat.views import SampleBatch, shown
 from steppe.errors import ConfigError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Around = Callable[["Trainer", Hook, dict[str, Any]], None]
 """Calls a hook, with something before and after it."""
 
+Method = TypeVar("Method", bound=Callable[..., object])
 _INFO = {"base_env": "env", "policies": "policy", "algorithm": "trainer"}
 _RENAMED = {"on_postprocess_traj": "on_postprocess_trajectory"}
 
@@ -35,6 +36,21 @@ class DefaultCallbacks(Callbacks):
             raise ConfigError(
                 'a dict of functions is given as config["callbacks"], without a class around it'
             )
+
+
+def override(cls: type) -> Callable[[Method], Method]:
+    """Say that a method overrides one of ``cls``.
+
+    Raises:
+        NameError: ``cls`` has no such method.
+    """
+
+    def check(method: Method) -> Method:
+        if method.__name__ not in dir(cls):
+            raise NameError(f"{method.__name__} does not override any method of {cls.__name__}")
+        return method
+
+    return check
 
 
 def adapted(given: Any, trainer: Trainer) -> Callbacks:

@@ -9,6 +9,8 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
+from steppe.compat.callbacks import DefaultCallbacks
+
 GROUPS = ("model", "multiagent", "evaluation_config", "exploration_config", "env_config", "tf_session_args")
 """Settings that hold settings: a program gives those that it changes."""
 _NOTHING = object()
@@ -25,8 +27,6 @@ def default_config(algo: str) -> dict[str, Any]:
 
 def common_config() -> dict[str, Any]:
     """The settings that every algorithm has; a fresh copy."""
-    from steppe.compat.callbacks import DefaultCallbacks
-
     tables = deepcopy(_tables())
     return {**tables["common"], "model": tables["model"], "callbacks": DefaultCallbacks}
 
@@ -45,6 +45,20 @@ def merged(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
         if key in GROUPS and isinstance(inside, Mapping) and isinstance(value, Mapping):
             # Another kind of exploration has arguments of its own.
             result[key] = dict(value) if "type" in value else {**inside, **value}
+    return result
+
+
+def with_common_config(extra_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of every algorithm, changed and added to."""
+    return merged(common_config(), extra_config)
+
+
+def merge_dicts(d1: Mapping[str, Any], d2: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of ``d1`` with what ``d2`` says; dicts inside both are merged, too."""
+    result = deepcopy(dict(d1))
+    for key, value in d2.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merge_dicts(result[key], value) if both else value
     return result
 
 
@@ -76,3 +90,7 @@ def _tables() -> dict[str, dict[str, Any]]:
     text = resources.files("steppe.compat").joinpath("rllib_defaults.json").read_text(encoding="utf-8")
     tables: dict[str, dict[str, Any]] = json.loads(text)
     return tables
+
+
+COMMON_CONFIG = common_config()
+"""RLlib's settings of every algorithm, with its own defaults."""

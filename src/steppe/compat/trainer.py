@@ -304,3 +304,6 @@ def _end(algorithm: Algorithm) -> None:
     error = getattr(sys, "last_value", None)
     with contextlib.suppress(OSError):  # the folder was deleted, or the program works in another one now
         algorithm.__exit__(type(error) if error else None, error, None)
+
+
+PPOTrainer = trainer_class("PPO")

@@ -4,46 +4,31 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, final
 
 import numpy as np
 
-from steppe.compat.absent import of_class, of_module
+from steppe.compat.absent import mirror, of_class, table
 from steppe.compat.defaults import known_algorithms
 from steppe.compat.trainer import Trainer, trainer_class
-from steppe.compat.tune.registry import register_env
 from steppe.config import say_once
-from steppe.envs.registry import env_name
+from steppe.envs.registry import env_name, register_env
 from steppe.errors import ConfigError
 from steppe.tracking.rows import flatten
 
 __all__ = ["ExperimentAnalysis", "Trial", "register_env", "run"]
 
-_SEARCH = (
-    *("choice", "grid_search", "lograndint", "loguniform", "qlograndint", "qloguniform", "qrandint"),
-    *("qrandn", "quniform", "randint", "randn", "sample_from", "uniform"),
-)
 _ONE_TRIAL = (
     "tune.run trains one trial here: write a loop over the values and call tune.run once for each, "
     "with a name of its own"
 )
-_REFUSED = ("scheduler", "search_alg", "resume")
-_STEPS = ("this_iter", "total")
-_KEYS = {
-    *(f"episode_reward_{kind}" for kind in ("mean", "min", "max")),
-    *(f"{what}_{when}" for what in ("timesteps", "episodes") for when in _STEPS),
-    *("agent_timesteps_total", "episode_len_mean", "num_healthy_workers", "reward_per_step"),
-    *("time_this_iter_s", "time_total_s", "training_iteration", "done"),
-}
-# What is in these depends on the env, the policies and the callbacks; some are empty before an episode ends.
-_OPEN = {
-    *(f"policy_reward_{kind}" for kind in ("mean", "min", "max")),
-    *("agent_reward_mean", "custom_metrics", "discarded", "env_health", "evaluation", "info", "time"),
-}
+_WORDS = table("tune.toml")
+_KEYS, _OPEN = set(_WORDS["keys"]), set(_WORDS["open"])
 Stop = Mapping[str, Any] | Callable[[str, dict[str, Any]], bool]
 
 
@@ -239,11 +224,11 @@ def _check_stop(stop: Stop | None, *, callbacks: bool) -> None:
 
 def _check(others: Mapping[str, Any]) -> None:
     for key, value in others.items():
-        if (key == "num_samples" and value != 1) or (key in _REFUSED and value):
+        if (key == "num_samples" and value != 1) or (key in _WORDS["refused"] and value):
             raise ConfigError(f"tune.run: {key}={value!r} is for several trials. {_ONE_TRIAL}")
         if near := difflib.get_close_matches(key, set(run.__annotations__) - {key}, n=1, cutoff=0.8):
             raise ConfigError(f"tune.run has no {key!r}; did you mean {near[0]!r}?")
-        if key not in (*_REFUSED, "num_samples"):
+        if key not in (*_WORDS["refused"], "num_samples"):
             say_once(f"tune.run: {key} is accepted and has no effect")
 
 
@@ -296,15 +281,24 @@ def _folder(base: Path, trial_id: str) -> str:
     return str(path)
 
 
-_missing = of_module(__name__)
+def pretty_print(result: Mapping[str, Any]) -> str:
+    """A result as indented lines ``key: value``, without the config and what is None."""
+    return "\n".join(_lines({key: value for key, value in result.items() if key != "config"}, ""))
 
 
-def __getattr__(name: str) -> Any:
-    """Search spaces are refused where they are asked for."""
-    if name not in _SEARCH:
-        return _missing(name)
+def _lines(values: Mapping[str, Any], indent: str) -> Iterator[str]:
+    for key, value in sorted(values.items(), key=lambda item: str(item[0])):
+        if isinstance(value, Mapping) and value:
+            yield f"{indent}{key}:"
+            yield from _lines(value, indent + "  ")
+        elif value is not None:
+            yield f"{indent}{key}: {value}"
 
-    def refuse(*_: Any, **__: Any) -> NoReturn:
-        raise ConfigError(f"tune.{name}: {_ONE_TRIAL}")
 
-    return refuse
+def _refuse(name: str, *_: Any, **__: Any) -> NoReturn:
+    raise ConfigError(f"tune.{name}: {_ONE_TRIAL}")
+
+
+# Search spaces are refused where they are asked for.
+globals().update({name: partial(_refuse, name) for name in _WORDS["search"]})
+__getattr__ = mirror(__name__)

@@ -1,16 +1,28 @@
-"""Old gym's ``Env`` and wrappers: four items out of ``step``, an observation out of ``reset``, ``seed()``."""
+"""Mirrors ``gym`` 0.21 over Gymnasium.
+
+Its ``Env`` and wrappers give four items out of ``step``, an observation out of ``reset``, and
+have ``seed()``.
+"""
 
 from __future__ import annotations
 
 import inspect
+import logging
 from abc import abstractmethod
 from typing import Any, final
 
 import gymnasium
 
-from steppe.compat.gym.utils import seeding
+from steppe.compat.absent import mirror
+from steppe.compat.generators import np_random
 from steppe.envs.legacy_gym import modern_step
 from steppe.envs.replay import first_obs
+
+__all__ = ["ActionWrapper", "Env", "ObservationWrapper", "RewardWrapper", "Wrapper"]
+__version__ = "0.21.0"
+"""The newest one in which ``step``, ``reset`` and ``seed`` are as they are here."""
+__getattr__ = mirror(__name__)
+_logger = logging.getLogger("gym")
 
 
 class Env(gymnasium.Env[Any, Any]):
@@ -18,7 +30,7 @@ class Env(gymnasium.Env[Any, Any]):
 
     def seed(self, seed: int | None = None) -> list[int]:
         """Make ``np_random`` anew from ``seed``, also in an env held as ``self.env``; gives ``[seed]``."""
-        rng, used = seeding.np_random(seed)
+        rng, used = np_random(seed)
         self.np_random = rng  # type: ignore[assignment]  # the generator that old programs know
         inside = getattr(vars(self).get("env"), "seed", None)
         if callable(inside):
@@ -144,5 +156,5 @@ class OldInterface(Wrapper):
         if callable(own):
             seeds: list[int] = own(seed)
             return seeds
-        _, self._seed = seeding.np_random(seed)
+        _, self._seed = np_random(seed)
         return [self._seed]

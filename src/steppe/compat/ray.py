@@ -4,27 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from steppe.compat.absent import of_module
+from steppe.compat.absent import mirror
 
 __all__ = ["init", "is_initialized", "shutdown"]
-__getattr__ = of_module(__name__)
+__getattr__ = mirror(__name__)
 _state: dict[str, bool] = {"initialized": False, "local_mode": False}
 
 
-def init(
-    address: str | None = None,
-    *,
-    local_mode: bool = False,
-    ignore_reinit_error: bool = False,
-    **settings: Any,
-) -> dict[str, Any]:
+def init(address: str | None = None, *, local_mode: bool = False, **settings: Any) -> dict[str, Any]:
     """Note that the program wants Ray; only runners that are asked for would start it.
 
     Args:
         address: accepted; there is no cluster to join until a runner needs one.
         local_mode: sample in this process, whatever ``num_workers`` says.
-        ignore_reinit_error: accepted; calling this again is no error.
-        settings: whatever else Ray takes (``num_cpus``, ``object_store_memory`` ...); without effect.
+        settings: whatever else Ray takes (``num_cpus``, ``ignore_reinit_error`` ...); without effect.
 
     Returns:
         An empty dict, where Ray gives its addresses.

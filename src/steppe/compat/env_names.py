@@ -12,7 +12,7 @@ import gymnasium
 from gymnasium import spec
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from steppe.compat.gym.core import OldInterface
+from steppe.compat.gym import OldInterface
 
 __all__ = ["EnvSpec", "Registry", "make", "register", "registry", "spec"]
 

@@ -1,5 +1,0 @@
-"""Mirrors ``ray.rllib.env.vector_env``."""
-
-from steppe import VectorEnv
-
-__all__ = ["VectorEnv"]

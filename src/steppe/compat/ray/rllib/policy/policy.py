@@ -1,5 +1,0 @@
-"""Mirrors ``ray.rllib.policy.policy``."""
-
-from steppe.compat.views import Policy
-
-__all__ = ["Policy"]

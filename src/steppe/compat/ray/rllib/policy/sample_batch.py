@@ -1,5 +1,0 @@
-"""Mirrors ``ray.rllib.policy.sample_batch``."""
-
-from steppe.compat.views import SampleBatch
-
-__all__ = ["SampleBatch"]
