@@ -259,10 +259,10 @@ class MultiAgentRows:
         steps = [whole] if len(self.spaces) < 2 else by_space(whole, known.space[slots])
         for step in steps:
             step.obs = self._column(step, rows)
-            if self.spaces:
+            if len(step.slot):
                 head = slice(int(np.count_nonzero(~(step.terminated | step.truncated))))
                 spaces.put(known.last[step.space], step.slot[head], spaces.take(step.obs, head))
-        return steps
+        return [step for step in steps if len(step.slot) or step.closed]
 
     def _column(self, step: TimeStep, rows: Rows) -> Tree:
         """The observations of some rows, the last known ones where there are no new ones."""
