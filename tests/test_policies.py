@@ -195,18 +195,17 @@ def test_a_mapping_gets_what_it_takes(fn, expected):
         def __repr__(self):
             return "7"
 
-    runner, ids = Runner(), {}
+    runner = Runner()
     seen = []
 
     def record(found):
         seen.append(tuple(found) if isinstance(found, tuple) else (found,))
         return "car"
 
-    mapping = PolicyMapping(fn, {"car": None}, runner)
+    mapping = PolicyMapping(fn, ["car"], runner)
     mapping._function = lambda *args, **kwargs: record(fn(*args, **kwargs))
     assert mapping(SlotInfo(0, 2, "car", 3, 0)) == "car"
     assert [7 if part is runner else part for part in seen[0]] == list(expected)
-    assert ids == {}
 
 
 def test_the_mapping_is_asked_once_per_agent_and_episode():
@@ -284,3 +283,74 @@ def test_one_policy_of_another_name_needs_no_mapping():
     with config.build() as algo:
         assert set(algo.train()["info"]) == {"walker"}
         assert algo.compute_single_action(0, policy_id="walker") in (0, 1)
+
+
+def test_a_frozen_copy_joins_a_run_and_is_in_its_checkpoints(tmp_path):
+    """As in self-play: past versions play, and stay what they were while the newest one learns."""
+    later = {}
+
+    def past(agent_id, episode):
+        return ("main", "v1")[episode.number % 2]
+
+    with tiny(
+        {"main"}, lambda agent_id: "main", evaluation_interval=1, evaluation_duration=2
+    ).build() as algo:
+        algo.train()
+        algo.add_policy("v1", like="main", policy_mapping_fn=past)
+        first = algo.get_weights()
+        np.testing.assert_array_equal(first["v1"], first["main"])
+        obs = {i: np.full(1, i, np.float32) for i in range(5)}
+        acted = algo.compute_actions(obs, policy_id="v1")
+        assert acted == algo.compute_actions(obs, policy_id="main")  # observation statistics included
+        for _ in range(2):
+            result = algo.train()
+        path = algo.save(tmp_path / "c")
+        algo.train()
+        expected = algo.get_state()
+        later = algo.get_weights()
+        assert algo.compute_actions(obs, policy_id="v1") == acted
+    assert set(result["info"]) == {"main"}
+    assert set(result["policy_reward_mean"]) == {"main", "v1"}
+    np.testing.assert_array_equal(later["v1"], first["v1"])
+    assert (later["main"] != first["main"]).any()
+    with steppe.load(path, env=Echo, policy_mapping_fn=past) as algo:
+        algo.train()
+        for owner, state in algo.get_state().items():
+            assert checkpoint.diff(expected[owner], state) == []
+
+
+def test_policies_that_join_may_learn_or_be_scripted():
+    with tiny({"main"}, lambda agent_id: "main").build() as algo:
+        algo.train()
+        algo.add_policy("second", PolicySpec(config={"fcnet_hiddens": [4]}), trained=True)
+        algo.add_policy(
+            "fixed",
+            PolicySpec(Always(1)),
+            policy_mapping_fn=lambda agent_id, episode: ("main", "second", "fixed")[episode.number % 3],
+        )
+        for _ in range(3):
+            result = algo.train()
+    assert set(result["info"]) == {"main", "second"}
+    assert result["info"]["second"]["rows"] > 0
+    assert result["policy_reward_mean"]["fixed"] == 4.0
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda algo: algo.add_policy("main"), r"there is a policy 'main'"),
+        (
+            lambda algo: algo.add_policy("b", like="c"),
+            r"like='c' is no policy with parameters; there are main",
+        ),
+        (lambda algo: algo.add_policy("b", PolicySpec(), like="main"), r"give spec or like='main', not both"),
+        (lambda algo: algo.add_policy("b", PolicySpec(config={"env": 1})), r"holds for the whole run"),
+    ],
+)
+def test_a_policy_that_cannot_join_changes_nothing(call, text):
+    with tiny({"main"}, None).build() as algo:
+        before = algo.get_state()
+        with pytest.raises(steppe.ConfigError, match=text):
+            call(algo)
+        assert checkpoint.diff(before, algo.get_state()) == []
+        algo.train()

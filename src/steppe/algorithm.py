@@ -26,7 +26,7 @@ from steppe.policies.acting import actions_for
 from steppe.resuming import adopt_learner, check_spaces, read_run, saved_config
 from steppe.runners.evaluation import Evaluator
 from steppe.runners.local import LocalRunner
-from steppe.runners.policies import made_policies, specs_of, trained_ids
+from steppe.runners.policies import grown, made_policies, specs_of, trained_ids
 from steppe.sampling.callbacks import get_callbacks_state, hook_of, make_callbacks, set_callbacks_state
 from steppe.sampling.metrics import EpisodeRecord, EpisodeWindow, Sample, summarize
 from steppe.seeding import fresh_seed, stream
@@ -84,7 +84,7 @@ class Algorithm:
             learners, scripted = made_policies(self.config, self.runner.spaces)
             self._learner = IndependentLearner(learners, trained_ids(self.config, specs_of(self.config)))
             known = {**self._learner.policies, **scripted}
-            self._policies: Mapping[str, Policy] = {id: known[id] for id in self.runner.spaces}
+            self._policies: dict[str, Policy] = {id: known[id] for id in self.runner.spaces}
             self._learner.on_batch = hook_of(self._callbacks, "on_learn_on_batch")
             self.runner.start(
                 self._policies,
@@ -209,18 +209,7 @@ class Algorithm:
         assert run is not None
         episodes = [episode for sample in samples for episode in sample.episodes]
         run.log_result(result)
-        run.log_episodes(
-            [
-                {
-                    "reward": e.reward,
-                    "length": e.length,
-                    "env": e.env,
-                    "episode": e.episode,
-                    "steps": self._env_steps,
-                }
-                for e in episodes
-            ]
-        )
+        run.log_episodes([{**episode.summary(), "steps": self._env_steps} for episode in episodes])
         record = not self._evaluated <= self._best_evaluation and not math.isnan(self._evaluated)
         if record:
             self._best_evaluation = self._evaluated
@@ -348,6 +337,40 @@ class Algorithm:
         if policy_id not in self._policies:
             raise ConfigError(f"no policy {policy_id!r}; there are {', '.join(self._policies)}")
         return self._policies[policy_id]
+
+    def add_policy(
+        self,
+        policy_id: str,
+        spec: Any = None,
+        *,
+        like: str | None = None,
+        trained: bool = False,
+        policy_mapping_fn: Callable[..., str] | None = None,
+    ) -> Policy:
+        """Give the run a further policy, between iterations; checkpoints hold it from then on.
+
+        Args:
+            policy_id: a new one.
+            spec: as in the setting ``policies``: None, a :class:`PolicySpec`, or a tuple.
+            like: id of the policy that it begins as a copy of, observation statistics included.
+            trained: whether it learns.
+            policy_mapping_fn: asked from now on, where another one is to be.
+
+        Raises:
+            ConfigError: there is such a policy already, or it cannot be what it is to be.
+        """
+        learns = [*self._learner.trained, policy_id] if trained else self._learner.trained
+        config, pair = grown(self.config, policy_id, spec, self.runner, like, learns, policy_mapping_fn)
+        learners, scripted = made_policies(config, {policy_id: pair})
+        for id, learner in learners.items():
+            self._learner.add_policy(id, learner, trained=trained, like=like)
+        policy = scripted[policy_id] if scripted else learners[policy_id].policy
+        self._policies[policy_id], self.config = policy, config
+        self.runner.add_policy(policy_id, policy, config, trained=trained)
+        if self._evaluator is not None:
+            self._evaluator.runner.add_policy(policy_id, policy, config, trained=False)
+        self.runner.set_weights(self._learner.publish())
+        return policy
 
     def foreach_env(self, function: Callable[[Any], Any]) -> list[Any]:
         """What ``function`` makes of each env that samples, as its constructor gave it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from functools import partial
 from typing import Any, final
 
@@ -94,6 +95,15 @@ class IndependentLearner(Learner):
     def policies(self) -> Mapping[str, Policy]:
         """What runners act with."""
         return {id: learner.policy for id, learner in self._learners.items()}
+
+    def add_policy(self, id: str, learner: PolicyLearner, *, trained: bool, like: str | None) -> None:
+        """Take a further policy; ``like`` is the id of one whose parameters and statistics it begins with."""
+        if like is not None:
+            state = deepcopy(self._learners[like].get_state())
+            learner.set_state(state, learner.checked(state))
+        self._learners[id] = learner
+        if trained:
+            self.trained.append(id)
 
     def add(self, rollouts: Sequence[Rollout]) -> None:
         """Hand each fragment to the learner of its policy."""

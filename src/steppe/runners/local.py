@@ -17,7 +17,7 @@ from steppe.sampling.callbacks import Callbacks, EpisodeHooks, Surroundings, hoo
 from steppe.sampling.metrics import Sample
 from steppe.sampling.sampler import Sampler
 from steppe.seeding import EVALUATION_RUNNER, stream
-from steppe.types import AsyncEnv, Policy, State, Weights
+from steppe.types import AsyncEnv, Policy, SpacePair, State, Weights
 
 
 @final
@@ -68,13 +68,13 @@ class LocalRunner:
             created=self._created,
         )
         specs = specs_of(config)
-        self._mapping = PolicyMapping(config.policy_mapping_fn, specs, self)
+        self.mapping = PolicyMapping(config.policy_mapping_fn, specs, self)
         drawn = config.policy_mapping_fn is not None  # it may draw from the global generators
         self.chance: GlobalChance | nullcontext[None] = (
             GlobalChance(self._stream("mapping")) if drawn else nullcontext()
         )
         try:
-            self.spaces = spaces_of(specs, self.env, self._mapping)
+            self.spaces = spaces_of(specs, self.env, self.mapping)
         except BaseException:
             if env is None:
                 self.env.close()
@@ -119,7 +119,7 @@ class LocalRunner:
             self.env,
             policies,
             trained=trained,
-            mapping=self._mapping,
+            mapping=self.mapping,
             fragment_length=fragment_length,
             complete_episodes=complete,
             explore=explore,
@@ -128,6 +128,15 @@ class LocalRunner:
         )
         hooks = EpisodeHooks(self._callbacks, Surroundings(self, self.env, policies), self.worker_index)
         self.sampler.hooks = hooks if hooks.wanted else None
+
+    def add_policy(self, id: str, policy: Policy, config: AlgorithmConfig, *, trained: bool) -> None:
+        """Let agents be mapped to a further policy, by the mapping of ``config``."""
+        self.spaces[id] = SpacePair(policy.observation, policy.action)
+        self.mapping.ids.append(id)
+        self.mapping.ask_by(config.policy_mapping_fn)
+        if config.policy_mapping_fn is not None and not isinstance(self.chance, GlobalChance):
+            self.chance = GlobalChance(self._stream("mapping"))
+        self.sampler.add_policy(id, policy, trained=trained)
 
     def set_weights(self, weights: Mapping[str, Weights]) -> None:
         """Act with these from now on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -17,6 +17,7 @@ from steppe.types import DEFAULT_POLICY, AsyncEnv, Policy, SlotInfo, SpacePair, 
 
 if TYPE_CHECKING:
     from steppe.learning.independent import PolicyLearner
+    from steppe.runners.local import LocalRunner
 
 
 @final
@@ -90,8 +91,14 @@ class PolicyMapping:
         worker: the runner that asks.
     """
 
-    def __init__(self, function: Callable[..., str] | None, ids: Mapping[str, Any], worker: Any) -> None:
-        self._function, self._ids, self._worker = function, ids, worker
+    def __init__(self, function: Callable[..., str] | None, ids: Iterable[str], worker: Any) -> None:
+        self.ids, self._worker = list(ids), worker
+        self._asked: dict[tuple[int, int, Any], str] = {}
+        self.ask_by(function)
+
+    def ask_by(self, function: Callable[..., str] | None) -> None:
+        """Ask another function from now on."""
+        self._function = function
         parameters = inspect.signature(function).parameters.values() if function is not None else ()
         plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         named = {p.name for p in parameters}
@@ -100,7 +107,6 @@ class PolicyMapping:
         self._keywords = [
             name for name in ("episode", "worker") if name in named and all(p.name != name for p in plain)
         ]
-        self._asked: dict[tuple[int, int, Any], str] = {}
 
     def __call__(self, info: SlotInfo) -> str:
         """Id of the policy of who lives in a slot.
@@ -120,17 +126,17 @@ class PolicyMapping:
 
     def _ask(self, info: SlotInfo) -> str:
         if self._function is None:
-            answer: Any = next(iter(self._ids)) if len(self._ids) == 1 else info.agent
+            answer: Any = self.ids[0] if len(self.ids) == 1 else info.agent
         else:
             episode = MappedEpisode(self._worker.worker_index, info.env, info.episode)
             arguments = {"agent_id": info.agent, "episode": episode, "worker": self._worker}
             positions = list(arguments.values())[: self._positions]
             answer = self._function(*positions, **{name: arguments[name] for name in self._keywords})
-        if answer not in self._ids:
+        if answer not in self.ids:
             how = "no policy_mapping_fn" if self._function is None else "policy_mapping_fn"
             raise ConfigError(
                 f"{how} maps agent {info.agent!r} to policy {answer!r} (env {info.env}, episode "
-                f"{info.episode}); there are {', '.join(self._ids)}"
+                f"{info.episode}); there are {', '.join(self.ids)}"
             )
         return str(answer)
 
@@ -234,14 +240,44 @@ def made_policies(
     specs, seed = specs_of(config), int(config.seed or 0)
     learners: dict[str, PolicyLearner] = {}
     fixed: dict[str, Policy] = {}
-    for place, (id, pair) in enumerate(spaces.items()):
+    for id, pair in spaces.items():
         if is_scripted(specs[id]):
             from steppe.policies.scripted import scripted
 
             fixed[id] = scripted(id, specs[id].policy_class, *pair)
         else:
-            learners[id] = learner_of(config, id, specs[id], pair, seed + place)
+            learners[id] = learner_of(config, id, specs[id], pair, seed + list(specs).index(id))
     return learners, fixed
+
+
+def grown(
+    config: AlgorithmConfig,
+    id: str,
+    spec: Any,
+    runner: LocalRunner,
+    like: str | None,
+    trained: Sequence[str],
+    mapping: Any,
+) -> tuple[AlgorithmConfig, SpacePair]:
+    """The config of a run that gets the policy ``id``, and that policy's spaces.
+
+    The arguments are those of ``Algorithm.add_policy``; ``trained`` are all policies that learn from then on.
+    """
+    specs = specs_of(config)
+    if id in specs:
+        raise ConfigError(f"there is a policy {id!r}; a run's policies are {', '.join(specs)}")
+    if like is not None and (like not in specs or is_scripted(specs[like])):
+        raise ConfigError(f"like={like!r} is no policy with parameters; there are {', '.join(specs)}")
+    if like is not None and spec is not None:
+        raise ConfigError(f"policy {id!r}: give spec or like={like!r}, not both")
+    changes: dict[str, Any] = {"policies": {**specs, id: spec if like is None else specs[like]}}
+    changes["policies_to_train"] = list(trained)
+    if mapping is not None:
+        changes["policy_mapping_fn"] = mapping
+    config = config.copy(copy_frozen=True, **changes)
+    if like is not None:
+        return config, runner.spaces[like]
+    return config, spaces_of({id: specs_of(config)[id]}, runner.env, runner.mapping)[id]
 
 
 def specs_of(config: AlgorithmConfig) -> dict[str, PolicySpec]:

@@ -37,6 +37,10 @@ class EpisodeRecord:
     policy_rewards: dict[str, list[float]] = field(default_factory=dict)
     custom_metrics: dict[str, float] = field(default_factory=dict)
 
+    def summary(self) -> dict[str, Any]:
+        """What a run writes down of it."""
+        return {name: getattr(self, name) for name in ("reward", "length", "env", "episode")}
+
 
 @dataclass(slots=True)
 class Sample:
