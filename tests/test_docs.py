@@ -54,6 +54,7 @@ TINY = {
         "num_sgd_iter: 5": "num_sgd_iter: 1\n        train_batch_size: 64\n        sgd_minibatch_size: 32",
     },
     "docs/env-contract.md": {"seed=0)": f"seed=0, {SMALL})"},
+    "docs/pettingzoo.md": {"seed=0)": f"seed=0, {SMALL})", "seed=0,\n": f"seed=0, {SMALL},\n"},
     "docs/scaffold.md": {
         '{"size": 8}, seed=0)': f'{{"size": 8}}, seed=0, {SMALL})',
         "--total-steps 20k": f"--total-steps 128 {SMALL_FLAGS}",
