@@ -259,7 +259,7 @@ def test_make_multi_agent_gives_each_agent_an_env_of_its_own():
         over = bool(step.closed)
         for row, slot in enumerate(step.slot.tolist()):
             if slot in wanted:
-                obs, reward, terminated, truncated, _ = wanted[slot]
+                obs, reward, terminated, *_ = wanted[slot]
                 assert step.obs[row].tolist() == obs.tolist()
                 assert (step.reward[row], step.terminated[row]) == (reward, terminated)
                 if terminated:

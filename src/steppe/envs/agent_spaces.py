@@ -51,12 +51,11 @@ class AgentSpaces:
                 if space is not None:
                     agents[agent] = space
         self.agents: Mapping[AgentID, int] = agents
-        shared = [
-            None if isinstance(s, dict) else s for s in (envs[0].observation_space, envs[0].action_space)
-        ]
-        anyone = self._specs(0, shared)
-        if not self.pairs and None not in anyone:
-            self._index(SpacePair(*anyone))
+        if not self.pairs:
+            shared = (envs[0].observation_space, envs[0].action_space)
+            anyone = self._specs(0, [None if isinstance(space, dict) else space for space in shared])
+            if None not in anyone:
+                self._index(SpacePair(*anyone))
 
     def of(self, info: SlotInfo) -> int:
         """Index of the space pair of somebody who has come.
