@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steppe.envs import replay
+from steppe.envs import agent_log
 from steppe.envs.agents import MultiAgentRows
 from steppe.envs.multi_agent import MultiAgentEnv
 from steppe.errors import CheckpointError, ConfigError, EnvError
@@ -220,8 +220,8 @@ def test_what_cannot_be_replayed_begins_a_new_episode(caplog):
 
 
 def test_a_very_long_episode_is_not_replayed(monkeypatch):
-    monkeypatch.setattr(replay, "AGENT_LOG_LIMIT", 50)
-    monkeypatch.setattr(replay, "_LONG_LOG", 20)
+    monkeypatch.setattr(agent_log, "AGENT_LOG_LIMIT", 50)
+    monkeypatch.setattr(agent_log, "_LONG_LOG", 20)
     state = {}
     for length in (10, 200):
         env = MultiAgentRows([Duel()], seeds=[0])
@@ -235,7 +235,7 @@ def test_a_very_long_episode_is_not_replayed(monkeypatch):
 
 
 def test_the_log_of_answers_does_not_grow_with_the_run(monkeypatch):
-    monkeypatch.setattr(replay, "_LONG_LOG", 64)
+    monkeypatch.setattr(agent_log, "_LONG_LOG", 64)
     env = MultiAgentRows([Duel(end=7), Duel(end=11)], seeds=[0, 1])
     act(env, 1000)
     assert env._log._size <= 64

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
 from typing import Any, final
 
 import numpy as np
 
 from steppe import spaces
+from steppe.envs.agent_log import AGENT_LOG_LIMIT, AgentLog, Answers
 from steppe.envs.agent_rows import UNSEEN, Final, Rows, by_space
 from steppe.envs.agent_slots import Slots
 from steppe.envs.agent_spaces import AgentSpaces, PairFor
 from steppe.envs.agent_steps import ByAgent, Episode, Judge, as_before
 from steppe.envs.guards import Guard, OutOfSpace, Place, copied_step, own, share_memory
-from steppe.envs.multi_agent import MultiAgentEnv, seeded_reset
+from steppe.envs.multi_agent import LATER, MultiAgentEnv, seeded_reset
 from steppe.envs.replay import (
-    AGENT_LOG_LIMIT,
-    AgentLog,
-    Answers,
     Generators,
     NotExact,
     NotPlain,
@@ -57,6 +55,7 @@ class MultiAgentRows:
         max_sequence_length: for Sequence spaces that state no maximum.
         on_out_of_space: see :class:`~steppe.envs.guards.Guard`.
         pair_for: the spaces of an agent whose env does not say them, asked whenever one comes.
+        ready: which envs may step now, asked once a poll; others wait, as does one whose reset is ``LATER``.
 
     Raises:
         ConfigError: ``max_episode_steps`` is below 1.
@@ -77,6 +76,7 @@ class MultiAgentRows:
         max_sequence_length: int | None = None,
         on_out_of_space: OutOfSpace = "warn",
         pair_for: PairFor | None = None,
+        ready: Callable[[], Container[int]] | None = None,
     ) -> None:
         n = len(envs)
         if n == 0 or len(seeds) != n:
@@ -92,12 +92,14 @@ class MultiAgentRows:
         self._guard = Guard(names, runner, self._seeds, on_out_of_space)
         self._judge = Judge(self._guard, self._envs)
         self._max_steps, self._closed = max_episode_steps, False
+        self._ready = ready or (lambda: range(n))
         self._rewind()
 
     def _rewind(self) -> None:
         """Be as before the first poll, which resets and seeds the envs."""
         n, self.env_steps = self.num_envs, 0
         self._started, self._sharing = False, False
+        self._late: set[int] = set()
         self._failure: BaseException | None = None
         self._generators, self._log = Generators(self._envs), AgentLog(n)
         self._slots = Slots()
@@ -129,6 +131,7 @@ class MultiAgentRows:
 
     def _first(self) -> Sequence[TimeStep]:
         rows, raw = Rows(), list[Any]()
+        self._ready()
         self._sharing = True  # until it is known: whatever was returned is copied
         for i in range(self.num_envs):
             raw += self._reset(i, rows)
@@ -142,9 +145,10 @@ class MultiAgentRows:
             self._answers.update(zip(sent.slots.tolist(), values, strict=True))
             self._log.add(sent, self._numbers)
         self._sent.clear()
-        ready, rows = np.flatnonzero(self._awaited == 0).tolist(), Rows()
+        able, rows = self._ready(), Rows()
+        ready = [i for i in np.flatnonzero(self._awaited == 0).tolist() if i in able]
         for i in ready:
-            self._advance(i, rows)
+            (self._reset if i in self._late else self._advance)(i, rows)
         return self._emit(rows) if ready else []
 
     def _advance(self, i: int, rows: Rows) -> None:
@@ -204,12 +208,17 @@ class MultiAgentRows:
 
     def _reset(self, i: int, rows: Rows) -> list[Any]:
         """Begin the next episode of env ``i``; returns the observations as they came."""
-        number, env = self._episodes[i].number + 1, self._envs[i]
+        number, env = self._episodes[i].number + (i not in self._late), self._envs[i]
         episode = self._episodes[i] = Episode(i, number)
         self._numbers[i] = number
         self._generators.before_reset(i)
         reset = env.reset if number else partial(seeded_reset, env, self._seeds[i])
-        return self._begin(episode, self._judge.called(episode, reset), rows)
+        result = self._judge.called(episode, reset)
+        self._late.discard(i)
+        if result is LATER:
+            self._late.add(i)
+            return []
+        return self._begin(episode, result, rows)
 
     def _begin(self, episode: Episode, result: Any, rows: Rows) -> list[Any]:
         """Take in what ``reset`` returned."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, final
 
 from steppe.config import AlgorithmConfig, say_once
@@ -97,7 +98,7 @@ class Evaluator:
         try:
             sampler.adopt(anew=True)
             # Training episodes that are under way are played to their end, and count for nothing.
-            with self.runner.chance:
+            with self.runner.chance or nullcontext():
                 sampler.sample_episodes([0] * self.runner.env.num_envs)
             sample = self._play(episodes)
             self._training.sampler.adopt()

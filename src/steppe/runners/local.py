@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
@@ -12,12 +12,15 @@ from steppe.config import AlgorithmConfig
 from steppe.envs import registry
 from steppe.envs.context import EnvContext
 from steppe.errors import ConfigError
-from steppe.runners.policies import GlobalChance, PolicyMapping, spaces_of, specs_of
+from steppe.runners.policies import PolicyMapping, spaces_of, specs_of
 from steppe.sampling.callbacks import Callbacks, EpisodeHooks, Surroundings, hook_of
 from steppe.sampling.metrics import Sample
 from steppe.sampling.sampler import Sampler
 from steppe.seeding import EVALUATION_RUNNER, stream
 from steppe.types import AsyncEnv, Policy, SpacePair, State, Weights
+
+if TYPE_CHECKING:
+    from steppe.runners.chance import GlobalChance
 
 
 @final
@@ -36,7 +39,7 @@ class LocalRunner:
         worker_index: 0 in the driver's own runner.
         in_evaluation: whether nobody learns from what it samples.
         spaces: of each policy, by id.
-        chance: what mapping functions draw from.
+        chance: what mapping functions draw from; None where there is none.
     """
 
     def __init__(
@@ -70,9 +73,7 @@ class LocalRunner:
         specs = specs_of(config)
         self.mapping = PolicyMapping(config.policy_mapping_fn, specs, self)
         drawn = config.policy_mapping_fn is not None  # it may draw from the global generators
-        self.chance: GlobalChance | nullcontext[None] = (
-            GlobalChance(self._stream("mapping")) if drawn else nullcontext()
-        )
+        self.chance = self._made_chance() if drawn else None
         try:
             self.spaces = spaces_of(specs, self.env, self.mapping)
         except BaseException:
@@ -80,6 +81,11 @@ class LocalRunner:
                 self.env.close()
             raise
         self.sampler: Sampler
+
+    def _made_chance(self) -> GlobalChance:
+        from steppe.runners.chance import GlobalChance  # most runs ask no mapping function
+
+        return GlobalChance(self._stream("mapping"))
 
     def _stream(self, name: str) -> np.random.Generator:
         return stream(int(self._config.seed or 0), name, self._place)
@@ -134,8 +140,8 @@ class LocalRunner:
         self.spaces[id] = SpacePair(policy.observation, policy.action)
         self.mapping.ids.append(id)
         self.mapping.ask_by(config.policy_mapping_fn)
-        if config.policy_mapping_fn is not None and not isinstance(self.chance, GlobalChance):
-            self.chance = GlobalChance(self._stream("mapping"))
+        if config.policy_mapping_fn is not None and self.chance is None:
+            self.chance = self._made_chance()
         self.sampler.add_policy(id, policy, trained=trained)
 
     def set_weights(self, weights: Mapping[str, Weights]) -> None:
@@ -144,7 +150,7 @@ class LocalRunner:
 
     def sample(self) -> Sequence[Sample]:
         """The next fragments: one."""
-        with self.chance:
+        with self.chance or nullcontext():
             sample = self.sampler.sample()
         if self.sampler.hooks is not None:
             self.sampler.hooks.sampled(sample)
@@ -152,7 +158,7 @@ class LocalRunner:
 
     def sample_episodes(self, quota: Sequence[int]) -> Sample:
         """``quota[i]`` whole episodes of env ``i``."""
-        with self.chance:
+        with self.chance or nullcontext():
             sample = self.sampler.sample_episodes(quota)
         if self.sampler.hooks is not None:
             self.sampler.hooks.sampled(sample)
@@ -164,12 +170,12 @@ class LocalRunner:
 
     def get_state(self) -> State:
         """The sampler's state, envs included."""
-        own = self.chance.get_state() if isinstance(self.chance, GlobalChance) else {}
+        own = {} if self.chance is None else self.chance.get_state()
         return {**self.sampler.get_state(), "chance": own}
 
     def set_state(self, state: State) -> list[str]:
         """Go on from :meth:`get_state`; returns what could not be restored exactly, and whose that is."""
-        if isinstance(self.chance, GlobalChance) and state["chance"]:
+        if self.chance is not None and state["chance"]:
             self.chance.set_state(state["chance"])
         whose = "evaluation envs" if self.in_evaluation else "training envs"
         return [f"{whose}: {note}" for note in self.sampler.set_state(state)]

@@ -3,63 +3,18 @@
 from __future__ import annotations
 
 import inspect
-import random
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
-import numpy as np
-
 from steppe.config import AlgorithmConfig, PolicySpec, field_specs
 from steppe.errors import ConfigError
 from steppe.spaces import spec_of, summary
-from steppe.types import DEFAULT_POLICY, AsyncEnv, Policy, SlotInfo, SpacePair, State
+from steppe.types import DEFAULT_POLICY, AsyncEnv, Policy, SlotInfo, SpacePair
 
 if TYPE_CHECKING:
     from steppe.learning.independent import PolicyLearner
     from steppe.runners.local import LocalRunner
-
-
-@final
-class GlobalChance:
-    """The global generators of ``random`` and numpy, as one runner's mapping functions find them.
-
-    Within it they are the runner's own, seeded from the run's tree; afterwards they are as they were before.
-
-    Args:
-        rng: seeds them.
-    """
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        words = rng.integers(1 << 32, size=2).tolist()
-        self._own: tuple[Any, Any] = (
-            random.Random(words[0]).getstate(),
-            np.random.RandomState(words[1]).get_state(),
-        )
-
-    def __enter__(self) -> None:
-        self._before = self._swapped(self._own)
-
-    def __exit__(self, *_: object) -> None:
-        self._own = self._swapped(self._before)
-
-    @staticmethod
-    def _swapped(new: tuple[Any, Any]) -> tuple[Any, Any]:
-        """Install these states; returns those of before."""
-        before = random.getstate(), np.random.get_state()
-        random.setstate(new[0])
-        np.random.set_state(new[1])
-        return before
-
-    def get_state(self) -> State:
-        """Both generators."""
-        (version, words, gauss), (name, keys, *rest) = self._own
-        return {"random": [version, list(words), gauss], "numpy": [name, keys, *rest]}
-
-    def set_state(self, state: State) -> None:
-        """Go on from :meth:`get_state`."""
-        version, words, gauss = state["random"]
-        self._own = (version, tuple(words), gauss), tuple(state["numpy"])
 
 
 @final
