@@ -12,6 +12,8 @@ from steppe.types import AgentID
 
 ALL = "__all__"
 """The key of the flags that end an episode for everyone."""
+LATER: Any = object()
+"""What our own envs return from ``reset`` where the first observations come later."""
 
 
 class MultiAgentEnv(ABC):
