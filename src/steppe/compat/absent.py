@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -19,8 +20,9 @@ _ROOT = "steppe.compat."
 
 @lru_cache
 def table(file: str) -> Mapping[str, Any]:
-    """One of this package's TOML files."""
-    return tomllib.loads(resources.files("steppe.compat").joinpath(file).read_text(encoding="utf-8"))
+    """One of this package's files of data."""
+    text = resources.files("steppe.compat").joinpath(file).read_text(encoding="utf-8")
+    return tomllib.loads(text) if file.endswith(".toml") else json.loads(text)
 
 
 def told(where: str, name: str, there: Iterable[str]) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
+from steppe.compat.absent import told
 from steppe.compat.views import SampleBatch, shown
 from steppe.errors import ConfigError
+from steppe.sampling import callbacks as run
 from steppe.sampling.callbacks import HOOKS, Callbacks, Hook, hook_of, make_callbacks
-from steppe.types import State
 
 if TYPE_CHECKING:
     from steppe.compat.trainer import Trainer
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 Around = Callable[["Trainer", Hook, dict[str, Any]], None]
 """Calls a hook, with something before and after it."""
 
-Method = TypeVar("Method", bound=Callable[..., object])
 _INFO = {"base_env": "env", "policies": "policy", "algorithm": "trainer"}
 _RENAMED = {"on_postprocess_traj": "on_postprocess_trajectory"}
 
@@ -33,19 +32,17 @@ class DefaultCallbacks(Callbacks):
 
     def __init__(self, legacy_callbacks_dict: Mapping[str, Any] | None = None) -> None:
         if legacy_callbacks_dict:
-            raise ConfigError(
-                'a dict of functions is given as config["callbacks"], without a class around it'
-            )
+            raise ConfigError('give a dict of functions as config["callbacks"], without a class around it')
 
 
-def override(cls: type) -> Callable[[Method], Method]:
+def override(cls: type) -> Callable[[Any], Any]:
     """Say that a method overrides one of ``cls``.
 
     Raises:
         NameError: ``cls`` has no such method.
     """
 
-    def check(method: Method) -> Method:
+    def check(method: Any) -> Any:
         if method.__name__ not in dir(cls):
             raise NameError(f"{method.__name__} does not override any method of {cls.__name__}")
         return method
@@ -68,19 +65,14 @@ def adapted(given: Any, trainer: Trainer) -> Callbacks:
     if hooks.keys() & {"on_episode_start", "on_episode_step"}:  # which may have filled hist_data
         hooks.setdefault("on_episode_end", lambda **_: None)
     members: dict[str, Any] = {name: _telling(name, hook, trainer) for name, hook in hooks.items()}
-    members["get_state"] = lambda self: {"each": [one.get_state() for one in objects]}
-    members["set_state"] = lambda self, state: _restore(objects, state)
+    members["get_state"] = lambda self: run.get_callbacks_state(objects)
+    members["set_state"] = lambda self, state: run.set_callbacks_state(objects, state)
     cls: type[Callbacks] = type("ProgramCallbacks", (Callbacks,), members)
     return cls()
 
 
-def _restore(objects: Sequence[Callbacks], state: State) -> None:
-    for one, own in zip(objects, state["each"], strict=True):
-        one.set_state(own)
-
-
 def _telling(name: str, hook: Hook, trainer: Trainer) -> Callable[..., None]:
-    around = _AROUND.get(name, _plain)
+    around: Around = _AROUND.get(name, lambda _, hook, arguments: hook(**arguments))
 
     def told(self: Callbacks, **arguments: Any) -> None:
         if "algorithm" in arguments:
@@ -88,10 +80,6 @@ def _telling(name: str, hook: Hook, trainer: Trainer) -> Callable[..., None]:
         around(trainer, hook, {key: shown(trainer, key, value) for key, value in arguments.items()})
 
     return told
-
-
-def _plain(trainer: Trainer, hook: Hook, arguments: dict[str, Any]) -> None:
-    hook(**arguments)
 
 
 def _train_result(trainer: Trainer, hook: Hook, arguments: dict[str, Any]) -> None:
@@ -142,10 +130,10 @@ def _of_functions(functions: Mapping[str, Callable[[dict[str, Any]], Any]]) -> C
     members: dict[str, Any] = {}
     for name, function in functions.items():
         hook = _RENAMED.get(name, name)
-        if hook not in HOOKS or not callable(function):
-            near = difflib.get_close_matches(str(name), [*HOOKS, *_RENAMED], n=1)
-            meant = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(HOOKS)}"
-            raise ConfigError(f'callbacks["{name}"]={function!r}: functions by name of a hook; {meant}')
+        if hook not in HOOKS:
+            raise ConfigError(told('config["callbacks"]', str(name), [*HOOKS, *_RENAMED]))
+        if not callable(function):
+            raise ConfigError(f'callbacks["{name}"]={function!r}: give functions by name of a hook')
         members[hook] = _taking_info(function)
     cls: type[Callbacks] = type("FunctionCallbacks", (Callbacks,), members)
     return cls()

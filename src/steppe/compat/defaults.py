@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from copy import deepcopy
-from functools import lru_cache
-from importlib import resources
 from typing import Any
 
+from steppe.compat.absent import table
 from steppe.compat.callbacks import DefaultCallbacks
+from steppe.config.values import same
 
 GROUPS = ("model", "multiagent", "evaluation_config", "exploration_config", "env_config", "tf_session_args")
 """Settings that hold settings: a program gives those that it changes."""
 _NOTHING = object()
+_FILE = "rllib_defaults.json"
 
 
 def default_config(algo: str) -> dict[str, Any]:
@@ -22,18 +22,18 @@ def default_config(algo: str) -> dict[str, Any]:
     Raises:
         KeyError: the algorithm has no such table yet.
     """
-    return merged(common_config(), deepcopy(_tables()[algo]))
+    return merged(common_config(), deepcopy(table(_FILE)[algo]))
 
 
 def common_config() -> dict[str, Any]:
     """The settings that every algorithm has; a fresh copy."""
-    tables = deepcopy(_tables())
+    tables = deepcopy(table(_FILE))
     return {**tables["common"], "model": tables["model"], "callbacks": DefaultCallbacks}
 
 
 def known_algorithms() -> list[str]:
     """Names of the algorithms that have a table."""
-    return sorted(_tables().keys() - {"common", "model"})
+    return sorted(table(_FILE).keys() - {"common", "model"})
 
 
 def merged(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,19 +77,7 @@ def changed(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
 
 
 def _equal(a: Any, b: Any) -> bool:
-    if a is b:
-        return True
-    try:
-        return isinstance(a, bool) == isinstance(b, bool) and bool(a == b)
-    except ValueError:  # arrays
-        return False
-
-
-@lru_cache
-def _tables() -> dict[str, dict[str, Any]]:
-    text = resources.files("steppe.compat").joinpath("rllib_defaults.json").read_text(encoding="utf-8")
-    tables: dict[str, dict[str, Any]] = json.loads(text)
-    return tables
+    return same(a, b) or ({type(a), type(b)} == {int, float} and bool(a == b))
 
 
 COMMON_CONFIG = common_config()

@@ -16,12 +16,11 @@ from steppe.compat.gym import OldInterface
 
 __all__ = ["EnvSpec", "Registry", "make", "register", "registry", "spec"]
 
+Options = Mapping[str, Any] | None
 _OPTIONS = ("max_episode_steps", "nondeterministic", "reward_threshold")
 
 
-def register(
-    id: str, entry_point: Any = None, *, kwargs: Mapping[str, Any] | None = None, **options: Any
-) -> None:
+def register(id: str, entry_point: Any = None, *, kwargs: Options = None, **options: Any) -> None:
     """Make ``gym.make(id)`` and ``env=id`` mean an env; a later registration replaces an earlier one.
 
     Args:

@@ -154,7 +154,6 @@ class OldInterface(Wrapper):
         """Seed the env: at once if it has ``seed()``, else at its next reset."""
         own = getattr(self.env, "seed", None)
         if callable(own):
-            seeds: list[int] = own(seed)
-            return seeds
+            return own(seed)  # type: ignore[no-any-return]
         _, self._seed = np_random(seed)
         return [self._seed]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 import weakref
 from collections.abc import Mapping, Sequence
@@ -15,16 +14,16 @@ from steppe.algorithm import Algorithm
 from steppe.algorithms import config_class
 from steppe.checkpoint import MANIFEST
 from steppe.compat import ray
-from steppe.compat.absent import of_class
+from steppe.compat.absent import of_class, table
 from steppe.compat.callbacks import adapted
 from steppe.compat.defaults import changed, default_config, merged
-from steppe.compat.views import Policy, WorkerSet, accept
+from steppe.compat.views import Policy, WorkerSet
 from steppe.config import AlgorithmConfig, say_once
 from steppe.config.values import same
 from steppe.errors import ConfigError
 from steppe.types import DEFAULT_POLICY
 
-_PATH = re.compile(r"checkpoint-\d+")
+_ACCEPTED = table("words.toml")["acting"]
 _RUNNERS = {"num_env_runners": "num_workers", "evaluation_num_env_runners": "evaluation_num_workers"}
 Settings = Mapping[str, Any]
 
@@ -62,8 +61,7 @@ class Trainer:
         self._stopped = False
         if env is not None:
             self.config["env"] = env
-        self.algorithm: Algorithm
-        self.algorithm = _config(self).build()
+        self.algorithm: Algorithm = _config(self).build()
         # Old programs rarely call stop().
         weakref.finalize(self, _end, self.algorithm)
 
@@ -105,26 +103,18 @@ class Trainer:
     def formed(self, result: Settings) -> dict[str, Any]:
         """A result of steppe's with RLlib's keys; its ``hist_stats`` begin anew afterwards."""
         stats, episodes = result["info"], self.algorithm.recent_episodes
-        learner = {policy: {**values, "learner_stats": values} for policy, values in stats.items()}
-        steps, agent_steps = result["timesteps_total"], result["agent_timesteps_total"]
-        counted = {"num_steps_sampled": steps, "num_steps_trained": steps}
-        counted |= {"num_agent_steps_sampled": agent_steps, "num_agent_steps_trained": agent_steps}
-        lists = {
-            "episode_reward": [episode.reward for episode in episodes],
-            "episode_lengths": [episode.length for episode in episodes],
-        }
-        own, self.hist_data = self.hist_data, {}
+        info = {**stats, "learner": {policy: {**one, "learner_stats": one} for policy, one in stats.items()}}
+        for what in ("sampled", "trained"):
+            info[f"num_steps_{what}"] = result["timesteps_total"]
+            info[f"num_agent_steps_{what}"] = result["agent_timesteps_total"]
+        rewards, lengths = [one.reward for one in episodes], [one.length for one in episodes]
+        lists = {**self.hist_data, "episode_reward": rewards, "episode_lengths": lengths}
+        self.hist_data = {}
+        time = result["time"]
+        times = {"time_this_iter_s": time["iteration_s"], "time_total_s": time["total_s"]}
         evaluated = {"evaluation": dict(result["evaluation"])} if "evaluation" in result else {}
-        return {
-            **result,
-            **evaluated,
-            "info": {**stats, **counted, "learner": learner},
-            "hist_stats": {**own, **lists},
-            "time_this_iter_s": result["time"]["iteration_s"],
-            "time_total_s": result["time"]["total_s"],
-            "config": self.config,
-            "done": False,
-        }
+        own = {"info": info, "hist_stats": lists, "config": self.config, "done": False}
+        return {**result, **evaluated, **times, **own}
 
     def save(self, checkpoint_dir: str | Path | None = None) -> str:
         """Write ``<checkpoint_dir>/checkpoint_<iteration>/checkpoint-<iteration>`` and return that path.
@@ -177,35 +167,24 @@ class Trainer:
             explore: ``config["explore"]`` if None.
             accepted: ``unsquash_action``, ``clip_action``, ``timestep``, ``episode``; without effect.
         """
-        accept(accepted)
-        before = state or None
-        action = self.algorithm.compute_single_action(
-            observation, before, policy_id=policy_id, explore=self._explores(explore)
-        )
-        action, after = action if before is not None else (action, [])
-        return (action, after, {}) if before is not None or full_fetch else action
+        acting = self._acting(explore, policy_id, **accepted)
+        action = self.algorithm.compute_single_action(observation, state or None, **acting)
+        action, after = action if state else (action, [])
+        return (action, after, {}) if state or full_fetch else action
 
     compute_single_action = compute_action
 
     def compute_actions(
-        self,
-        observations: Settings,
-        state: Any = None,
-        *_: Any,
-        policy_id: str = DEFAULT_POLICY,
-        full_fetch: bool = False,
-        explore: bool | None = None,
-        **accepted: Any,
+        self, observations: Mapping[Any, Any], state: Any = None, *_: Any, **options: Any
     ) -> Any:
-        """Actions by the keys of ``observations``; arguments as in :meth:`compute_action`.
+        """Actions by the keys of ``observations``; options as in :meth:`compute_action`.
 
         Returns:
             The actions; ``(actions, states, {})`` where ``state`` is given or all is asked for.
         """
-        accept(accepted)
-        explores = self._explores(explore)
-        actions = self.algorithm.compute_actions(observations, policy_id=policy_id, explore=explores)
-        return (actions, {key: [] for key in observations}, {}) if state or full_fetch else actions
+        everything = options.pop("full_fetch", False) or state
+        actions = self.algorithm.compute_actions(observations, **self._acting(**options))
+        return (actions, {key: [] for key in observations}, {}) if everything else actions
 
     def get_policy(self, policy_id: str = DEFAULT_POLICY) -> Policy:
         """One policy, to act with and to read and write the weights of."""
@@ -235,13 +214,20 @@ class Trainer:
 
     def _check_running(self, what: str) -> None:
         if self._stopped:
-            raise ConfigError(
-                f"{what}() after stop(), which released the envs: make a new {type(self).__name__} and "
-                "restore(path) what save() returned"
-            )
+            fix = f"make a new {type(self).__name__} and restore(path) what save() returned"
+            raise ConfigError(f"{what}() after stop(), which released the envs: {fix}")
 
-    def _explores(self, explore: bool | None) -> bool:
-        return bool(self.config["explore"] if explore is None else explore)
+    def _acting(
+        self, explore: bool | None = None, policy_id: str = DEFAULT_POLICY, **accepted: Any
+    ) -> dict[str, Any]:
+        """How to act; lets pass what RLlib takes where an action is asked for and what has no effect here."""
+        for name, value in accepted.items():
+            if name not in _ACCEPTED:
+                named = ", ".join(_ACCEPTED)
+                raise TypeError(f"there is no argument {name!r}; beside those named it may be {named}")
+            if value is False:
+                say_once(f"{name}=False has no effect: actions are given as the env takes them")
+        return {"policy_id": policy_id, "explore": self.config["explore"] if explore is None else explore}
 
 
 @lru_cache
@@ -258,11 +244,8 @@ def trainer_class(algo: str) -> type[Trainer]:
 def checkpoint_of(path: str | Path) -> Path:
     """The checkpoint itself, where ``path`` may be the folder around it."""
     folder = Path(path)
-    if folder.is_dir() and not (folder / MANIFEST).exists():
-        inside = [entry for entry in folder.iterdir() if entry.is_dir() and _PATH.fullmatch(entry.name)]
-        if len(inside) == 1:
-            return inside[0]
-    return folder
+    inside = [one for one in folder.glob("checkpoint-*") if one.name[11:].isdecimal() and one.is_dir()]
+    return inside[0] if len(inside) == 1 and not (folder / MANIFEST).exists() else folder
 
 
 def _config(trainer: Trainer) -> AlgorithmConfig:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, final
 
@@ -23,12 +24,10 @@ from steppe.tracking.rows import flatten
 
 __all__ = ["ExperimentAnalysis", "Trial", "register_env", "run"]
 
-_ONE_TRIAL = (
-    "tune.run trains one trial here: write a loop over the values and call tune.run once for each, "
-    "with a name of its own"
-)
-_WORDS = table("tune.toml")
+_ONE_TRIAL = "tune.run trains one trial here: write a loop over the values, with a name for each"
+_WORDS = table("words.toml")["tune"]
 _KEYS, _OPEN = set(_WORDS["keys"]), set(_WORDS["open"])
+Name = str | None
 Stop = Mapping[str, Any] | Callable[[str, dict[str, Any]], bool]
 
 
@@ -99,9 +98,7 @@ class ExperimentAnalysis:
         """Its folder."""
         return self.best_logdir
 
-    def get_trial_checkpoints_paths(
-        self, trial: Any = None, metric: str | None = None
-    ) -> list[tuple[str, Any]]:
+    def get_trial_checkpoints_paths(self, trial: Any = None, metric: Name = None) -> list[tuple[str, Any]]:
         """Each checkpoint's path with the value of ``metric`` in its result."""
         kept = self.best_trial.checkpoints
         return [(path, _value(result, metric or self._metric)) for path, result in kept]
@@ -115,16 +112,12 @@ class ExperimentAnalysis:
         try:
             pandas = import_module("pandas")
         except ImportError:
-            raise ConfigError(
-                "dataframe() needs pandas: pip install pandas, or use results, a dict; every iteration "
-                f"stands in {self.best_logdir}/progress.csv"
-            ) from None
+            instead = f"use results, a dict; every iteration stands in {self.best_logdir}/progress.csv"
+            raise ConfigError(f"dataframe() needs pandas: pip install pandas, or {instead}") from None
         settings = {"config": self.best_config, "logdir": self.best_logdir or ""}
         return pandas.DataFrame([flatten({**self.best_result, **settings})])
 
-    def get_best_checkpoint(
-        self, trial: Any = None, metric: str | None = None, mode: str | None = None
-    ) -> str | None:
+    def get_best_checkpoint(self, trial: Any = None, metric: Name = None, mode: Name = None) -> str | None:
         """The checkpoint whose result has the largest, or with mode "min" smallest, ``metric``."""
         sign = -1 if (mode or self._mode) == "min" else 1
         scored = [(sign * value, path) for path, value in self.get_trial_checkpoints_paths(trial, metric)]
@@ -179,7 +172,9 @@ def run(
     cls, settings = _trainer(run_or_experiment), dict(config or {})
     trial_id = f"{cls.algo}_{env_name(settings.get('env'))}"
     if name is not None or local_dir is not None:
-        settings["run_dir"] = _folder(Path(local_dir or "runs").expanduser() / (name or cls.algo), trial_id)
+        base = Path(local_dir or "runs").expanduser() / (name or cls.algo)
+        paths = (base / f"{trial_id}_{n:05d}" for n in count())  # Tune never writes into an old one
+        settings["run_dir"] = str(next(path for path in paths if not path.exists()))
     trainer = cls(settings)
     trial = Trial(f"{trial_id}_00000", trainer.config, trainer.logdir)
     try:
@@ -206,14 +201,11 @@ def _check_stop(stop: Stop | None, *, callbacks: bool) -> None:
     if not stop:
         raise ConfigError('tune.run without stop never ends: give stop={"training_iteration": 10}')
     if not isinstance(stop, Mapping):
-        if not callable(stop):
-            raise ConfigError(f"stop={stop!r:.60}: give a dict, or a function of trial id and result")
         try:
             inspect.signature(stop).bind("trial", {})
         except TypeError as error:
-            raise ConfigError(
-                f"stop is called with trial id and result, stop(trial_id, result): {error}"
-            ) from None
+            kinds = "give a dict, or a function that is called as stop(trial_id, result)"
+            raise ConfigError(f"stop={stop!r:.60}: {kinds}: {error}") from None
         return
     for key, limit in stop.items():
         if isinstance(limit, bool) or not isinstance(limit, int | float | np.number) or limit != limit:
@@ -237,17 +229,13 @@ def _trainer(given: str | type[Trainer]) -> type[Trainer]:
         return given
     if isinstance(given, str) and given.upper() in known_algorithms():
         return trainer_class(given.upper())
-    raise ConfigError(
-        f"tune.run({given!r}): give the name of an algorithm ({', '.join(known_algorithms())}) or its "
-        "trainer class; functions and other experiments belong to Tune itself"
-    )
+    wanted = f"give the name of an algorithm ({', '.join(known_algorithms())}) or its trainer class"
+    raise ConfigError(f"tune.run({given!r}): {wanted}; functions and other experiments belong to Tune itself")
 
 
 def _ended(stop: Stop | None, trial_id: str, result: dict[str, Any]) -> bool:
     if isinstance(stop, Mapping):
-        return any(
-            _value(result, key) >= limit for key, limit in stop.items() if not _is_awaited(result, key)
-        )
+        return any(not _is_awaited(result, key) and _value(result, key) >= n for key, n in stop.items())
     return bool(stop and stop(trial_id, result))
 
 
@@ -271,14 +259,6 @@ def _value(result: Mapping[str, Any], key: str) -> Any:
 def _no_such_key(key: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(key, known, n=3) or sorted(known)
     return f"no {key!r} in a result; there is {', '.join(near)}"
-
-
-def _folder(base: Path, trial_id: str) -> str:
-    """A new folder for the run: counted up, as Tune never writes into an old one."""
-    n = 0
-    while (path := base / f"{trial_id}_{n:05d}").exists():
-        n += 1
-    return str(path)
 
 
 def pretty_print(result: Mapping[str, Any]) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
-import gymnasium
 import numpy as np
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
-from steppe.compat.absent import of_class, told
-from steppe.config import say_once
+from steppe.compat.absent import of_class, table, told
 from steppe.envs.registry import user_env
 from steppe.errors import ConfigError
 from steppe.sampling import callbacks
@@ -20,20 +19,9 @@ if TYPE_CHECKING:
     from steppe.runners.local import LocalRunner
 
 # gym's wrappers showed what is inside them; Gymnasium's, which gymnasium.make puts on, do not.
-_MADE = (
-    gymnasium.wrappers.TimeLimit,
-    gymnasium.wrappers.OrderEnforcing,
-    gymnasium.wrappers.PassiveEnvChecker,
-)
-_SAME = (
-    *("env_index", "get_agents", "id", "last_info_for", "last_observation_for", "length", "number"),
-    *("policy_for", "total_reward", "worker_index"),
-)
+_MADE = (TimeLimit, OrderEnforcing, PassiveEnvChecker)
+_SAME = table("words.toml")["episode"]
 _VIEW = "_rllib_view"
-_ACTING = (
-    *("clip_action", "episode", "episodes", "info", "prev_action", "prev_reward", "timestep"),
-    "unsquash_action",
-)
 
 
 @final
@@ -75,22 +63,17 @@ class Policy:
         """Likewise."""
         return getattr(self._trainer.workers.local_worker().env, "action_space", None)
 
-    def compute_single_action(
-        self, obs: Any, state: Any = None, *_: Any, explore: bool | None = None, **accepted: Any
-    ) -> tuple[Any, Any, dict[str, Any]]:
-        """``(action, state, {})`` for one observation; other arguments as a trainer's."""
-        answer: tuple[Any, Any, dict[str, Any]] = self._trainer.compute_action(
-            obs, state, policy_id=self.policy_id, full_fetch=True, explore=explore, **accepted
-        )
-        return answer
+    def compute_single_action(self, obs: Any, state: Any = None, *_: Any, **options: Any) -> Any:
+        """``(action, state, {})`` for one observation; options as a trainer's."""
+        options |= {"policy_id": self.policy_id, "full_fetch": True}
+        return self._trainer.compute_action(obs, state, **options)
 
     def compute_actions(
-        self, obs_batch: Sequence[Any], *_: Any, explore: bool | None = None, **accepted: Any
-    ) -> tuple[Any, list[Any], dict[str, Any]]:
+        self, obs_batch: Sequence[Any], *_: Any, **options: Any
+    ) -> tuple[Any, list[Any], Any]:
         """``(actions, [], {})`` for observations ``(n, ...)``; the actions in an array if they fit in one."""
-        rows = {str(i): obs for i, obs in enumerate(obs_batch)}
-        found = self._trainer.compute_actions(rows, policy_id=self.policy_id, explore=explore, **accepted)
-        actions = list(found.values())
+        rows = dict(enumerate(obs_batch))
+        actions = list(self._trainer.compute_actions(rows, policy_id=self.policy_id, **options).values())
         trees = any(isinstance(one, tuple | dict) for one in actions)
         return actions if trees else np.array(actions), [], {}
 
@@ -184,6 +167,17 @@ class BaseEnv:
     get_unwrapped = get_sub_environments
 
 
+def _kept(name: str) -> property:
+    """One of an episode's dicts, which gets other contents but stays the same: the sampler holds it, too."""
+
+    def replace(self: Episode, values: Mapping[str, Any]) -> None:
+        kept, fresh = getattr(self._episode, name), dict(values)
+        kept.clear()
+        kept.update(fresh)
+
+    return property(lambda self: getattr(self._episode, name), replace)
+
+
 @final
 class Episode:
     """A running episode, or one that just ended; what it shows is steppe's own Episode.
@@ -191,7 +185,11 @@ class Episode:
     Attributes:
         hist_data: lists of numbers by name. Those of the episodes that end in an iteration are together in
             its ``result["hist_stats"]``.
+        user_data: the program's own.
+        custom_metrics: numbers that go into the result when the episode ends.
     """
+
+    user_data, custom_metrics = _kept("user_data"), _kept("custom_metrics")
 
     def __init__(self, episode: callbacks.Episode) -> None:
         self._episode, self.episode_id, self.env_id = episode, episode.id, episode.env_index
@@ -203,24 +201,6 @@ class Episode:
         raise AttributeError(told("Episode", name, [*dir(type(self)), *vars(self), *_SAME]))
 
     @property
-    def user_data(self) -> dict[str, Any]:
-        """The program's own."""
-        return self._episode.user_data
-
-    @user_data.setter
-    def user_data(self, values: Mapping[str, Any]) -> None:
-        _replace(self._episode.user_data, values)
-
-    @property
-    def custom_metrics(self) -> dict[str, float]:
-        """Numbers that go into the result when the episode ends."""
-        return self._episode.custom_metrics
-
-    @custom_metrics.setter
-    def custom_metrics(self, values: Mapping[str, float]) -> None:
-        _replace(self._episode.custom_metrics, values)
-
-    @property
     def agent_rewards(self) -> dict[tuple[Any, str], float]:
         """What each agent has earned so far, by ``(agent, policy)``."""
         rewards = self._episode.agent_rewards.items()
@@ -229,13 +209,6 @@ class Episode:
     def last_raw_obs_for(self, agent_id: str = SINGLE_AGENT) -> Any:
         """The newest observation; there is no other than the raw one."""
         return self._episode.last_observation_for(agent_id)
-
-
-def _replace(kept: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Keep the dict itself: the sampler holds it, too."""
-    fresh = dict(values)
-    kept.clear()
-    kept.update(fresh)
 
 
 def env_objects(env: AsyncEnv) -> list[Any]:
@@ -255,26 +228,8 @@ def shown(trainer: Trainer, argument: str, value: Any) -> Any:
     There is one view of an object for as long as it lives: programs keep attributes of their own on it.
     """
     if argument in _KEPT:
-        of_value = vars(value)
-        if _VIEW not in of_value:
-            of_value[_VIEW] = _KEPT[argument](trainer, value)
-        return of_value[_VIEW]
+        return vars(value).setdefault(_VIEW, _KEPT[argument](trainer, value))
     return _SHOWN[argument](trainer, value) if argument in _SHOWN else value
-
-
-def accept(given: Mapping[str, Any]) -> None:
-    """Let pass what RLlib takes where an action is asked for, and what has no effect here.
-
-    Raises:
-        TypeError: there is no such argument.
-    """
-    for name, value in given.items():
-        if name not in _ACTING:
-            raise TypeError(
-                f"there is no argument {name!r}; beside those named it may be {', '.join(_ACTING)}"
-            )
-        if value is False:
-            say_once(f"{name}=False has no effect: actions are given as the env takes them")
 
 
 def _policy(trainer: Trainer, policy: Any) -> Policy:
