@@ -11,6 +11,7 @@ import steppe
 
 NAMES = {
     "Algorithm",
+    "BaseEnv",
     "Callbacks",
     "CheckpointError",
     "ConfigError",
@@ -31,6 +32,7 @@ NAMES = {
     "make",
     "make_multi_agent",
     "register_env",
+    "to_base_env",
 }
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from steppe.algorithm import Algorithm, Result, load
     from steppe.algorithms.ppo import PPOConfig
+    from steppe.envs.base_env import BaseEnv
+    from steppe.envs.base_view import to_base_env
     from steppe.envs.context import EnvContext
     from steppe.envs.copies import make_multi_agent
     from steppe.envs.multi_agent import MultiAgentEnv
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Algorithm": "algorithm",
+    "BaseEnv": "envs.base_env",
     "Callbacks": "sampling.callbacks",
     "CheckpointError": "errors",
     "ConfigError": "errors",
@@ -40,10 +43,12 @@ _HOME = {
     "make": "envs.registry",
     "make_multi_agent": "envs.copies",
     "register_env": "envs.registry",
+    "to_base_env": "envs.base_view",
 }
 __version__ = "0.1.0"
 __all__ = [
     "Algorithm",
+    "BaseEnv",
     "Callbacks",
     "CheckpointError",
     "ConfigError",
@@ -64,6 +69,7 @@ __all__ = [
     "make",
     "make_multi_agent",
     "register_env",
+    "to_base_env",
 ]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -182,6 +182,7 @@ class Rollout:
         return acted
 
 
+@runtime_checkable
 class AsyncEnv(Protocol):
     """Anything that can be acted in: one row per *observation*, asked for with ``poll``.
 

@@ -214,11 +214,8 @@ class MultiAgentRows:
         self._generators.before_reset(i)
         reset = env.reset if number else partial(seeded_reset, env, self._seeds[i])
         result = self._judge.called(episode, reset)
-        self._late.discard(i)
-        if result is LATER:
-            self._late.add(i)
-            return []
-        return self._begin(episode, result, rows)
+        (self._late.add if result is LATER else self._late.discard)(i)
+        return [] if result is LATER else self._begin(episode, result, rows)
 
     def _begin(self, episode: Episode, result: Any, rows: Rows) -> list[Any]:
         """Take in what ``reset`` returned."""

@@ -65,10 +65,11 @@ def make(env: Any, env_config: Mapping[str, Any] | None = None) -> GymnasiumEnv:
         ConfigError: the spelling is unknown, ``env_config`` does not fit, or it is a vector env.
     """
     made: GymnasiumEnv = creator_of(env)(EnvContext(copied(dict(env_config or {}))))
-    if is_vector(made):
+    if is_vector(made) or is_base(made):
         made.close()
+        kind = "vector env" if is_vector(made) else "BaseEnv"
         raise ConfigError(
-            f"{env_name(env)} makes a vector env, which cannot be used as one env; call it yourself, "
+            f"{env_name(env)} makes a {kind}, which cannot be used as one env; call it yourself, "
             "with an EnvContext"
         )
     return made
@@ -107,7 +108,7 @@ def creator_of(env: Any) -> Creator:
         )
     if isinstance(env, str):
         return _creator_of_name(env)
-    if not callable(env) or ((_is_env(env) or is_vector(env)) and not isinstance(env, type)):
+    if not callable(env) or is_made(env):
         raise ConfigError(
             f"env is {show(env)}: give the class or a function, so that any number of envs can be built"
         )
@@ -174,7 +175,7 @@ def build(
             context = EnvContext(own, worker_index, len(envs), num_workers, num_envs=num_envs)
             envs.append(_one(creator, context, env_name(env)))
             on_failure.callback(envs[-1].close)
-            if is_vector(envs[-1]):
+            if is_vector(envs[-1]) or is_base(envs[-1]):
                 num_envs, wanted = _counted(envs, num_envs, env_name(env)), 1
             if created is not None:
                 created(user_env(envs[-1]), context)
@@ -184,6 +185,10 @@ def build(
             from steppe.envs.vector import VectorRows  # most runs never see one
 
             built = VectorRows(envs[0], seeds=seeds, **limits)
+        elif is_base(envs[0]):
+            from steppe.envs.base_env import BaseEnvRows
+
+            built = BaseEnvRows(envs[0], seeds=seeds, pair_for=pair_for, **limits)
         elif any(map(is_multi_agent, envs)):
             from steppe.envs.agents import MultiAgentRows
 
@@ -205,6 +210,8 @@ def _counted(envs: list[Any], wanted: int, name: str) -> int:
     if len(envs) > 1:
         raise ConfigError(f"{name} made an env first and a vector env then: make one kind only")
     n = getattr(envs[0], "num_envs", None)
+    if n is None and is_base(envs[0]):
+        n = len(envs[0].get_sub_environments()) or wanted
     if not isinstance(n, int | np.integer) or n < 1:
         fix = "call super().__init__(observation_space, action_space, num_envs)"
         raise ConfigError(f"{name}: num_envs of a vector env is at least 1, not {show(n)}; {fix}")
@@ -225,6 +232,17 @@ def is_vector(env: Any) -> bool:
     return isinstance(env, gymnasium.vector.VectorEnv) or (
         ours is not None and isinstance(env, ours.VectorEnv)
     )
+
+
+def is_base(env: Any) -> bool:
+    """Whether this is a low-level env, which steps many envs at their own pace."""
+    ours = sys.modules.get("steppe.envs.base_env")  # not loaded: then nobody has subclassed it
+    return ours is not None and isinstance(env, ours.BaseEnv)
+
+
+def is_made(env: Any) -> bool:
+    """Whether this is an env of any kind, and not what builds one."""
+    return not isinstance(env, type) and (_is_env(env) or is_vector(env) or is_base(env))
 
 
 def is_multi_agent(env: Any) -> bool:
@@ -308,7 +326,7 @@ class _Calling:
     def __call__(self, ctx: EnvContext) -> Any:
         args, keywords = _arguments(self.creator, ctx, self.name)
         env = self.creator(*args, **keywords)
-        if is_vector(env) or is_multi_agent(env):
+        if is_vector(env) or is_multi_agent(env) or is_base(env):
             return env
         if not _is_env(env) or isinstance(env, type):
             raise ConfigError(
