@@ -212,7 +212,10 @@ class AsyncEnv(Protocol):
         """Answer the rows of ``slots`` (all of one space pair) with a column of env actions."""
 
     def pending(self) -> Sequence[TimeStep]:
-        """The rows that await an action, with ``opened`` for all their slots; asked after ``set_state``."""
+        """The rows that await an action; asked after ``set_state``.
+
+        ``opened`` is for all their slots, and for those of silent agents.
+        """
 
     def health(self) -> Mapping[str, int]:
         """Counts since construction of what was odd but survivable, by stable code (``"E101 obs"``)."""

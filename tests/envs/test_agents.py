@@ -270,7 +270,8 @@ class Duel(MultiAgentEnv):
 
 
 def act(env, steps):
-    found = env.poll()
+    """Answer all rows, ``steps`` times."""
+    found = env.pending() or env.poll()
     for _ in range(steps):
         for step in found:
             slots = step.slot[~(step.terminated | step.truncated)]
@@ -459,7 +460,7 @@ def test_infos_come_by_slot_and_survive_the_next_episode():
 
 def test_slots_are_given_again_after_the_poll_that_freed_them():
     env = MultiAgentRows([Duel(end=2)], seeds=[7])
-    slots = [act(env, 0)[0].slot.tolist()]
+    slots = [env.poll()[0].slot.tolist()]
     for _ in range(6):
         env.send_actions(np.array(slots[-1][:2]), np.zeros(2, np.int64))
         slots.append(env.poll()[0].slot.tolist())
@@ -516,6 +517,53 @@ def test_an_episode_to_which_nobody_comes_is_closed_all_the_same():
     closed = [[tuple(end) for step in env.poll() for end in step.closed] for _ in range(5)]
     assert closed == [[], [], [(0, 0, 2)], [], [(0, 1, 2)]]
     assert env.env_steps == 4
+
+
+def test_envs_that_write_to_one_buffer_are_told_apart():
+    buffer = np.zeros(2, np.float32)
+
+    class Shared(Duel):
+        def __init__(self, value):
+            super().__init__(end=3)
+            self.value = value
+
+        def look(self):
+            buffer[:] = self.value, self.t / 10
+            return {"red": buffer}
+
+        def reset(self, *, seed=None, options=None):
+            self.t = 0
+            return self.look(), {}
+
+        def step(self, action_dict):
+            _, _, *rest = super().step(action_dict)
+            return self.look(), {"red": 1.0}, *rest
+
+    env = MultiAgentRows([Shared(0.25), Shared(0.5)], seeds=[0, 1])
+    for steps in range(4):
+        (step,) = act(env, 1) if steps else env.poll()
+        ends = step.terminated
+        assert step.obs[~ends, 0].tolist() == [0.25, 0.5]
+        assert step.obs[~ends, 1].tolist() == pytest.approx([steps % 3 / 10] * 2)
+        last = [[0.25, 0.3], [0.5, 0.3]] if steps == 3 else []
+        assert step.obs[ends].tolist() == np.array(last, np.float32).tolist()
+
+
+def test_flags_may_be_numpys_and_may_name_who_has_not_come():
+    class Early(Duel):
+        possible_agents = ("red", "blue", "late")
+
+        def step(self, action_dict):
+            o, r, f, g, i = super().step(action_dict)
+            f = {key: np.bool_(flag) for key, flag in f.items()} | {"late": self.t == 1}
+            return ({**o, "late": o["red"]} if self.t == 3 else o), {**r, "late": 0}, f, g, i
+
+    env = MultiAgentRows([Early()], seeds=[0])
+    (step,) = act(env, 2)
+    assert step.reward.tolist() == [1.0, 2.0]
+    assert env.health() == {}
+    with pytest.raises(EnvError, match=r"E405 .*'late'"):
+        act(env, 1)
 
 
 def test_misuse_is_refused():

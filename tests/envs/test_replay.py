@@ -337,3 +337,36 @@ def test_the_log_of_actions_does_not_grow_with_the_run():
     env = walked(of(Walk(end=50), Walk(end=70)), 3000)
     assert len(env._memory.log) <= 768
     assert of(Walk(end=50), Walk(end=70)).set_state(env.get_state()) == []
+
+
+class Nested(Walk):
+    """Draws from generators that stand in lists, tuples and dicts, one of them inside another env."""
+
+    def __init__(self):
+        super().__init__(end=9)
+        self.parts = [{"dice": np.random.default_rng()}, (gymnasium.make("CartPole-v1"),)]
+        self.data = [np.random.default_rng(0)] * 2000  # too long to be looked through at each reset
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.parts[0]["dice"] = np.random.default_rng(seed)
+            self.parts[1][0].reset(seed=seed)
+        obs, info = super().reset(seed=seed)
+        self.luck = float(self.parts[1][0].reset()[0][0])
+        return obs, info
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, self.luck + float(self.parts[0]["dice"].normal()), *rest
+
+
+def test_generators_in_lists_tuples_and_dicts_are_found():
+    env = walked(of(Nested()), 40)
+    again = of(Nested())
+    assert again.set_state(env.get_state()) == []
+    actions = np.zeros(1, np.int64)
+    for _ in range(20):
+        assert act(env, actions).reward.tolist() == act(again, actions).reward.tolist()
+    paths = [path for path, _ in env._memory.generators.captured[0]]
+    assert "parts.0.dice" in paths
+    assert not any(path.startswith("data") for path in paths)

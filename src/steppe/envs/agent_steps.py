@@ -16,6 +16,7 @@ from steppe.types import AgentID, IntArray, State
 ByAgent = dict[AgentID, Any]
 
 _RESULTS = ("obs", "rewards", "terminateds", "truncateds", "infos")
+_FLAGS = {bool, np.bool_}
 _MOST_SHOWN = 8  # agents whose actions, or names, a message shows
 
 
@@ -90,7 +91,7 @@ def as_before(episode: Episode, result: Any) -> bool:
     return (
         list(obs) == episode.turn
         and rewards.keys() == obs.keys()
-        and {*map(type, flags)} == {bool}
+        and {*map(type, flags)} <= _FLAGS
         and True not in flags
         and ALL in terminateds
         and terminateds.keys() <= episode.known
