@@ -66,15 +66,14 @@ def make(id: str, **kwargs: Any) -> Any:
 
 @final
 class Registry(UserDict[str, EnvSpec]):
-    """All names for envs: Gymnasium's own registry, with the words that gym had for it."""
+    """All names for envs: Gymnasium's own registry, with the words that gym had for it.
+
+    Attributes:
+        env_specs: the registry itself, by name.
+    """
 
     def __init__(self) -> None:
-        self.data = gymnasium.registry
-
-    @property
-    def env_specs(self) -> dict[str, EnvSpec]:
-        """The registry itself, by name."""
-        return self.data
+        self.data = self.env_specs = gymnasium.registry
 
     def all(self) -> list[EnvSpec]:
         """What is registered."""

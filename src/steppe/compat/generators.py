@@ -23,9 +23,7 @@ class OldRandom(np.random.RandomState):
         drawn = super().choice(*args, **kwargs)
         return drawn.item() if isinstance(drawn, np.generic) else drawn
 
-    def integers(self, *args: Any, **kwargs: Any) -> Any:
-        """As :meth:`randint`."""
-        return self.randint(*args, **kwargs)
+    integers = np.random.RandomState.randint
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies stay of this class; numpy's own way makes them plain."""

@@ -140,7 +140,10 @@ class Trainer:
         Raises:
             CheckpointError: it is damaged, or of another algorithm or architecture; nothing changed.
         """
-        self.algorithm.restore(checkpoint_of(checkpoint_path))
+        folder = Path(checkpoint_path)
+        inside = [one for one in folder.glob("checkpoint-*") if one.name[11:].isdecimal() and one.is_dir()]
+        around = len(inside) == 1 and not (folder / MANIFEST).exists()
+        self.algorithm.restore(inside[0] if around else folder)
 
     def compute_action(
         self,
@@ -217,14 +220,11 @@ class Trainer:
             fix = f"make a new {type(self).__name__} and restore(path) what save() returned"
             raise ConfigError(f"{what}() after stop(), which released the envs: {fix}")
 
-    def _acting(
-        self, explore: bool | None = None, policy_id: str = DEFAULT_POLICY, **accepted: Any
-    ) -> dict[str, Any]:
+    def _acting(self, explore: Any = None, policy_id: str = DEFAULT_POLICY, **accepted: Any) -> Settings:
         """How to act; lets pass what RLlib takes where an action is asked for and what has no effect here."""
         for name, value in accepted.items():
             if name not in _ACCEPTED:
-                named = ", ".join(_ACCEPTED)
-                raise TypeError(f"there is no argument {name!r}; beside those named it may be {named}")
+                raise TypeError(f"there is no argument {name!r}; others are {', '.join(_ACCEPTED)}")
             if value is False:
                 say_once(f"{name}=False has no effect: actions are given as the env takes them")
         return {"policy_id": policy_id, "explore": self.config["explore"] if explore is None else explore}
@@ -239,13 +239,6 @@ def trainer_class(algo: str) -> type[Trainer]:
     """
     members = {"algo": config_class(algo).algo_name, "default_config": default_config(algo)}
     return type(f"{algo}Trainer", (Trainer,), {"__doc__": Trainer.__doc__, **members})
-
-
-def checkpoint_of(path: str | Path) -> Path:
-    """The checkpoint itself, where ``path`` may be the folder around it."""
-    folder = Path(path)
-    inside = [one for one in folder.glob("checkpoint-*") if one.name[11:].isdecimal() and one.is_dir()]
-    return inside[0] if len(inside) == 1 and not (folder / MANIFEST).exists() else folder
 
 
 def _config(trainer: Trainer) -> AlgorithmConfig:

@@ -241,12 +241,9 @@ def _ended(stop: Stop | None, trial_id: str, result: dict[str, Any]) -> bool:
 
 def _is_awaited(result: Mapping[str, Any], key: str) -> bool:
     """Whether a nested value is not there yet: no episode has ended, or nothing was evaluated."""
-    parts = key.split("/")
-    for part in parts[:-1] if parts[0] in _OPEN else ():
-        result = result.get(part, {})
-        if isinstance(result, Mapping) and not result:
-            return True
-    return False
+    parent = key.rpartition("/")[0]
+    empty = not any(one.startswith(f"{parent}/") for one in flatten(result))
+    return parent.partition("/")[0] in _OPEN and empty
 
 
 def _value(result: Mapping[str, Any], key: str) -> Any:

@@ -12,7 +12,7 @@ from steppe.compat.absent import of_class, table, told
 from steppe.envs.registry import user_env
 from steppe.errors import ConfigError
 from steppe.sampling import callbacks
-from steppe.types import DEFAULT_POLICY, SINGLE_AGENT, AsyncEnv
+from steppe.types import DEFAULT_POLICY, AsyncEnv
 
 if TYPE_CHECKING:
     from steppe.compat.trainer import Trainer
@@ -192,12 +192,12 @@ class Episode:
     user_data, custom_metrics = _kept("user_data"), _kept("custom_metrics")
 
     def __init__(self, episode: callbacks.Episode) -> None:
-        self._episode, self.episode_id, self.env_id = episode, episode.id, episode.env_index
+        self._episode = episode
         self.hist_data: dict[str, list[float]] = {}
 
     def __getattr__(self, name: str) -> Any:
         if name in _SAME:
-            return getattr(self._episode, name)
+            return getattr(self._episode, _SAME[name])
         raise AttributeError(told("Episode", name, [*dir(type(self)), *vars(self), *_SAME]))
 
     @property
@@ -206,20 +206,15 @@ class Episode:
         rewards = self._episode.agent_rewards.items()
         return {(agent, self._episode.policy_for(agent)): reward for agent, reward in rewards}
 
-    def last_raw_obs_for(self, agent_id: str = SINGLE_AGENT) -> Any:
-        """The newest observation; there is no other than the raw one."""
-        return self._episode.last_observation_for(agent_id)
-
 
 def env_objects(env: AsyncEnv) -> list[Any]:
     """The envs as their constructors gave them, without the wrappers that ``gymnasium.make`` puts on."""
-    found = []
-    for one in env.get_sub_environments():
-        inner = user_env(one)
-        while isinstance(inner, _MADE):
-            inner = user_env(inner.env)
-        found.append(inner)
-    return found
+    return [_innermost(one) for one in env.get_sub_environments()]
+
+
+def _innermost(env: Any) -> Any:
+    own = user_env(env)
+    return _innermost(own.env) if isinstance(own, _MADE) else own
 
 
 def shown(trainer: Trainer, argument: str, value: Any) -> Any:
