@@ -68,10 +68,9 @@ def changed(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
     for key, value in config.items():
         default = defaults.get(key, _NOTHING)
         if key in GROUPS and isinstance(value, Mapping) and isinstance(default, Mapping):
-            inside = {k: v for k, v in value.items() if not _equal(v, default.get(k, _NOTHING))}
-            if inside:
-                result[key] = inside
-        elif not _equal(value, default):
+            value = {k: v for k, v in value.items() if not _equal(v, default.get(k, _NOTHING))}
+            default = {}
+        if not _equal(value, default):
             result[key] = value
     return result
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections import UserDict
-from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, final
 
@@ -14,13 +13,10 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from steppe.compat.gym import OldInterface
 
-__all__ = ["EnvSpec", "Registry", "make", "register", "registry", "spec"]
-
-Options = Mapping[str, Any] | None
 _OPTIONS = ("max_episode_steps", "nondeterministic", "reward_threshold")
 
 
-def register(id: str, entry_point: Any = None, *, kwargs: Options = None, **options: Any) -> None:
+def register(id: str, entry_point: Any = None, *, kwargs: Any = None, **options: Any) -> None:
     """Make ``gym.make(id)`` and ``env=id`` mean an env; a later registration replaces an earlier one.
 
     Args:
@@ -79,9 +75,7 @@ class Registry(UserDict[str, EnvSpec]):
         """What is registered."""
         return list(self.data.values())
 
-    def spec(self, id: str) -> EnvSpec:
-        """What is registered as ``id``."""
-        return spec(id)
+    spec = staticmethod(spec)
 
 
 registry = Registry()

@@ -36,8 +36,7 @@ def np_random(seed: int | None = None) -> tuple[OldRandom, int]:
     Raises:
         ConfigError: the seed is no whole number, or negative.
     """
-    if seed is None:
-        seed = fresh_seed()
+    seed = fresh_seed() if seed is None else seed
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ConfigError(f"np_random: the seed is a whole number, at least 0, or None; not {seed!r}")
     words = np.random.SeedSequence(int(seed)).generate_state(8)

@@ -111,8 +111,8 @@ class Trainer:
         lists = {**self.hist_data, "episode_reward": rewards, "episode_lengths": lengths}
         self.hist_data = {}
         time = result["time"]
-        times = {"time_this_iter_s": time["iteration_s"], "time_total_s": time["total_s"]}
         evaluated = {"evaluation": dict(result["evaluation"])} if "evaluation" in result else {}
+        times = {"time_this_iter_s": time["iteration_s"], "time_total_s": time["total_s"]}
         own = {"info": info, "hist_stats": lists, "config": self.config, "done": False}
         return {**result, **evaluated, **times, **own}
 
@@ -142,8 +142,7 @@ class Trainer:
         """
         folder = Path(checkpoint_path)
         inside = [one for one in folder.glob("checkpoint-*") if one.name[11:].isdecimal() and one.is_dir()]
-        around = len(inside) == 1 and not (folder / MANIFEST).exists()
-        self.algorithm.restore(inside[0] if around else folder)
+        self.algorithm.restore(inside[0] if len(inside) == 1 and not (folder / MANIFEST).exists() else folder)
 
     def compute_action(
         self,

@@ -126,8 +126,7 @@ class ExperimentAnalysis:
 
     def get_last_checkpoint(self, *_: Any, **__: Any) -> str | None:
         """The newest checkpoint; None if there is none."""
-        kept = self.best_trial.checkpoints
-        return kept[-1][0] if kept else None
+        return self.best_trial.checkpoints[-1][0] if self.best_trial.checkpoints else None
 
 
 def run(
@@ -204,8 +203,9 @@ def _check_stop(stop: Stop | None, *, callbacks: bool) -> None:
         try:
             inspect.signature(stop).bind("trial", {})
         except TypeError as error:
-            kinds = "give a dict, or a function that is called as stop(trial_id, result)"
-            raise ConfigError(f"stop={stop!r:.60}: {kinds}: {error}") from None
+            raise ConfigError(
+                f"{stop!r:.60}: give a dict, or a function: stop(trial_id, result): {error}"
+            ) from None
         return
     for key, limit in stop.items():
         if isinstance(limit, bool) or not isinstance(limit, int | float | np.number) or limit != limit:
@@ -229,8 +229,7 @@ def _trainer(given: str | type[Trainer]) -> type[Trainer]:
         return given
     if isinstance(given, str) and given.upper() in known_algorithms():
         return trainer_class(given.upper())
-    wanted = f"give the name of an algorithm ({', '.join(known_algorithms())}) or its trainer class"
-    raise ConfigError(f"tune.run({given!r}): {wanted}; functions and other experiments belong to Tune itself")
+    raise ConfigError(f"tune.run({given!r}): give a trainer class, or its algorithm, of {known_algorithms()}")
 
 
 def _ended(stop: Stop | None, trial_id: str, result: dict[str, Any]) -> bool:

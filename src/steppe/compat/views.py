@@ -18,10 +18,7 @@ if TYPE_CHECKING:
     from steppe.compat.trainer import Trainer
     from steppe.runners.local import LocalRunner
 
-# gym's wrappers showed what is inside them; Gymnasium's, which gymnasium.make puts on, do not.
-_MADE = (TimeLimit, OrderEnforcing, PassiveEnvChecker)
 _SAME = table("words.toml")["episode"]
-_VIEW = "_rllib_view"
 
 
 @final
@@ -132,8 +129,7 @@ class WorkerSet:
 
     def local_worker(self) -> RolloutWorker:
         """The worker in this process."""
-        worker: RolloutWorker = shown(self._trainer, "worker", self._trainer.algorithm.runner)
-        return worker
+        return shown(self._trainer, "worker", self._trainer.algorithm.runner)  # type: ignore[no-any-return]
 
     def remote_workers(self) -> list[Any]:
         """None of them."""
@@ -213,8 +209,9 @@ def env_objects(env: AsyncEnv) -> list[Any]:
 
 
 def _innermost(env: Any) -> Any:
+    # gym's wrappers showed what is inside them; Gymnasium's, which gymnasium.make puts on, do not.
     own = user_env(env)
-    return _innermost(own.env) if isinstance(own, _MADE) else own
+    return _innermost(own.env) if isinstance(own, TimeLimit | OrderEnforcing | PassiveEnvChecker) else own
 
 
 def shown(trainer: Trainer, argument: str, value: Any) -> Any:
@@ -223,7 +220,7 @@ def shown(trainer: Trainer, argument: str, value: Any) -> Any:
     There is one view of an object for as long as it lives: programs keep attributes of their own on it.
     """
     if argument in _KEPT:
-        return vars(value).setdefault(_VIEW, _KEPT[argument](trainer, value))
+        return vars(value).setdefault("_rllib_view", _KEPT[argument](trainer, value))
     return _SHOWN[argument](trainer, value) if argument in _SHOWN else value
 
 
