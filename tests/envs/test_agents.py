@@ -203,6 +203,9 @@ def test_what_cannot_be_replayed_begins_a_new_episode(caplog):
         "E402 env 1 (Hidden) begins a new episode, it was at step 4: "
         "its replay gave other agents, observations or rewards"
     )
+    old = next(slot for slot, info in driver.live.items() if info.env == 1)
+    with pytest.raises(ValueError, match=f"slot {old} awaits no action"):
+        again.send_actions(np.array([old]), np.zeros(1, np.int64))
     infos = [info for step in again.pending() for info in step.opened]
     assert [info for info in infos if info.env == 0] == [i for i in driver.live.values() if i.env == 0]
     assert {info.episode for info in infos if info.env == 1} == {1}
@@ -504,7 +507,36 @@ def test_an_env_that_awaits_nobody_is_stepped_with_nothing():
     assert (step.t.tolist(), step.reward.tolist(), step.terminated.all()) == ([5, 5], [2.0, 4.0], True)
 
 
+def test_an_env_may_do_what_it_likes_with_its_dict_of_actions():
+    class Greedy(Duel):
+        def step(self, action_dict):
+            action_dict.clear()
+            o, *rest = super().step(action_dict)
+            return {**o, "blue": NAN}, *rest
+
+    with pytest.raises(EnvError, match="agent 'blue', seed 0, after action 1") as caught:
+        act(MultiAgentRows([Greedy()], seeds=[0]), 1)
+    assert (caught.value.agent, caught.value.action) == ("blue", 1)
+
+
+def test_of_an_env_that_gives_its_own_state_no_actions_are_saved():
+    scripts = scripts_of(2, 2, steady=1.0)
+    for kind, kept in ((Known, 0), (Dice, 1)):
+        state = Driver(dice_of(scripts, kind)).run(5).env.get_state()
+        assert min(1, sum(len(part["slots"]) for part in state["log"])) == kept
+
+
 def test_an_episode_to_which_nobody_comes_is_closed_all_the_same():
+    class Unsaid(Duel):
+        def reset(self, *, seed=None, options=None):
+            return {}, {}
+
+        def step(self, action_dict):
+            return {}, {}, {}, {}, {}
+
+    unsaid = MultiAgentRows([Unsaid()], seeds=[0])  # nobody has come yet, who could end
+    assert [unsaid.poll() for _ in range(5)] == [[]] * 5
+
     class Empty(Duel):
         def reset(self, *, seed=None, options=None):
             self.t = 0

@@ -129,6 +129,19 @@ def test_members_act_together():
     assert left.reward.tolist() == [6.0]
 
 
+def test_a_group_needs_no_last_observation_where_the_episode_ends():
+    def last(o, r, f, g, i):
+        return {"a": o["a"], "c": o["c"]}, r, {"__all__": True}, g, i
+
+    env = rows_of(Four({2: last}))
+    env.poll(), act(env)
+    left, right, d = act(env)
+    assert [part.tolist() for part in left.obs] == [[[0, 0], [1, 1]], [[0], [1]]]
+    assert [part.tolist() for part in right.obs] == [[[0, 0, 0], [2, 2, 2]]]
+    assert d.obs.tolist() == [[0] * 4, [1] * 4]
+    assert [step.terminated.tolist() for step in (left, right, d)] == [[False, True]] * 3
+
+
 def test_the_seeds_spelling_and_given_spaces():
     inner = Four()
     obs = gymnasium.spaces.Tuple([BOXES["a"], BOXES["b"]])
