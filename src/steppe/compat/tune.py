@@ -204,7 +204,7 @@ def _check_stop(stop: Stop | None, *, callbacks: bool) -> None:
             inspect.signature(stop).bind("trial", {})
         except TypeError as error:
             raise ConfigError(
-                f"{stop!r:.60}: give a dict, or a function: stop(trial_id, result): {error}"
+                f"{stop!r}: give a dict, or a function stop(trial_id, result): {error}"
             ) from None
         return
     for key, limit in stop.items():
