@@ -275,6 +275,29 @@ def test_a_step_limit_needs_a_reset():
         env.poll()
 
 
+def test_what_was_told_of_an_episode_that_was_cut_is_dropped():
+    script = [six({0: {"a": float(t)}}) for t in (1, 2, 3)]
+    env, who = rows_of(Told(script, resets=[({0: {"a": 9.0}}, {})]), max_episode_steps=1), {}
+    first = env.poll()
+    plain(first, who)
+    assert env.poll() == env.poll() == []  # 2 and 3 have come, and wait
+    answer(env, first)
+    second = env.poll()
+    assert plain(second, who) == [(0, "a", 1, 0, 9.0, 0.0, ""), (0, "a", 0, 1, 2.0, 0.0, "t")]
+    answer(env, second)
+    assert env.poll() == []
+
+
+def test_an_episode_that_ends_by_itself_at_the_limit_needs_no_reset():
+    script = [six({0: {"a": 1.0}}), six({0: {"a": 2.0}}, None, {0: {"__all__": True}})]
+    env, who = rows_of(Told(script), max_episode_steps=1), {}
+    first = env.poll()
+    plain(first, who)
+    answer(env, first)
+    assert plain(env.poll(), who) == [(0, "a", 0, 1, 2.0, 0.0, "T")]
+    assert env.poll() == []
+
+
 def test_what_comes_while_an_agent_is_awaited_waits():
     base = Told([six({0: {"a": 1.0}}), six({0: {"a": 2.0}}), six({0: {"a": 3.0}})])
     env, who = rows_of(base), {}
@@ -286,6 +309,7 @@ def test_what_comes_while_an_agent_is_awaited_waits():
     assert plain(second, who) == [(0, "a", 0, 1, 2.0, 0.0, "")]
     answer(env, second)
     assert plain(env.poll(), who) == [(0, "a", 0, 2, 3.0, 0.0, "")]
+    assert env.health() == {"E106 obs": 3}  # no flags at all are no oddity
 
 
 class Threads(steppe.BaseEnv):
@@ -409,6 +433,8 @@ def test_actions_that_nobody_awaits_or_that_fit_no_space_send_nothing():
         with pytest.raises(ValueError, match=text):
             base.send_actions(actions)
     base.send_actions({0: {0: 0}})
+    with pytest.raises(ValueError, match="agent 0 of env 0 awaits no action; 1 does"):
+        base.send_actions({0: {0: 0}})
     assert base.poll()[0] == {}
     base.send_actions({0: {1: 0}})
     assert base.poll()[0] == {0: {0: 0, 1: 0}}
@@ -620,7 +646,8 @@ class Crowd(MultiAgentEnv):
             if ended and agent != self.live[0]:
                 flags[ended][agent] = True
                 self.live.remove(agent)
-        return obs, rewards, {**flags["T"], "__all__": over}, {**flags["t"], "__all__": False}, {}
+        lost, cut = (over and len(script) % 2 == 0), (over and len(script) % 2 == 1)
+        return obs, rewards, {**flags["T"], "__all__": lost}, {**flags["t"], "__all__": cut}, {}
 
 
 cell = st.tuples(st.sampled_from([0.0, 0.5, -2.0]), st.booleans(), st.sampled_from(["", "", "T", "t"]))
@@ -655,6 +682,16 @@ def test_both_ways_composed_change_nothing(scripts):
     expected = trace(adapter(), 15)
     assert trace(through, 15) == expected
     assert trace(twice, 15) == expected
+
+
+def test_observations_of_a_view_are_the_callers_own():
+    pair = GymEnv([Walk()], seeds=[1], observation_space=Box(-9, 9, (2,), np.float32)).spaces
+    script = [[Row(0, obs=[1.0, 2.0])], [Row(0, t=1, obs=[3.0, 4.0])]]
+    base = RowsView(ScriptedEnv(script, pairs=pair))
+    first = base.poll()[0]
+    base.send_actions({0: {"agent0": 1}})
+    assert base.poll()[0][0]["agent0"].tolist() == [3.0, 4.0]
+    assert first[0]["agent0"].tolist() == [1.0, 2.0]
 
 
 def test_decided_rows_go_both_ways():

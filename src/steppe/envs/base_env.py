@@ -272,7 +272,7 @@ class BaseEnvRows:
         self._rows.send_actions(slots, actions)
         if len(slots):
             _, space = self._who[int(slots[0])]
-            values = spaces.rows(self.spaces[space].action, spaces.map_leaves(np.array, actions))
+            values = spaces.rows(self.spaces[space].action, actions)
             for slot, value in zip(slots.tolist(), values, strict=True):
                 info, _ = self._who[slot]
                 self._sent.setdefault(info.env, {})[info.agent] = value

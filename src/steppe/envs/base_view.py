@@ -71,7 +71,7 @@ class RowsView(BaseEnv):
         self._awaits: dict[int, dict[Any, int]] = {i: {} for i in range(env.num_envs)}
         self._ended: dict[int, int] = {}  # the episode that ended, until it is reset
         self._held: dict[int, list[_Seen]] = {}
-        self._met = set(env.agents)
+        self._met = set[Any]()
 
     @property
     def observation_space(self) -> Any:
@@ -90,7 +90,7 @@ class RowsView(BaseEnv):
 
     def get_agent_ids(self) -> set[Any]:
         """Everyone who is known beforehand or has appeared."""
-        return set(self._met)
+        return {*self._env.agents, *self._met}
 
     def poll(self) -> tuple[ByEnv, ByEnv, ByEnv, ByEnv, ByEnv, ByEnv]:
         """What became ready: observations, rewards, flags (two items), infos, off-policy actions.
@@ -131,10 +131,10 @@ class RowsView(BaseEnv):
         for info in step.opened:
             self._who[info.slot], self._space[info.slot] = info, step.space
             self._met.add(info.agent)
-        values = spaces.rows(pair.observation, spaces.map_leaves(np.array, step.obs))
+        values = spaces.rows(pair.observation, step.obs)
         taken: list[list[Any]] = [[] for _ in values]
         if step.decided is not None and step.decision is not None:
-            actions = spaces.rows(pair.action, spaces.map_leaves(np.array, step.decision.action))
+            actions = spaces.rows(pair.action, step.decision.action)
             for row, action in zip(np.flatnonzero(step.decided).tolist(), actions, strict=True):
                 taken[row] = [action]
         for row, slot in enumerate(step.slot.tolist()):
