@@ -209,6 +209,7 @@ def test_an_env_with_groups_goes_on_exactly():
         ({"g": ["a", "b"], "h": ["b"]}, {}, "agent 'b' is named twice, in groups 'g' and 'h'"),
         ({"g": ["a", "x"]}, {}, "group 'g' has agent 'x', which is none of 'a', 'b', 'c', 'd'"),
         ({"g": []}, {}, "group 'g' has no members"),
+        ({"d": ["a", "b"]}, {}, "group 'd' has the name of an agent that is not in it"),
         (
             {"g": ["a"]},
             {"obs_space": BOXES["a"]},

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, final
+from collections.abc import Sequence
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
 from steppe import spaces
-from steppe.types import IntArray, State, Tree
+from steppe.envs.replay import from_leaves
+from steppe.types import IntArray, SpacePair, State, Tree
+
+BySlot = dict[tuple[int, int], list[tuple[int, Any]]]
+"""Slots with their actions, by env and env step."""
 
 AGENT_LOG_LIMIT = 2_000_000
 """Actions that are remembered of envs of many agents."""
@@ -65,3 +70,16 @@ class AgentLog:
             rows = {"slots": slots[mine], "envs": envs[mine], "ts": ts[mine]}
             saved.append({"space": space, **rows, "actions": spaces.leaves(spaces.take(column, mine))})
         return saved
+
+    def load(self, saved: Sequence[State], pairs: Sequence[SpacePair], numbers: IntArray) -> BySlot:
+        """Remember what :meth:`save` gave; returns it as values that envs take."""
+        found: BySlot = {}
+        for part in saved:
+            spec = pairs[part["space"]].action
+            slots, envs, ts = (np.array(part[name]) for name in ("slots", "envs", "ts"))
+            column = from_leaves(spec, part["actions"])
+            self.add(Answers(part["space"], slots, envs, numbers[envs], ts, column), numbers)
+            whose = zip(envs.tolist(), ts.tolist(), slots.tolist(), spaces.rows(spec, column), strict=True)
+            for env, t, slot, action in whose:
+                found.setdefault((env, t), []).append((slot, action))
+        return found

@@ -9,7 +9,7 @@ from typing import Any, final
 import numpy as np
 
 from steppe import spaces
-from steppe.envs.agent_log import AGENT_LOG_LIMIT, AgentLog, Answers
+from steppe.envs.agent_log import AGENT_LOG_LIMIT, AgentLog, Answers, BySlot
 from steppe.envs.agent_rows import UNSEEN, Final, Rows, by_space
 from steppe.envs.agent_slots import Slots
 from steppe.envs.agent_spaces import AgentSpaces, PairFor
@@ -20,7 +20,6 @@ from steppe.envs.replay import (
     Generators,
     NotExact,
     NotPlain,
-    from_leaves,
 )
 from steppe.errors import CheckpointError, ConfigError
 from steppe.types import (
@@ -417,7 +416,7 @@ class MultiAgentRows:
         self.spaces, self._sharing = self._agent_spaces.pairs, state["sharing"]
         then = [Episode.load(i, saved) for i, saved in enumerate(state["episodes"])]
         self._numbers = np.array([episode.number for episode in then])
-        slots, answers = Slots(), self._logged(state["log"])
+        slots, answers = Slots(), self._log.load(state["log"], self.spaces, self._numbers)
         slots.load(state["slots"], self.spaces)
         why = [self._restore(one, slots, answers, state) for one in then]
         self._started, self.env_steps, self._guard.counts = True, state["env_steps"], dict(state["health"])
@@ -426,28 +425,11 @@ class MultiAgentRows:
         self._awaited = np.array([np.count_nonzero(slots.awaits[one.slots]) for one in then])
         return [self._renew(i, reason) for i, reason in enumerate(why) if reason]
 
-    def _logged(self, log: Sequence[State]) -> dict[tuple[int, int], list[tuple[int, Any]]]:
-        """Remember the answers of a state; slots with their actions by env and env step."""
-        found: dict[tuple[int, int], list[tuple[int, Any]]] = {}
-        for saved in log:
-            spec, envs = self.spaces[saved["space"]].action, np.array(saved["envs"])
-            slots, ts, column = (
-                np.array(saved["slots"]),
-                np.array(saved["ts"]),
-                from_leaves(spec, saved["actions"]),
-            )
-            sent = Answers(saved["space"], slots, envs, self._numbers[envs], ts, column)
-            self._log.add(sent, self._numbers)
-            whose = zip(envs.tolist(), ts.tolist(), slots.tolist(), spaces.rows(spec, column), strict=True)
-            for env, t, slot, action in whose:
-                found.setdefault((env, t), []).append((slot, action))
-        return found
-
     def _restore(
         self,
         then: Episode,
         slots: Slots,
-        answers: Mapping[tuple[int, int], Sequence[tuple[int, Any]]],
+        answers: BySlot,
         state: State,
     ) -> str:
         """Bring an env to where it was; the reason if it cannot be done."""
@@ -473,9 +455,7 @@ class MultiAgentRows:
             self._tenants = None
         return ""
 
-    def _replay(
-        self, then: Episode, result: Any, answers: Mapping[tuple[int, int], Sequence[tuple[int, Any]]]
-    ) -> None:
+    def _replay(self, then: Episode, result: Any, answers: BySlot) -> None:
         """Play an episode again from its beginning; the slots of other envs are put right afterwards."""
         episode = self._episodes[then.env] = Episode(then.env, then.number)
         rows = Rows()

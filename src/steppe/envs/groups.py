@@ -52,6 +52,8 @@ class AgentGroups(MultiAgentEnv):
                 if space is not None and (not isinstance(parts, tuple | list) or len(parts) != len(members)):
                     want = f"a Tuple space of the {len(members)} members' spaces"
                     raise ConfigError(f"{name} of group {group!r} is {want}, not {show(space)}")
+            if group in env.possible_agents and group not in members:
+                raise ConfigError(f"group {group!r} has the name of an agent that is not in it")
         self._given = (obs_space, act_space)
         alone = {a: s for a, s in (env.observation_spaces or {}).items() if a not in self._group_of}
         self.observation_spaces = {group: self.get_observation_space(group) for group in self.groups} | alone
