@@ -309,9 +309,9 @@ WRONG = {
     ),
     "three": (lambda o, r, *_: (o, r, {}), "E301", "five dicts by agent"),
     "stranger's reward": (
-        lambda o, r, *rest: (o, {**r, "gren": 1.0}, *rest),
+        lambda o, r, *rest: (o, {**r, "blu": 1.0}, *rest),
         "E404",
-        "rewards has agent 'gren', .* not in possible_agents; this episode has 'red', 'blue'",
+        r"rewards has agent 'blu', .* not in possible_agents; there are 'red', 'blue'; did you mean 'blue'\?",
     ),
     "stranger's flag": (
         lambda o, r, f, *rest: (o, r, {**f, "gren": False}, *rest),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -110,7 +111,7 @@ class Judge:
 
     def __init__(self, guard: Guard, envs: Sequence[MultiAgentEnv]) -> None:
         self._guard = guard
-        self._possible = [set(env.possible_agents) for env in envs]
+        self._possible = [dict.fromkeys(env.possible_agents) for env in envs]
 
     def called(self, episode: Episode, call: Callable[[], Any]) -> Any:
         """What a call of an env returns. What it raises gets a note; an EnvError gets its place."""
@@ -185,14 +186,17 @@ class Judge:
         return {agent: flag for agent, flag in told if agent not in episode.ended}
 
     def _check_known(self, episode: Episode, agents: Sequence[AgentID], name: str) -> None:
-        strange = {*agents} - episode.known - episode.ended.keys() - self._possible[episode.env]
+        strange = {*agents} - episode.known - episode.ended.keys() - self._possible[episode.env].keys()
         if strange:
             agent = next(agent for agent in agents if agent in strange)
-            names = list(map(repr, [*episode.live, *episode.ended]))
+            others = [*episode.live, *episode.ended, *self._possible[episode.env]]
+            names = list(dict.fromkeys(map(repr, others)))
+            near = difflib.get_close_matches(repr(agent), names, n=1)
+            meant = f"; did you mean {near[0]}?" if near else ""
             more = f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
             message = (
                 f"{name} has agent {agent!r}, which has had no observation and is not in possible_agents; "
-                f"this episode has {', '.join(names[:_MOST_SHOWN]) or 'nobody yet'}{more}"
+                f"there are {', '.join(names[:_MOST_SHOWN]) or 'none yet'}{more}{meant}"
             )
             raise self._guard.error("E404", message, episode.place(agent), name)
 
