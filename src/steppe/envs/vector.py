@@ -18,6 +18,7 @@ from steppe.envs.replay import NotPlain, from_leaves, plain
 from steppe.errors import CheckpointError, ConfigError, EnvError, SteppeError
 from steppe.spaces import BadLeaf
 from steppe.types import (
+    ALONE,
     SINGLE_AGENT,
     Array,
     BoolArray,
@@ -171,6 +172,7 @@ class VectorRows:
             spaces.spec_of(own_space if over is None else over, name=name, **limit)
             for own_space, over, name in zip(self._batch.space_pair(), given, names, strict=True)
         )
+        self.agents = ALONE
         self.spaces: tuple[SpacePair, ...] = (SpacePair(self._obs_spec, self._action_spec),)
         self._seeds, self._runner, self._max_steps = [int(seed) for seed in seeds], runner, max_episode_steps
         self._guard = Guard(self._batch.names, runner, self._seeds, on_out_of_space)
