@@ -1,0 +1,42 @@
+"""Several policies in one run learn what they are known to learn, with each of three seeds.
+
+The programs are the examples; ``make learn`` runs this.
+"""
+
+import pytest
+
+from examples import multi_agent_cartpole, rock_paper_scissors, two_configs
+
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("seed", [0, 1, 2])]
+
+
+def steps_until(config, reached, steps, count="timesteps_total"):
+    """Steps when an iteration first has ``reached``; None if none has within ``steps``."""
+    with config.copy(write_run=False).build() as algo:
+        while True:
+            result = algo.train()
+            if result[count] > steps:
+                return None
+            if reached(result):
+                return result[count]
+
+
+def test_two_agents_balance_two_poles(seed):
+    config = multi_agent_cartpole.config().copy(seed=seed)
+    assert steps_until(config, lambda r: r["episode_reward_mean"] >= 900, 400_000, "agent_timesteps_total")
+
+
+def test_two_configs_learn_side_by_side(seed):
+    def both(result):
+        return min(result["policy_reward_mean"].values(), default=0.0) >= 100
+
+    assert steps_until(two_configs.config().copy(seed=seed), both, 100_000)
+
+
+def test_rock_paper_scissors_is_won_over_200_episodes(seed):
+    config = rock_paper_scissors.config().copy(seed=seed, metrics_num_episodes_for_smoothing=200)
+
+    def won(result):  # where an iteration has more than 200 episodes, their mean stands for the last 200
+        return result["episodes_total"] >= 200 and result["policy_reward_mean"]["learned"] * 200 > 1000
+
+    assert steps_until(config, won, 100_000)
