@@ -55,6 +55,12 @@ TINY = {
     },
     "docs/env-contract.md": {"seed=0)": f"seed=0, {SMALL})"},
     "docs/pettingzoo.md": {"seed=0)": f"seed=0, {SMALL})", "seed=0,\n": f"seed=0, {SMALL},\n"},
+    "docs/environments.md": {
+        '"corridor_length": 5}, seed=0)': f'"corridor_length": 5}}, seed=0, {SMALL})',
+        "_fn=policy_of, seed=0)": f"_fn=policy_of, seed=0, {SMALL})",
+        "seed=0,\n)": f"seed=0, {SMALL},\n)",
+        '"rounds": 5}, seed=0)': f'"rounds": 5}}, seed=0, {SMALL})',
+    },
     "docs/scaffold.md": {
         '{"size": 8}, seed=0)': f'{{"size": 8}}, seed=0, {SMALL})',
         "--total-steps 20k": f"--total-steps 128 {SMALL_FLAGS}",
