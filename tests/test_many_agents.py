@@ -84,7 +84,8 @@ def crowd(**changes):
         "boss": (None, spaces.Discrete(30), spaces.Discrete(2), {}),
         "worker": (None, spaces.Box(-1, 1, (2,), np.float32), spaces.Box(-1, 1, (1,), np.float32), {}),
     }
-    return steppe.PPOConfig(env=Crowd, policies=specs, policy_mapping_fn=kind, **{**TINY, **changes})
+    own = {"env": Crowd, "policies": specs, "policy_mapping_fn": kind}
+    return steppe.PPOConfig(**{**TINY, **own, **changes})
 
 
 def poles(**changes):
@@ -171,7 +172,52 @@ def test_a_policy_of_many_agents_is_loaded_by_its_name(tmp_path):
     np.testing.assert_allclose(policy.act(np.zeros(2, np.float32)), expected, atol=1e-5)
 
 
+class Unsaid(Crowd):
+    """Says nothing about its spaces, as old envs of many agents did."""
+
+    def get_observation_space(self, agent):
+        return None
+
+    get_action_space = get_observation_space
+
+
+def test_spaces_that_only_policies_name():
+    asked = []
+
+    def mapping(agent_id, episode):
+        asked.append((agent_id, episode.id))
+        return kind(agent_id)
+
+    with crowd(env=Unsaid, policy_mapping_fn=mapping).build() as algo:
+        result, evaluation = algo.train(), algo.evaluate(num_episodes=2)
+    assert set(result["info"]) == {"boss", "worker"}
+    assert evaluation["episodes_this_iter"] == 2
+    assert len(asked) == len(set(asked))
+    assert any(id.startswith("e") for _, id in asked)
+
+
 def test_agents_without_spaces_ask_for_them():
-    config = steppe.PPOConfig(env=Crowd, policies={"boss", "worker"}, policy_mapping_fn=kind, **TINY)
-    with pytest.raises(steppe.ConfigError, match=r"policy '(boss|worker)': its spaces are not known"):
-        config.build()
+    for env in (Crowd, Unsaid):
+        config = steppe.PPOConfig(env=env, policies={"boss", "worker"}, policy_mapping_fn=kind, **TINY)
+        with pytest.raises((steppe.ConfigError, steppe.SpaceError), match=r"spaces? "), config.build() as algo:
+            algo.train()
+
+
+@pytest.mark.parametrize("duration", [2, 3])
+def test_shared_envs_with_hooks_and_silent_agents(duration, tmp_path):
+    class Watch(steppe.Callbacks):
+        def on_episode_end(self, *, episode):
+            episode.custom_metrics["length"] = episode.length
+
+    shared = {"evaluation_envs": "shared", "evaluation_interval": 1, "evaluation_duration": duration}
+    config = crowd(callbacks_class=Watch, **shared)
+    with config.build() as algo:
+        for _ in range(2):
+            assert algo.train()["evaluation"]["episodes_this_iter"] == duration
+        path = algo.save(tmp_path / "c")
+        algo.train()
+        expected = algo.get_state()
+    with steppe.load(path, env=Crowd, policy_mapping_fn=kind, callbacks_class=Watch) as algo:
+        algo.train()
+        for owner, state in algo.get_state().items():
+            assert checkpoint.diff(expected[owner], state) == []

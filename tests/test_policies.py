@@ -190,7 +190,7 @@ def test_random_mappings_are_reproducible_resume_exactly_and_leave_the_programs_
 )
 def test_a_mapping_gets_what_it_takes(fn, expected):
     class Runner:
-        worker_index = 1
+        worker_index, in_evaluation = 1, False
 
         def __repr__(self):
             return "7"

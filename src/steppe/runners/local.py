@@ -12,7 +12,7 @@ from steppe.config import AlgorithmConfig
 from steppe.envs import registry
 from steppe.envs.context import EnvContext
 from steppe.errors import ConfigError
-from steppe.runners.policies import PolicyMapping, spaces_of, specs_of
+from steppe.runners.policies import PolicyMapping, given_spaces, spaces_of, specs_of
 from steppe.sampling.callbacks import Callbacks, EpisodeHooks, Surroundings, hook_of
 from steppe.sampling.metrics import Sample
 from steppe.sampling.sampler import Sampler
@@ -55,6 +55,9 @@ class LocalRunner:
         self._config, self.worker_index, self._callbacks = config, worker_index, callbacks
         self.in_evaluation = seed_runner == EVALUATION_RUNNER
         self._place = worker_index if seed_runner is None else seed_runner
+        specs = specs_of(config)
+        self.mapping = PolicyMapping(config.policy_mapping_fn, specs, self)
+        given = given_spaces(specs)
         self.env: AsyncEnv = env or registry.build(
             config.env,
             config.env_config,
@@ -69,9 +72,8 @@ class LocalRunner:
             observation_space=config.observation_space,
             action_space=config.action_space,
             created=self._created,
+            pair_for=(lambda info: given[self.mapping.ahead(info)]) if len(given) == len(specs) else None,
         )
-        specs = specs_of(config)
-        self.mapping = PolicyMapping(config.policy_mapping_fn, specs, self)
         drawn = config.policy_mapping_fn is not None  # it may draw from the global generators
         self.chance = self._made_chance() if drawn else None
         try:

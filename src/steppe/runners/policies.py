@@ -22,15 +22,16 @@ class MappedEpisode:
     """The episode that a ``policy_mapping_fn`` is asked about.
 
     Attributes:
-        id: unique in the run.
+        id: unique in the run, as callbacks see it.
         episode_id: the same as a whole number, of either parity by chance.
         env_index: of its env in the runner.
         number: counts the episodes of that env.
         worker_index: of the runner.
     """
 
-    def __init__(self, worker_index: int, env_index: int, number: int) -> None:
-        self.id = f"{worker_index}-{env_index}-{number}"
+    def __init__(self, worker: Any, env_index: int, number: int) -> None:
+        worker_index = worker.worker_index
+        self.id = f"{'e' if worker.in_evaluation else ''}{worker_index}-{env_index}-{number}"
         self.episode_id = zlib.crc32(self.id.encode())
         self.worker_index, self.env_index, self.number = worker_index, env_index, number
 
@@ -83,7 +84,7 @@ class PolicyMapping:
         if self._function is None:
             answer: Any = self.ids[0] if len(self.ids) == 1 else info.agent
         else:
-            episode = MappedEpisode(self._worker.worker_index, info.env, info.episode)
+            episode = MappedEpisode(self._worker, info.env, info.episode)
             arguments = {"agent_id": info.agent, "episode": episode, "worker": self._worker}
             positions = list(arguments.values())[: self._positions]
             answer = self._function(*positions, **{name: arguments[name] for name in self._keywords})
@@ -102,12 +103,7 @@ def spaces_of(specs: Mapping[str, PolicySpec], env: AsyncEnv, mapping: PolicyMap
     Raises:
         ConfigError: agents of different spaces are mapped to one policy, or nothing says its spaces.
     """
-    given = {
-        id: (spec.observation_space, spec.action_space)
-        for id, spec in specs.items()
-        if spec.observation_space is not None and spec.action_space is not None
-    }
-    found = {id: SpacePair(*map(_spec, pair)) for id, pair in given.items()}
+    found = given_spaces(specs)
     if len(found) < len(specs) and len(env.spaces) == 1:
         found = dict.fromkeys(specs, env.spaces[0]) | found
     if len(found) == len(specs):
@@ -130,8 +126,13 @@ def spaces_of(specs: Mapping[str, PolicySpec], env: AsyncEnv, mapping: PolicyMap
     return {id: found[id] if id in found else env.spaces[first[id][1]] for id in specs}
 
 
-def _spec(space: Any) -> Any:
-    return spec_of(space)
+def given_spaces(specs: Mapping[str, PolicySpec]) -> dict[str, SpacePair]:
+    """The spaces of those policies whose specs name both."""
+    return {
+        id: SpacePair(spec_of(spec.observation_space), spec_of(spec.action_space))
+        for id, spec in specs.items()
+        if spec.observation_space is not None and spec.action_space is not None
+    }
 
 
 def _pair(pair: SpacePair) -> str:

@@ -460,8 +460,8 @@ class Sampler:
             mask = np.array([slot in known for slot in step.slot.tolist()], np.bool_)
             for policy, part in self._by_policy(select(step, np.flatnonzero(mask))):
                 ready.append(Ready(policy, part.slot, part.obs, part.t))
-            if not mask.all():
-                fresh = tuple(info for info in step.opened if info.slot not in known)
+            fresh = tuple(info for info in step.opened if info.slot not in known)
+            if fresh:
                 renewed.append(replace(select(step, np.flatnonzero(~mask)), opened=fresh))
         lost = {info.env for step in renewed for info in step.opened}
         for info in [info for info in self._live.values() if info.env in lost]:
@@ -481,7 +481,7 @@ class Sampler:
             self._live, self._episodes, self._pending = {}, {}, []
             if self.hooks is not None:  # nobody is told of what is under way
                 waiting = {slot: t for step in steps for slot, t in zip(step.slot, step.t, strict=True)}
-                infos = [info for step in steps for info in step.opened if waiting[info.slot] > 0]
+                infos = [info for step in steps for info in step.opened if waiting.get(info.slot, 1) > 0]
                 self.hooks.set_state([], infos, self.policy_of)
         if steps:  # else nobody has polled it yet
             self._pending, self._started = self._resume(steps), True
