@@ -199,7 +199,8 @@ def test_spaces_that_only_policies_name():
 def test_agents_without_spaces_ask_for_them():
     for env in (Crowd, Unsaid):
         config = steppe.PPOConfig(env=env, policies={"boss", "worker"}, policy_mapping_fn=kind, **TINY)
-        with pytest.raises((steppe.ConfigError, steppe.SpaceError), match=r"spaces? "), config.build() as algo:
+        wrong = pytest.raises((steppe.ConfigError, steppe.SpaceError), match=r"spaces? ")
+        with wrong, config.build() as algo:
             algo.train()
 
 
