@@ -7,7 +7,7 @@
 >>> while len(env.cells) == 20:  # all cars drive, all lights are green
 ...     obs, rewards, terminateds, truncateds, infos = env.step(dict.fromkeys(obs, 1))
 >>> rewards["car_1"], rewards["traffic_light_1"], terminateds
-(-1, -1, {'car_6': True, 'car_8': True, '__all__': False})
+(-1, -4, {'car_6': True, 'car_8': True, '__all__': False})
 """
 
 import random
@@ -46,12 +46,12 @@ class MultiAgentTrafficEnv(steppe.MultiAgentEnv):
         cells = {car: n - int(action_dict[car]) for car, n in self.cells.items()}
         over = [car for car, n in cells.items() if n == 0]  # over the line, even at red: they leave
         rewards = dict.fromkeys(cells, -1) | {
-            car: 3 if self.green[self.light_of[car]] else -20 for car in over
+            car: 3 if self.green[self.light_of[car]] else -5 for car in over
         }
-        rewards |= {light: -n for light, n in self.people.items()}
         self.cells = {car: n for car, n in cells.items() if n}
-        terminateds = dict.fromkeys(over, True) | {"__all__": not self.cells}
-        return self.observe(), rewards, terminateds, {"__all__": self.time == 100 and bool(self.cells)}, {}
+        terminateds, obs = dict.fromkeys(over, True) | {"__all__": not self.cells}, self.observe()
+        rewards |= {light: -int(obs[light].sum()) for light in self.lights}  # for cars and people alike
+        return obs, rewards, terminateds, {"__all__": self.time == 100 and bool(self.cells)}, {}
 
     def observe(self):
         coming = [self.light_of[car] for car in self.cells]

@@ -144,7 +144,7 @@ def crossing():
     return env
 
 
-@pytest.mark.parametrize(("light", "reward", "people"), [(1, 3, 1), (0, -20, 0)])
+@pytest.mark.parametrize(("light", "reward", "people"), [(1, 3, 1), (0, -5, 0)])
 def test_a_car_passes_at_green_and_pays_at_red(crossing, light, reward, people):
     crossing.step({"car_1": 1, "traffic_light_1": 0})
     obs, rewards, terminateds, truncateds, _ = crossing.step({"car_1": 1, "traffic_light_1": light})
@@ -157,7 +157,7 @@ def test_a_car_passes_at_green_and_pays_at_red(crossing, light, reward, people):
 def test_a_car_that_waits_stays_while_people_gather(crossing):
     for n in (1, 2, 3):
         obs, rewards, terminateds, _, _ = crossing.step({"car_1": 0, "traffic_light_1": 1})
-        assert rewards == {"car_1": -1, "traffic_light_1": -n}
+        assert rewards == {"car_1": -1, "traffic_light_1": -(1 + n)}
         assert obs["car_1"].tolist() == [2.0, 1.0]
         assert obs["traffic_light_1"].tolist() == [1.0, n]
     assert terminateds == {"__all__": False}
