@@ -61,7 +61,7 @@ $(BENCH_STAMP): requirements.lock pyproject.toml
 
 lock: setup  ## Resolve requirements.lock anew
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra box2d --extra pettingzoo --universal \
-		--python-version 3.11 --upgrade --no-header --no-annotate --no-emit-index-url --quiet -o requirements.lock
+		--python-version 3.11 --upgrade --no-header --no-annotate --quiet -o requirements.lock
 
 clean:  ## Remove what tools and runs left; the environments stay
 	rm -rf .jax_cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

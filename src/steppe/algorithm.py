@@ -27,7 +27,7 @@ from steppe.resuming import adopt_learner, check_spaces, read_run, saved_config
 from steppe.runners.evaluation import Evaluator
 from steppe.runners.local import LocalRunner
 from steppe.runners.policies import grown, made_policies, specs_of, trained_ids
-from steppe.sampling.callbacks import get_callbacks_state, hook_of, make_callbacks, set_callbacks_state
+from steppe.sampling import callbacks
 from steppe.sampling.metrics import EpisodeRecord, EpisodeWindow, Sample, summarize
 from steppe.seeding import fresh_seed, stream
 from steppe.types import DEFAULT_POLICY, Policy, State, Tree
@@ -78,14 +78,15 @@ class Algorithm:
         prepare_jax()
         self.config = config if config.seed is not None else config.copy(seed=fresh_seed())
         self._run_id = os.urandom(8).hex()
-        self._callbacks = make_callbacks(self.config.callbacks_class)
+        self._callbacks = callbacks.make_callbacks(self.config.callbacks_class)
+        self._hooks = {name: callbacks.hook_of(self._callbacks, name) for name in callbacks.HOOKS}
         self.runner = LocalRunner(self.config, callbacks=self._callbacks)
         try:
             learners, scripted = made_policies(self.config, self.runner.spaces)
             self._learner = IndependentLearner(learners, trained_ids(self.config, specs_of(self.config)))
             known = {**self._learner.policies, **scripted}
             self._policies: dict[str, Policy] = {id: known[id] for id in self.runner.spaces}
-            self._learner.on_batch = hook_of(self._callbacks, "on_learn_on_batch")
+            self._learner.on_batch = self._hooks["on_learn_on_batch"]
             self.runner.start(
                 self._policies,
                 trained=self._learner.trained,
@@ -114,8 +115,7 @@ class Algorithm:
 
     def _call(self, name: str, **arguments: Any) -> None:
         """Call a hook of the whole run."""
-        hook = hook_of(self._callbacks, name)
-        if hook is not None:
+        if (hook := self._hooks[name]) is not None:
             hook(algorithm=self, **arguments)
 
     @property
@@ -409,7 +409,7 @@ class Algorithm:
                 "best_evaluation": self._best_evaluation,
             },
             "actions": {"rng": self._noise.bit_generator.state},
-            "callbacks": get_callbacks_state(self._callbacks),
+            "callbacks": callbacks.get_callbacks_state(self._callbacks),
             "learner": self._learner.get_state(),
             "runner": self.runner.get_state(),
         }
@@ -460,7 +460,8 @@ class Algorithm:
         check_spaces(owners, self._policies)
         before = self._learner.get_state()
         adopt_learner(self._learner, owners["learner"], meta, self.config)
-        set_callbacks_state(self._callbacks, owners["callbacks"])  # first: they may shape envs to be replayed
+        # First: they may shape envs that are replayed.
+        callbacks.set_callbacks_state(self._callbacks, owners["callbacks"])
         try:
             notes = self._adopt_envs(owners, meta) if resume else []
         except BaseException:

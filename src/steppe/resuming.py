@@ -14,7 +14,7 @@ from steppe.envs import registry
 from steppe.errors import CheckpointError, SpaceError
 from steppe.learning.learner import Learner
 from steppe.loading import POLICIES, checkpoint_at, read_checkpoint
-from steppe.spaces import describe, misfits
+from steppe.spaces import described, misfits
 from steppe.types import Policy, State
 
 logger = logging.getLogger("steppe")
@@ -92,7 +92,7 @@ def check_spaces(owners: Mapping[str, State], policies: Mapping[str, Policy]) ->
     """
     saved = owners.get(POLICIES, {})  # older checkpoints lack them
     for id in saved.keys() & policies.keys():
-        here = {name: describe(getattr(policies[id], name)) for name in ("observation", "action")}
+        here = described(policies[id].observation, policies[id].action)
         try:
             wrong, odd = misfits(saved[id]["network"], here)
         except (SpaceError, LookupError, TypeError, AttributeError) as error:

@@ -14,14 +14,24 @@ from steppe.envs.agent_rows import UNSEEN, Final, Rows, by_space
 from steppe.envs.agent_slots import Slots
 from steppe.envs.agent_spaces import AgentSpaces, PairFor
 from steppe.envs.agent_steps import ByAgent, Episode, Judge, as_before
-from steppe.envs.guards import Guard, OutOfSpace, Place, copied_step, own, share_memory
+from steppe.envs.guards import (
+    Guard,
+    OutOfSpace,
+    Place,
+    check_alive,
+    check_answers,
+    check_copies,
+    copied_step,
+    own,
+    share_memory,
+)
 from steppe.envs.multi_agent import LATER, MultiAgentEnv, seeded_reset
 from steppe.envs.replay import (
     Generators,
     NotExact,
     NotPlain,
 )
-from steppe.errors import CheckpointError, ConfigError
+from steppe.errors import CheckpointError
 from steppe.types import (
     AgentID,
     EpisodeEnd,
@@ -78,10 +88,7 @@ class MultiAgentRows:
         ready: Callable[[], Container[int]] | None = None,
     ) -> None:
         n = len(envs)
-        if n == 0 or len(seeds) != n:
-            raise ValueError(f"{n} envs and {len(seeds)} seeds: give at least one env, and one seed for each")
-        if max_episode_steps is not None and max_episode_steps < 1:
-            raise ConfigError(f"max_episode_steps is at least 1, not {max_episode_steps}")
+        check_copies(n, len(seeds), max_episode_steps)
         self.num_envs, self._envs, self._seeds = n, list(envs), [int(seed) for seed in seeds]
         given = (observation_space, action_space)
         self._agent_spaces = AgentSpaces(self._envs, given, max_sequence_length, pair_for)
@@ -124,9 +131,7 @@ class MultiAgentRows:
             raise
 
     def _check_alive(self) -> None:
-        if self._closed or self._failure is not None:
-            what = "was closed" if self._closed else "failed before"
-            raise RuntimeError(f"this env {what}: build it anew, or restore a state") from self._failure
+        check_alive(self._closed, self._failure)
 
     def _first(self) -> Sequence[TimeStep]:
         rows, raw = Rows(), list[Any]()
@@ -325,12 +330,7 @@ class MultiAgentRows:
         awaits = self._slots.awaits
         known = (slots >= 0) & (slots < len(awaits))
         wrong = ~known | ~awaits[np.where(known, slots, 0)]
-        if np.count_nonzero(wrong) or len(np.unique(slots)) < len(slots):
-            culprit = slots[wrong][0] if wrong.any() else next(s for s in slots if (slots == s).sum() > 1)
-            raise ValueError(
-                f"slot {culprit} awaits no action (it has ended, or was answered since the last poll); "
-                "answer each row that is neither terminated nor truncated once"
-            )
+        check_answers(slots, wrong)
 
     def pending(self) -> Sequence[TimeStep]:
         """The rows that await an action; ``opened`` has their slots and those of silent agents."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from steppe import spaces
 from steppe.errors import CODES, ConfigError, EnvError, SpaceError
 from steppe.spaces import Spec
-from steppe.types import AgentID, BoolArray, Tree
+from steppe.types import AgentID, BoolArray, IntArray, Tree
 
 logger = logging.getLogger("steppe.envs")
 
@@ -262,3 +262,33 @@ def copied_step(step: Callable[[Any], Any], action: Any) -> Any:
     """A step whose observation is the caller's own at once."""
     result = step(action)
     return (own(result[0]), *result[1:]) if isinstance(result, (tuple, list)) and result else result
+
+
+def check_copies(envs: int, seeds: int, limit: int | None) -> None:
+    """What every adapter is made of: one env at least, a seed for each, and a limit that lets them step.
+
+    Raises:
+        ValueError: the numbers of envs and seeds do not fit.
+        ConfigError: the limit does not.
+    """
+    if envs < 1 or seeds != envs:
+        raise ValueError(f"{envs} envs and {seeds} seeds: give at least one env, and one seed for each")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"max_episode_steps is at least 1, not {limit}")
+
+
+def check_alive(closed: bool, failure: BaseException | None) -> None:
+    """Raise RuntimeError if an adapter's envs were closed, or failed."""
+    if closed or failure is not None:
+        what = "was closed" if closed else "failed before"
+        raise RuntimeError(f"this env {what}: build it anew, or restore a state") from failure
+
+
+def check_answers(slots: IntArray, wrong: BoolArray) -> None:
+    """Raise ValueError if a slot is ``wrong``, for it awaits no action, or is answered twice at once."""
+    if np.count_nonzero(wrong) or len(np.unique(slots)) < len(slots):
+        culprit = slots[wrong][0] if wrong.any() else next(s for s in slots if (slots == s).sum() > 1)
+        raise ValueError(
+            f"slot {culprit} awaits no action (it has ended, or was answered since the last poll); "
+            "answer each row that is neither terminated nor truncated once"
+        )

@@ -17,6 +17,9 @@ from steppe.envs.guards import (
     OutOfSpace,
     Place,
     Where,
+    check_alive,
+    check_answers,
+    check_copies,
     copied_step,
     own,
     share_memory,
@@ -24,7 +27,7 @@ from steppe.envs.guards import (
     show,
 )
 from steppe.envs.replay import EpisodeMemory, NotExact, NotPlain, first_obs, from_leaves, same_columns
-from steppe.errors import CheckpointError, ConfigError
+from steppe.errors import CheckpointError
 from steppe.spaces import DiscreteSpec
 from steppe.types import (
     ALONE,
@@ -84,10 +87,7 @@ class GymEnv:
         modern_step: ModernStep | None = None,
     ) -> None:
         n = len(envs)
-        if n == 0 or len(seeds) != n:
-            raise ValueError(f"{n} envs and {len(seeds)} seeds: give at least one env, and one seed for each")
-        if max_episode_steps is not None and max_episode_steps < 1:
-            raise ConfigError(f"max_episode_steps is at least 1, not {max_episode_steps}")
+        check_copies(n, len(seeds), max_episode_steps)
         self.num_envs, self.agents = n, ALONE
         self._obs_spec = shared_spec(envs, "observation", observation_space, max_sequence_length)
         self._action_spec = shared_spec(envs, "action", action_space, max_sequence_length)
@@ -179,9 +179,7 @@ class GymEnv:
             raise
 
     def _check_alive(self) -> None:
-        if self._closed or self._failure is not None:
-            what = "was closed" if self._closed else "failed before"
-            raise RuntimeError(f"this env {what}: build it anew, or restore a state") from self._failure
+        check_alive(self._closed, self._failure)
 
     def send_actions(self, slots: IntArray, actions: Tree) -> None:
         """Answer ``slots`` with a column of actions; the column is copied.
@@ -465,12 +463,7 @@ class GymEnv:
         envs = np.asarray(slots % self.num_envs, dtype=np.int64)
         taken = [self._all if sent is None else sent for sent, _ in self._sent]
         wrong = (self._slot[envs] != slots) | np.isin(envs, np.concatenate([self._all[:0], *taken]))
-        if wrong.any() or len(set(envs.tolist())) < len(envs):
-            culprit = slots[wrong][0] if wrong.any() else next(s for s in slots if (slots == s).sum() > 1)
-            raise ValueError(
-                f"slot {culprit} awaits no action (it has ended, or was answered since the last poll); "
-                "answer each row that is neither terminated nor truncated once"
-            )
+        check_answers(slots, wrong)
         return envs
 
 

@@ -21,8 +21,40 @@ _Results = tuple[
 ]
 
 
+class _Wrapped(MultiAgentEnv):
+    """What both kinds have in common: spaces by agent, drawing, closing, and a seed for every episode."""
+
+    def __init__(self, env: Any) -> None:
+        super().__init__()
+        self.env, self.possible_agents = env, list(getattr(env, "possible_agents", ()))
+        self.observation_spaces = {agent: env.observation_space(agent) for agent in self.possible_agents}
+        self.action_spaces = {agent: env.action_space(agent) for agent in self.possible_agents}
+        self.render_mode, self.metadata = getattr(env, "render_mode", None), getattr(env, "metadata", {})
+        self._seeds: np.random.Generator | None = None
+
+    def get_observation_space(self, agent: AgentID) -> Any:
+        """What ``agent`` observes; PettingZoo knows it of agents that it did not announce, too."""
+        return self.env.observation_space(agent)
+
+    def get_action_space(self, agent: AgentID) -> Any:
+        """What ``agent`` does."""
+        return self.env.action_space(agent)
+
+    def render(self) -> Any:
+        """What PettingZoo's ``render`` returns."""
+        return self.env.render()
+
+    def close(self) -> None:
+        """Close the env."""
+        self.env.close()
+
+    def state(self) -> Any:
+        """The global state, where the env has one."""
+        return self.env.state()
+
+
 @final
-class PettingZooEnv(MultiAgentEnv):
+class PettingZooEnv(_Wrapped):
     """A PettingZoo AEC env: its agents move by turns.
 
     A step takes the action of the agent whose turn it is, and returns the observation of the agent whose turn
@@ -46,20 +78,7 @@ class PettingZooEnv(MultiAgentEnv):
 
     def __init__(self, env: Any) -> None:
         _check_kind(env, AECEnv, "PettingZooEnv", "an AEC env, such as tictactoe_v3.env()")
-        super().__init__()
-        self.env, self.possible_agents = env, list(getattr(env, "possible_agents", ()))
-        self.observation_spaces = {agent: env.observation_space(agent) for agent in self.possible_agents}
-        self.action_spaces = {agent: env.action_space(agent) for agent in self.possible_agents}
-        self.render_mode, self.metadata = getattr(env, "render_mode", None), getattr(env, "metadata", {})
-        self._seeds: np.random.Generator | None = None
-
-    def get_observation_space(self, agent: AgentID) -> Any:
-        """What ``agent`` observes; PettingZoo knows it of agents that it did not announce, too."""
-        return self.env.observation_space(agent)
-
-    def get_action_space(self, agent: AgentID) -> Any:
-        """What ``agent`` does."""
-        return self.env.action_space(agent)
+        super().__init__(env)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Begin an episode: the observation and the info of the agent that moves first."""
@@ -105,21 +124,9 @@ class PettingZooEnv(MultiAgentEnv):
                 truncateds[agent] = not terminateds[agent]
         return _with_all(results, over=not env.agents)
 
-    def render(self) -> Any:
-        """What PettingZoo's ``render`` returns."""
-        return self.env.render()
-
-    def close(self) -> None:
-        """Close the env."""
-        self.env.close()
-
-    def state(self) -> Any:
-        """The global state, where the env has one."""
-        return self.env.state()
-
 
 @final
-class ParallelPettingZooEnv(MultiAgentEnv):
+class ParallelPettingZooEnv(_Wrapped):
     """A PettingZoo parallel env: its agents move together. Every episode gets a seed, as the first one did.
 
     Args:
@@ -135,21 +142,8 @@ class ParallelPettingZooEnv(MultiAgentEnv):
     def __init__(self, env: Any) -> None:
         example = "a parallel env, such as pistonball_v6.parallel_env()"
         _check_kind(env, ParallelEnv, "ParallelPettingZooEnv", example)
-        super().__init__()
-        self.env, self.possible_agents = env, list(getattr(env, "possible_agents", ()))
-        self.observation_spaces = {agent: env.observation_space(agent) for agent in self.possible_agents}
-        self.action_spaces = {agent: env.action_space(agent) for agent in self.possible_agents}
-        self.render_mode, self.metadata = getattr(env, "render_mode", None), getattr(env, "metadata", {})
-        self._seeds: np.random.Generator | None = None
+        super().__init__(env)
         self._live: list[AgentID] = []
-
-    def get_observation_space(self, agent: AgentID) -> Any:
-        """What ``agent`` observes; PettingZoo knows it of agents that it did not announce, too."""
-        return self.env.observation_space(agent)
-
-    def get_action_space(self, agent: AgentID) -> Any:
-        """What ``agent`` does."""
-        return self.env.action_space(agent)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Begin an episode: observations and infos of the agents."""
@@ -173,18 +167,6 @@ class ParallelPettingZooEnv(MultiAgentEnv):
         # Some envs go on describing those that ended before.
         shown = {agent: one for agent, one in obs.items() if agent in known}
         return _with_all((shown, rewards, terminateds, truncateds, infos), over=not self._live)
-
-    def render(self) -> Any:
-        """What PettingZoo's ``render`` returns."""
-        return self.env.render()
-
-    def close(self) -> None:
-        """Close the env."""
-        self.env.close()
-
-    def state(self) -> Any:
-        """The global state, where the env has one."""
-        return self.env.state()
 
 
 def _check_kind(env: Any, kind: type, name: str, wanted: str) -> None:

@@ -13,7 +13,15 @@ from steppe import spaces
 from steppe.envs import batch_values
 from steppe.envs.batch import Batch, GymnasiumBatch, OwnBatch, Stepped, own_state
 from steppe.envs.batch_values import BadResult, Infos
-from steppe.envs.guards import Guard, OutOfSpace, Place, Where
+from steppe.envs.guards import (
+    Guard,
+    OutOfSpace,
+    Place,
+    Where,
+    check_alive,
+    check_answers,
+    check_copies,
+)
 from steppe.envs.replay import NotPlain, from_leaves, plain
 from steppe.errors import CheckpointError, ConfigError, EnvError, SteppeError
 from steppe.spaces import BadLeaf
@@ -162,8 +170,7 @@ class VectorRows:
         self._batch: Batch = OwnBatch(env, lambda: self._obs_spec) if own else GymnasiumBatch(env)
         self.num_envs = n = self._batch.num_envs
         kind = self._kind = type(getattr(env, "unwrapped", env)).__name__
-        if n < 1 or len(seeds) != n:
-            raise ValueError(f"{n} envs and {len(seeds)} seeds: give at least one env, and one seed for each")
+        check_copies(n, len(seeds), max_episode_steps)
         if max_episode_steps is not None:
             self._check_limit(max_episode_steps)
         given, limit = (observation_space, action_space), {"max_sequence_length": max_sequence_length}
@@ -192,8 +199,6 @@ class VectorRows:
         self._set_live(np.ones(n, np.bool_))
 
     def _check_limit(self, limit: int) -> None:
-        if limit < 1:
-            raise ConfigError(f"max_episode_steps is at least 1, not {limit}")
         if not self._batch.can_reset:
             raise ConfigError(
                 f"max_episode_steps={limit}: {self._kind} cannot be asked to reset one of its envs; give the "
@@ -227,9 +232,7 @@ class VectorRows:
             raise
 
     def _check_alive(self) -> None:
-        if self._closed or self._failure is not None:
-            what = "was closed" if self._closed else "failed before"
-            raise RuntimeError(f"this env {what}: build it anew, or restore a state") from self._failure
+        check_alive(self._closed, self._failure)
 
     def send_actions(self, slots: IntArray, actions: Tree) -> None:
         """Answer ``slots`` with a column of actions; the column is copied.
@@ -253,12 +256,7 @@ class VectorRows:
     def _envs_of(self, slots: IntArray) -> IntArray:
         envs = np.asarray(slots % self.num_envs, dtype=np.int64)
         wrong = (self._slot[envs] != slots) | ~self._awaits[envs]
-        if wrong.any() or len(set(envs.tolist())) < len(envs):
-            culprit = slots[wrong][0] if wrong.any() else next(s for s in slots if (slots == s).sum() > 1)
-            raise ValueError(
-                f"slot {culprit} awaits no action (it has ended, or was answered since the last poll); "
-                "answer each row that is neither terminated nor truncated once"
-            )
+        check_answers(slots, wrong)
         return envs
 
     def pending(self) -> Sequence[TimeStep]:

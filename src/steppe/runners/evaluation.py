@@ -13,7 +13,7 @@ from steppe.runners.local import LocalRunner
 from steppe.sampling.callbacks import Callbacks, get_callbacks_state, make_callbacks, set_callbacks_state
 from steppe.sampling.metrics import Sample
 from steppe.seeding import EVALUATION_RUNNER
-from steppe.spaces import describe, misfits
+from steppe.spaces import described, misfits
 from steppe.types import Policy, State, Weights
 
 
@@ -65,11 +65,8 @@ class Evaluator:
         own = [f"evaluation_config.{name}" for name in ("env", "env_config") if name in changes]
         where = " and ".join(own) or "evaluation"
         for id, pair in self.runner.spaces.items():
-            trained, given = (
-                {"observation": describe(spaces.observation), "action": describe(spaces.action)}
-                for spaces in (policies[id], pair)
-            )
-            wrong, odd = misfits(trained, given)
+            trained = described(policies[id].observation, policies[id].action)
+            wrong, odd = misfits(trained, described(*pair))
             if wrong:
                 self.close()
                 raise ConfigError(

@@ -16,7 +16,7 @@ from steppe.sampling.callbacks import EpisodeHooks
 from steppe.sampling.lanes import AGENT, ENV, EPISODE, Lanes, Ready, in_order, select
 from steppe.sampling.metrics import EpisodeRecord, Sample
 from steppe.seeding import SMALLEST_NOISE
-from steppe.spaces import describe, map_leaves, misfits, put, summary, take, tupled
+from steppe.spaces import described, map_leaves, misfits, put, summary, take, tupled
 from steppe.types import (
     AgentID,
     AsyncEnv,
@@ -292,9 +292,8 @@ class Sampler:
             ConfigError: the policy observes or chooses something else.
         """
         pair, actor = self.env.spaces[space], self._policies[policy]
-        here = {"observation": describe(pair.observation), "action": describe(pair.action)}
-        made_for = {"observation": describe(actor.observation), "action": describe(actor.action)}
-        if misfits(made_for, here)[0]:  # other bounds of observations may be
+        wrong, _ = misfits(described(actor.observation, actor.action), described(*pair))
+        if wrong:  # other bounds of observations may be
             raise ConfigError(
                 f"agent {info.agent!r} (env {info.env}, episode {info.episode}), which has "
                 f"{summary(pair.observation)} -> {summary(pair.action)}, is mapped to policy "

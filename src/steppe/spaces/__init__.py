@@ -36,7 +36,7 @@ from steppe.spaces.columns import (
     tupled,
     zeros,
 )
-from steppe.spaces.comparison import misfits
+from steppe.spaces.comparison import described, misfits
 from steppe.spaces.description import describe, from_description, summary
 from steppe.spaces.recognition import spec_of
 from steppe.spaces.spec import (
@@ -68,6 +68,7 @@ __all__ = [
     "collect",
     "contains",
     "describe",
+    "described",
     "from_description",
     "is_wide",
     "leaves",

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from steppe.spaces.description import from_description, summary
+from steppe.spaces.description import describe, from_description, summary
+from steppe.spaces.spec import Spec
 
 _WIDE = ("int64", "uint64")
+
+
+def described(observation: Spec, action: Spec) -> dict[str, Any]:
+    """A pair of spaces as :func:`misfits` takes it."""
+    return {"observation": describe(observation), "action": describe(action)}
 
 
 def misfits(trained: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, str]:
