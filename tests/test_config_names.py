@@ -384,7 +384,7 @@ def test_dicts_of_settings_are_no_keywords():
         "PPOConfig.from_dict({'model': {...}}) or PPOConfig().training(model={...})"
     )
     text = refusal(lambda: setattr(PPOConfig(), "multiagent", {}))
-    assert "write policies, policies_to_train, policy_mapping_fn, or give the dict to" in text
+    assert "write observation_fn, policies, policies_to_train, policy_mapping_fn, or give the dict to" in text
     assert text.endswith("PPOConfig().multi_agent(multiagent={...})")
     assert PPOConfig().training(model={"fcnet_hiddens": [3]}).fcnet_hiddens == [3]  # what they say works
     assert PPOConfig().multi_agent(multiagent={"policies": ["a"]}).policies.keys() == {"a"}

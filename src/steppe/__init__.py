@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from steppe.algorithm import Algorithm, Result, load
+    from steppe.algorithm import Algorithm, load
     from steppe.algorithms.ppo import PPOConfig
     from steppe.envs.base_env import BaseEnv
     from steppe.envs.base_view import to_base_env
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from steppe.envs.vector import VectorEnv
     from steppe.errors import CheckpointError, ConfigError, EnvError, SpaceError, SteppeError
     from steppe.loading import load_policy
+    from steppe.sampling.metrics import Result
     from steppe.types import Policy
 
 _HOME = {
@@ -34,7 +35,7 @@ _HOME = {
     "PettingZooEnv": "envs.pettingzoo",
     "Policy": "policies.scripted",
     "PolicySpec": "config",
-    "Result": "algorithm",
+    "Result": "sampling.metrics",
     "SpaceError": "errors",
     "SteppeError": "errors",
     "VectorEnv": "envs.vector",

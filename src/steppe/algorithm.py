@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter
@@ -28,7 +28,7 @@ from steppe.runners.evaluation import Evaluator
 from steppe.runners.local import LocalRunner
 from steppe.runners.policies import grown, made_policies, specs_of, trained_ids
 from steppe.sampling import callbacks
-from steppe.sampling.metrics import EpisodeRecord, EpisodeWindow, Sample, summarize
+from steppe.sampling.metrics import EpisodeRecord, EpisodeWindow, Result, Sample, summarize
 from steppe.seeding import fresh_seed, stream
 from steppe.types import DEFAULT_POLICY, Policy, State, Tree
 
@@ -36,32 +36,6 @@ if TYPE_CHECKING:
     from steppe.tracking.run import Run, Status
 
 logger = logging.getLogger("steppe")
-
-
-@final
-class Result(Mapping[str, Any]):
-    """What one iteration did: a read-only mapping; ``result["episode_reward_mean"]``."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = dict(values)
-
-    def __getitem__(self, key: str) -> Any:
-        return self._values[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __repr__(self) -> str:
-        return f"Result({self._values!r})"
-
-    def __str__(self) -> str:
-        """Key by key, sorted and indented, as a reader wants it."""
-        from steppe.tracking.text import block
-
-        return block(self._values)
 
 
 @final

@@ -11,7 +11,6 @@ import numpy as np
 
 from steppe import checkpoint
 from steppe.errors import CheckpointError, ConfigError, SpaceError
-from steppe.models.numpy_forward import Network
 from steppe.seeding import SMALLEST_NOISE
 from steppe.spaces import BadLeaf, collect, describe, rows
 from steppe.tracking.record import CHECKPOINTS, RECORD, checkpoint_of, linked
@@ -42,6 +41,8 @@ class LoadedPolicy:
     """
 
     def __init__(self, policy_id: str, description: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        from steppe.models.numpy_forward import Network  # training acts by other means
+
         self.policy_id, self.description, self.arrays = policy_id, dict(description), dict(arrays)
         for array in self.arrays.values():
             array.flags.writeable = False

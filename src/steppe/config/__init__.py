@@ -21,10 +21,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, final
 
 from steppe.config.checks import (
+    CALLABLE,
     FILTERS,
     FRAGMENT,
     FUNCTION,
     IDS,
+    PARTS,
     POLICIES,
     SPACE,
     listed_ids,
@@ -197,6 +199,14 @@ class AlgorithmConfig(ABC):
     """Convolutions of image observations, [[channels, kernel, stride], ...]; None chooses by image size."""
     free_log_std: bool = policy_field(True)
     """The deviation of continuous actions is a parameter of its own, not an output of the network."""
+    critic_only: list[str] = policy_field([])
+    """Leaves of a Dict observation that the critic sees and acting does not."""
+    share: dict[str, str] = policy_field({}, section="multi_agent", check=PARTS)
+    """Parts of the networks by the name that they are shared under: {"encoder": "trunk"}."""
+    postprocess_trajectory: Any = policy_field(None, section="multi_agent", check=CALLABLE)
+    """Function of (policy, batch, other_agent_batches, episode) that may change or add columns."""
+    extra_loss: Any = policy_field(None, check=CALLABLE)
+    """Function of (params, batch), in JAX, whose value is added to the loss of each minibatch."""
 
     evaluation_interval: int | None = run_field(0, section="evaluation", check=at_least(0))
     """Iterations between evaluations; 0 or None never evaluates."""
@@ -219,6 +229,10 @@ class AlgorithmConfig(ABC):
     """Function of an agent's id, its episode and the worker that names the agent's policy."""
     policies_to_train: Any = run_field(None, section="multi_agent", convert=listed_ids, check=IDS)
     """Ids of the policies that learn, or a function of an id that says whether; None is all."""
+    observation_fn: Any = run_field(None, section="multi_agent", check=CALLABLE)
+    """Function of agent_obs, worker, base_env, policies and episode that gives the agents' observations."""
+    add_agent_id: bool = run_field(False, section="multi_agent")
+    """Agents observe which of the env's possible_agents they are."""
 
     callbacks_class: Any = run_field(None, section="callbacks", convert=parsed_callbacks)
     """A Callbacks subclass, an object of one, "file.py:Class", or a list; also .callbacks(MyCallbacks)."""
@@ -518,7 +532,7 @@ class AlgorithmConfig(ABC):
         for data in ("env_config", "observation_space", "action_space"):
             del values[data]
         values["env_config"] = None if has_text_keys(self.env_config) else self.env_config
-        values["policies"] = [spec.policy_class for spec in (self.policies or {}).values()]
+        values["policies"] = [[spec.policy_class, spec.config] for spec in (self.policies or {}).values()]
         files = {
             name: isinstance(env, str) and ":" in env
             for name, env in (

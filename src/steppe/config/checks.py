@@ -97,6 +97,12 @@ def _binds(signature: inspect.Signature, positions: tuple[str, ...], names: tupl
 
 
 SPACE = Check("a Gymnasium space", lambda value: not isinstance(value, _NO_SPACE), whole=True)
+CALLABLE = Check("a function", callable, whole=True)
+PARTS = Check(
+    "a dict of encoder, pi, critic_encoder or vf: the name that the part is shared under",
+    lambda value: value.keys() <= {"encoder", "pi", "critic_encoder", "vf"},
+    whole=True,
+)
 FUNCTION = Check("a function of agent_id, episode and worker", callable, whole=True)
 IDS = Check("a list of ids of policies, or a function of an id", _are_ids, whole=True)
 POLICIES = Check("a set or list of ids, or a dict of id: None or PolicySpec", bool, whole=True)

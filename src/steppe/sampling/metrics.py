@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 
@@ -139,3 +139,42 @@ def _custom(episodes: Iterable[EpisodeRecord]) -> dict[str, float]:
 
 def _mean(values: list[Any]) -> float:
     return float(np.mean(values)) if values else float("nan")
+
+
+@final
+class Result(Mapping[str, Any]):
+    """What one iteration did: a read-only mapping; ``result["episode_reward_mean"]``."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = dict(values)
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"Result({self._values!r})"
+
+    def __str__(self) -> str:
+        """Key by key, sorted and indented, as a reader wants it."""
+        return block(self._values)
+
+
+def block(values: Mapping[str, Any], indent: str = "") -> str:
+    """One line a key, sorted; what is nested stands below its key, further in. Empty dicts are left out.
+
+    The form is that of RLlib's printed results.
+    """
+    lines = []
+    for key in sorted(values, key=str):
+        value = values[key]
+        if not isinstance(value, Mapping):
+            lines.append(f"{indent}{key}: {value}")
+        elif value:
+            lines.append(f"{indent}{key}:\n{block(value, indent + '  ')}")
+    return "\n".join(lines)

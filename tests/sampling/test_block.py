@@ -1,7 +1,6 @@
 """Results as people read them."""
 
-from steppe.algorithm import Result
-from steppe.tracking.text import block
+from steppe.sampling.metrics import Result, block
 
 
 def test_nested_keys_stand_below_and_sorted():
