@@ -213,6 +213,62 @@ def test_off_policy_actions_are_decided_rows_and_await_nothing():
     assert step.decided is None
 
 
+class Logged(steppe.BaseEnv):
+    """Agent "a" asks for actions; "b" has acted already, but for its first observation."""
+
+    num_envs, observation_space, action_space = 1, LINE, Discrete(2)
+
+    def __init__(self, env_config):
+        self.t, self.received = 0, env_config["received"]
+
+    def poll(self):
+        self.t += 1
+        told = {0: dict.fromkeys("ab", np.float32(self.t))}
+        return six(told, {0: {"a": 1.0, "b": 2.0}}, taken={0: {"b": 1}} if self.t > 1 else {})
+
+    def send_actions(self, action_dict):
+        self.received.append(sorted(action_dict[0]))
+
+
+class Zero(steppe.Policy):
+    def act(self, obs, state, rng):
+        return 0
+
+
+def logged(**settings):
+    class Kept(Logged):
+        def __init__(self):
+            super().__init__({"received": sent})
+
+    sent, sizes = [], {"train_batch_size": 4, "minibatch_size": 4, "num_epochs": 1, "fcnet_hiddens": [4]}
+    sizes |= {"num_envs_per_env_runner": 1, "seed": 0, "write_run": False}
+    return sent, steppe.PPOConfig(env=Kept, **sizes, **settings)
+
+
+def test_what_learns_on_policy_refuses_off_policy_actions():
+    _, config = logged()
+    with (
+        config.build() as algo,
+        pytest.raises(ConfigError, match=r"agent 'b' \(env 0, episode 0, step 1\).*PPO.*off_policy_actions"),
+    ):
+        algo.train()
+
+
+def test_off_policy_actions_of_agents_that_nobody_trains_are_no_matter():
+    policies = {"learns": steppe.PolicySpec(), "logs": steppe.PolicySpec(policy_class=Zero)}
+
+    def mapping(agent_id):
+        return {"a": "learns", "b": "logs"}[agent_id]
+
+    own = {"policies": policies, "policy_mapping_fn": mapping, "policies_to_train": ["learns"]}
+    sent, config = logged(**own)
+    with config.build() as algo:
+        result = algo.train()
+    assert result["info"].keys() == {"learns"}
+    assert np.isfinite(result["info"]["learns"]["total_loss"])
+    assert sent == [["a", "b"], ["a"], ["a"], ["a"]]
+
+
 def test_off_policy_actions_outside_the_space_are_refused():
     base = Told([six({0: {"a": 1.0}}, taken={0: {"a": "left"}})])
     with pytest.raises(EnvError, match="off_policy_actions"):

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steppe import checkpoint
+from steppe.errors import ConfigError
 from steppe.learning.minibatches import COLUMNS, FragmentQueue, shuffled, stitch
 from steppe.spaces import leaves
 from steppe.types import Rollout
@@ -152,6 +153,15 @@ def test_a_restarted_runner_continues_nothing():
     batch = stitch([FIRST, again])
     assert batch["obs"].tolist() == [[1, 4], [2, 5], [3, 6], [3, 6], [7, 8]]
     assert batch["truncated"].tolist() == [[False] * 2] * 2 + [[True] * 2] + [[False] * 2] * 2
+
+
+def test_actions_of_unknown_probability_are_refused_by_name():
+    fragment = replace(FIRST, logp=FIRST.logp.copy())
+    fragment.logp[2, 1] = np.nan
+    queue = FragmentQueue(1)
+    with pytest.raises(ConfigError, match=r"policy 'p': .* agent 'a' \(env 1, episode 0, step 2\).*PPO.*off-policy"):
+        queue.add(fragment)
+    assert not queue.full
 
 
 def take(queue):

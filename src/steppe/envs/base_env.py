@@ -47,8 +47,8 @@ class BaseEnv(ABC):
         Returns:
             Observations, rewards, terminated and truncated flags, infos, and off-policy actions. The flag
             ``"__all__"`` ends an episode; the first observations of one have no rewards. Who is named in the
-            off-policy actions has acted already: there is no action sent for its observation. The older five
-            items, with ``dones``, are understood.
+            off-policy actions has acted already: there is no action sent for its observation. What learns
+            on-policy (PPO) refuses them. The older five items, with ``dones``, are understood.
         """
 
     @abstractmethod
@@ -65,7 +65,7 @@ class BaseEnv(ABC):
         return None
 
     def try_restart(self, env_id: int | None = None) -> None:
-        """Repair an env before it begins anew where its episode was lost; by default there is no need."""
+        """Repair an env that failed, before it begins anew. Nothing calls it yet: a failure ends the run."""
         return None
 
     def seed(self, seeds: list[int]) -> None:

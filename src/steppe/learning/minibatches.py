@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from steppe.errors import ConfigError
 from steppe.spaces import map_leaves, tupled
 from steppe.types import Array, BoolArray, IntArray, Rollout, State, Tree
 
@@ -34,7 +35,22 @@ class FragmentQueue:
         self._closing = np.zeros((0, 7), np.int64)
 
     def add(self, rollout: Rollout) -> None:
-        """Take one fragment."""
+        """Take one fragment.
+
+        Raises:
+            ConfigError: how probable an action was is not known: it was chosen elsewhere.
+        """
+        unknown = np.isnan(rollout.logp)
+        if np.count_nonzero(unknown):
+            who, env, episode, t = (
+                int(c[unknown][0]) for c in (rollout.agent, rollout.env, rollout.episode, rollout.t)
+            )
+            raise ConfigError(
+                f"policy {rollout.policy!r}: the action of agent {rollout.agents[who]!r} (env {env}, episode "
+                f"{episode}, step {t}) was chosen elsewhere, with a probability that is not known. PPO, like "
+                "all that learn on-policy, needs actions of its own policy: leave off_policy_actions out, map "
+                "the agent to a policy that is not trained, or use an algorithm for off-policy data"
+            )
         if rollout.action is not None:
             self._fragments.append(rollout)
             self._steps += rollout.env_steps
