@@ -505,6 +505,18 @@ class AlgorithmConfig(ABC):
             "free_log_std": self.free_log_std,
         }
 
+    @property
+    def learning_settings(self) -> dict[str, Any]:
+        """Arguments of a :class:`~steppe.learning.on_policy.OnPolicyLearner`, whatever its method."""
+        return {
+            "train_batch_size": self.train_batch_size,
+            "grad_clip": self.grad_clip,
+            "extra_loss": self.extra_loss,
+            "share": self.share,
+            "actions": self.action_settings,
+            "model": self.model_settings,
+        }
+
     def validate(self) -> None:
         """Check what several fields say together; ``build`` calls it.
 

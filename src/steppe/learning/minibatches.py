@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from steppe.errors import ConfigError
 from steppe.spaces import map_leaves, tupled
-from steppe.types import Array, BoolArray, IntArray, Rollout, State, Tree
+from steppe.types import Array, BoolArray, IntArray, Rollout, State
 
 COLUMNS = ("obs", "action", "logp", "reward", "terminated", "truncated", "filled")
 """What an on-policy update reads."""
@@ -57,11 +58,6 @@ class FragmentQueue:
         else:  # nobody has acted yet, and the next fragment has these rows too
             self._idle += rollout.env_steps
 
-    @property
-    def full(self) -> bool:
-        """Whether :meth:`take` may be called."""
-        return max(self._steps, self._idle) >= self._goal
-
     def take(
         self, on_batch: Callable[[dict[str, Any]], None] | None = None
     ) -> tuple[dict[str, Any], BoolArray, BoolArray] | None:
@@ -76,7 +72,7 @@ class FragmentQueue:
             Columns of ``(rows, lanes, ...)``, padded with unfilled rows to a capacity that grows in few
             steps; ``acted (rows, lanes)``; ``continues (lanes,)``.
         """
-        self.answer = {} if self.full else None
+        self.answer = {} if max(self._steps, self._idle) >= self._goal else None
         if self.answer is None:
             return None
         self._steps = self._idle = 0
@@ -93,7 +89,8 @@ class FragmentQueue:
         if rows > self._rows:
             self._rows = _capacity(rows, by_runner[0])
         self._lanes = max(self._lanes, lanes)
-        batch = {name: _padded([part[name] for part in parts], self._rows, self._lanes) for name in COLUMNS}
+        pad = partial(_padded, self._rows, self._lanes)
+        batch = {name: map_leaves(pad, *[part[name] for part in parts]) for name in parts[0]}
         final = batch["terminated"] | batch["truncated"]
         acted = np.zeros_like(batch["filled"])
         acted[:-1] = batch["filled"][:-1] & batch["filled"][1:] & ~final[:-1]
@@ -141,10 +138,11 @@ def stitch(fragments: Sequence[Rollout]) -> dict[str, Any]:
     (its episode or its runner was lost), the closing row is truncated.
 
     Returns:
-        Columns of ``(rows, lanes, ...)`` named in :data:`COLUMNS`.
+        Columns of ``(rows, lanes, ...)``: those named in :data:`COLUMNS`, and what was added to them.
     """
+    columns = [{**{name: getattr(one, name) for name in COLUMNS}, **one.extra} for one in fragments]
     if len(fragments) == 1:
-        return {name: getattr(fragments[0], name) for name in COLUMNS}
+        return columns[0]
     lanes = max(fragment.filled.shape[1] for fragment in fragments)
     used = np.zeros(lanes, np.int64)
     places, lost, rewards = [], [], []
@@ -163,9 +161,9 @@ def stitch(fragments: Sequence[Rollout]) -> dict[str, Any]:
         places.append((row, lane, used[lane] + row))
         used[: keep.shape[1]] += keep.sum(axis=0)
     joined = {}
-    for name in COLUMNS:
-        columns = [getattr(fragment, name) for fragment in fragments]
-        joined[name] = map_leaves(lambda *leaves: _join(leaves, places, int(used.max()), lanes), *columns)
+    for name in columns[0]:
+        parts = [column[name] for column in columns]
+        joined[name] = map_leaves(lambda *leaves: _join(leaves, places, int(used.max()), lanes), *parts)
     for row, lane, reward in rewards:
         joined["reward"][row, lane] = reward
     for row, lane in lost:
@@ -202,16 +200,14 @@ def _join(leaves: Sequence[Array], places: Sequence[Any], rows: int, lanes: int)
     return out
 
 
-def _padded(columns: Sequence[Tree], rows: int, lanes: int) -> Tree:
-    def pad(*leaves: Array) -> Array:
-        out = np.zeros((rows, lanes, *leaves[0].shape[2:]), leaves[0].dtype)
-        start = 0
-        for leaf in leaves:
-            out[: leaf.shape[0], start : start + leaf.shape[1]] = leaf
-            start += leaf.shape[1]
-        return out
-
-    return map_leaves(pad, columns[0], *columns[1:])
+def _padded(rows: int, lanes: int, *leaves: Array) -> Array:
+    """Leaves ``(r, l, ...)`` side by side in one array ``(rows, lanes, ...)``."""
+    out = np.zeros((rows, lanes, *leaves[0].shape[2:]), leaves[0].dtype)
+    start = 0
+    for leaf in leaves:
+        out[: leaf.shape[0], start : start + leaf.shape[1]] = leaf
+        start += leaf.shape[1]
+    return out
 
 
 def _capacity(rows: int, fragments: Sequence[Rollout]) -> int:

@@ -80,6 +80,14 @@ def scaled_rewards(
     total, delta = count + n, own - mean
     mean = mean + delta * n / jnp.maximum(total, 1.0)
     m2 = m2 + n * variance + delta**2 * count * n / jnp.maximum(total, 1.0)
-    # At least 1 % of the mean: returns that hardly differ are no reason to blow their rewards up.
-    deviation = jnp.sqrt(m2 / jnp.maximum(total, 1.0) + 1e-4 * mean**2 + 1e-8)
-    return batch["reward"] / deviation, (total, mean, m2, carry)
+    stats = total, mean, m2, carry
+    return batch["reward"] / deviation(stats), stats
+
+
+def deviation(stats: Any) -> jax.Array:
+    """``()``, what :func:`scaled_rewards` divides by; 1 before any return was seen.
+
+    At least 1 % of the mean: returns that hardly differ are no reason to blow their rewards up.
+    """
+    count, mean, m2, _ = stats
+    return jnp.where(count > 0, jnp.sqrt(m2 / jnp.maximum(count, 1.0) + 1e-4 * mean**2 + 1e-8), 1.0)
