@@ -9,7 +9,7 @@ import numpy as np
 
 from steppe import spaces
 from steppe.spaces import BadLeaf, DictSpec, OneOfSpec, SequenceSpec, Spec, TupleSpec
-from steppe.spaces.columns import keyed
+from steppe.spaces.columns import keyed, map_parts
 from steppe.types import Array, BoolArray, IntArray, Tree
 
 _FINAL_KEYS = ("final_obs", "final_info")
@@ -37,10 +37,8 @@ def are_infos(value: Any, n: int) -> bool:
 def batched(spec: Spec, column: Tree) -> Any:
     """A column of actions as Gymnasium batches them; a fresh copy."""
     match spec:
-        case DictSpec():
-            return {key: batched(part, column[key]) for key, part in spec.items}
-        case TupleSpec():
-            return tuple(batched(part, values) for part, values in zip(spec.items, column, strict=True))
+        case DictSpec() | TupleSpec():
+            return map_parts(batched, spec, column)
         case SequenceSpec() | OneOfSpec():
             return tuple(spaces.rows(spec, column))
         case _:
@@ -49,16 +47,7 @@ def batched(spec: Spec, column: Tree) -> Any:
 
 def filler(spec: Spec, n: int) -> Tree:
     """A column of valid actions, for envs that do nothing with theirs."""
-    match spec:
-        case DictSpec():
-            return {key: filler(part, n) for key, part in spec.items}
-        case TupleSpec():
-            return tuple(filler(part, n) for part in spec.items)
-        case SequenceSpec() | OneOfSpec():
-            return spaces.zeros(spec, n)
-        case _:
-            column = spaces.zeros(spec, n)
-            return column if spec.limits is None else np.clip(column, *spec.limits).astype(spec.dtype)
+    return spaces.clip(spec, spaces.zeros(spec, n))
 
 
 def numpy_of(given: Any, name: str, code: str = "E102", row: int = 0) -> Any:
@@ -143,20 +132,22 @@ def _in_tuples(spec: Spec, value: Any) -> bool:
 def column_of(spec: Spec, given: Any, n: int) -> Tree | None:
     """A fresh column out of batched values if nothing at all is to be said about them, else None."""
     match spec:
-        case DictSpec():
-            if not isinstance(given, Mapping) or given.keys() != {key for key, _ in spec.items}:
+        case DictSpec() | TupleSpec():
+            if isinstance(given, list) or not _has_parts(spec, given):  # a list is over the envs
                 return None
-            named = {key: column_of(part, given[key], n) for key, part in spec.items}
-            return None if any(part is None for part in named.values()) else named
-        case TupleSpec():
-            if not isinstance(given, tuple) or len(given) != len(spec.items):
-                return None
-            parts = tuple(column_of(part, one, n) for part, one in zip(spec.items, given, strict=True))
-            return None if any(part is None for part in parts) else parts
+            parts = [column_of(part, given[key], n) for key, part in spec.parts]
+            return None if any(part is None for part in parts) else spec.formed(parts)
         case SequenceSpec() | OneOfSpec():
             return None
         case _:
             return _leaf_column(spec, given, n)
+
+
+def _has_parts(spec: DictSpec | TupleSpec, given: Any) -> bool:
+    """Whether a batch has the form of its space."""
+    if isinstance(spec, DictSpec):
+        return isinstance(given, Mapping) and given.keys() == {key for key, _ in spec.items}
+    return isinstance(given, (tuple, list)) and len(given) == len(spec.items)
 
 
 def _leaf_column(spec: spaces.spec.LeafSpec, given: Any, n: int) -> Array | None:
@@ -184,30 +175,16 @@ def values_of(spec: Spec, given: Any, n: int, *, listed: bool, root: str = "obs"
     """
     if listed and isinstance(given, (list, tuple)):
         return _counted(given, n, root)
-    match spec:
-        case DictSpec():
-            keys = [key for key, _ in spec.items]
-            if not isinstance(given, Mapping) or given.keys() != set(keys):
-                got = (
-                    f"keys {sorted(map(str, given))}" if isinstance(given, Mapping) else type(given).__name__
-                )
-                raise BadLeaf("E105", 0, root, f"a dict of batches with keys {keys}", got)
-            named = [
-                values_of(part, given[key], n, listed=listed, root=keyed(root, key))
-                for key, part in spec.items
-            ]
-            return [dict(zip(keys, values, strict=True)) for values in zip(*named, strict=True)]
-        case TupleSpec():
-            if not isinstance(given, (tuple, list)) or len(given) != len(spec.items):
-                got = kind_of(given)
-                raise BadLeaf("E105", 0, root, f"a tuple of {len(spec.items)} batches", got)
-            parts = [
-                values_of(part, one, n, listed=listed, root=f"{root}[{i}]")
-                for i, (part, one) in enumerate(zip(spec.items, given, strict=True))
-            ]
-            return list(zip(*parts, strict=True))
-        case _:
-            return _counted(given, n, root)
+    if not isinstance(spec, DictSpec | TupleSpec):
+        return _counted(given, n, root)
+    if not _has_parts(spec, given):
+        expected, got = f"a tuple of {len(spec.items)} batches", kind_of(given)
+        if isinstance(spec, DictSpec):
+            expected = f"a dict of batches with keys {[key for key, _ in spec.items]}"
+            got = f"keys {sorted(map(str, given))}" if isinstance(given, Mapping) else type(given).__name__
+        raise BadLeaf("E105", 0, root, expected, got)
+    parts = (values_of(part, given[key], n, listed=listed, root=keyed(root, key)) for key, part in spec.parts)
+    return list(map(spec.formed, zip(*parts, strict=True)))
 
 
 def _counted(given: Any, n: int, root: str) -> list[Any]:

@@ -19,70 +19,36 @@ OneOf            ``{"choice": (n,) int64, "values": tuple of columns}``, zeros w
 Spaces are recognised by class name and attributes, so that neither Gymnasium nor gym is imported here.
 """
 
-from steppe.spaces.collecting import BadLeaf, Conversions, collect, contains
-from steppe.spaces.columns import (
-    Outside,
-    clip,
-    is_wide,
-    leaves,
-    map_leaves,
-    narrowed,
-    outside,
-    paths,
-    put,
-    rows,
-    stack,
-    take,
-    tupled,
-    zeros,
-)
-from steppe.spaces.comparison import described, misfits
-from steppe.spaces.description import describe, from_description, summary
-from steppe.spaces.recognition import spec_of
-from steppe.spaces.spec import (
-    BoxSpec,
-    DictSpec,
-    DiscreteSpec,
-    MultiBinarySpec,
-    MultiDiscreteSpec,
-    OneOfSpec,
-    SequenceSpec,
-    Spec,
-    TupleSpec,
-)
-
-__all__ = [
-    "BadLeaf",
-    "BoxSpec",
-    "Conversions",
-    "DictSpec",
-    "DiscreteSpec",
-    "MultiBinarySpec",
-    "MultiDiscreteSpec",
-    "OneOfSpec",
-    "Outside",
-    "SequenceSpec",
-    "Spec",
-    "TupleSpec",
-    "clip",
-    "collect",
-    "contains",
-    "describe",
-    "described",
-    "from_description",
-    "is_wide",
-    "leaves",
-    "map_leaves",
-    "misfits",
-    "narrowed",
-    "outside",
-    "paths",
-    "put",
-    "rows",
-    "spec_of",
-    "stack",
-    "summary",
-    "take",
-    "tupled",
-    "zeros",
-]
+from steppe.spaces.collecting import BadLeaf as BadLeaf
+from steppe.spaces.collecting import Conversions as Conversions
+from steppe.spaces.collecting import collect as collect
+from steppe.spaces.collecting import contains as contains
+from steppe.spaces.columns import Outside as Outside
+from steppe.spaces.columns import clip as clip
+from steppe.spaces.columns import is_wide as is_wide
+from steppe.spaces.columns import leaves as leaves
+from steppe.spaces.columns import map_leaves as map_leaves
+from steppe.spaces.columns import narrowed as narrowed
+from steppe.spaces.columns import outside as outside
+from steppe.spaces.columns import paths as paths
+from steppe.spaces.columns import put as put
+from steppe.spaces.columns import rows as rows
+from steppe.spaces.columns import stack as stack
+from steppe.spaces.columns import take as take
+from steppe.spaces.columns import tupled as tupled
+from steppe.spaces.columns import zeros as zeros
+from steppe.spaces.comparison import described as described
+from steppe.spaces.comparison import misfits as misfits
+from steppe.spaces.description import describe as describe
+from steppe.spaces.description import from_description as from_description
+from steppe.spaces.description import summary as summary
+from steppe.spaces.recognition import spec_of as spec_of
+from steppe.spaces.spec import BoxSpec as BoxSpec
+from steppe.spaces.spec import DictSpec as DictSpec
+from steppe.spaces.spec import DiscreteSpec as DiscreteSpec
+from steppe.spaces.spec import MultiBinarySpec as MultiBinarySpec
+from steppe.spaces.spec import MultiDiscreteSpec as MultiDiscreteSpec
+from steppe.spaces.spec import OneOfSpec as OneOfSpec
+from steppe.spaces.spec import SequenceSpec as SequenceSpec
+from steppe.spaces.spec import Spec as Spec
+from steppe.spaces.spec import TupleSpec as TupleSpec

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from steppe.errors import CODES, SteppeError
-from steppe.spaces.columns import element, filled_items, first_outside, keyed, outside, put, zeros
+from steppe.spaces.columns import element, filled_items, first_outside, keyed, outside, put, stack, zeros
 from steppe.spaces.spec import (
     BoxSpec,
     DictSpec,
@@ -27,7 +28,6 @@ Conversions: TypeAlias = Callable[[str, str, int, str], None]
 """Called as ``notes(code, leaf, row, text)`` for each value that was converted on its way into a column."""
 
 _CONVERTED = "E106"
-_ARRAYS = {np.ndarray}
 _INTEGERS = {int, *(np.dtype(code).type for code in "bhilqBHILQ")}
 _PLAIN = _INTEGERS | {np.ndarray, list, tuple, float, bool, np.bool_, np.float16, np.float32, np.float64}
 
@@ -88,27 +88,15 @@ def _cast(array: Array, dtype: np.dtype[Any]) -> Array:
         return array.astype(dtype, order="C")
 
 
-def _stack_exact(spec: LeafSpec, values: Sequence[Any], kinds: set[type]) -> Array | None:
-    """The column when every value is what the space itself would hand out, else None."""
-    shape = spec.shape
-    if not shape:
-        exact = isinstance(spec, DiscreteSpec) and kinds <= _INTEGERS
-        return np.array(values, spec.dtype) if exact else None
-    # Equal first axes here and equal other axes by concatenate: so all shapes equal that of the first value.
-    if kinds != _ARRAYS or values[0].shape != shape or set(map(len, values)) != {shape[0]}:
-        return None
-    flat = np.ascontiguousarray(np.concatenate(values, dtype=spec.dtype, casting="no"))
-    return flat.reshape((len(values), *shape))
-
-
-def _stack_converted(spec: LeafSpec, values: Sequence[Any], kinds: set[type]) -> Array | None:
-    """The column when all values convert safely at once, else None (then they are looked at one by one)."""
-    if not kinds <= _PLAIN:
-        return None
-    stacked = np.array(values)
-    if stacked.shape != (len(values), *spec.shape) or not _kind_fits(stacked, spec.dtype):
-        return None
-    return _cast(stacked, spec.dtype) if _range_fits(stacked, spec.dtype) else None
+def _converted(spec: LeafSpec, values: Sequence[Any], root: str) -> Array:
+    """The column of values that convert safely: all at once, or one by one where one of them does not."""
+    if set(map(type, values)) <= _PLAIN:
+        with contextlib.suppress(TypeError, ValueError, OverflowError, RuntimeError):
+            stacked = np.array(values)
+            fits = _kind_fits(stacked, spec.dtype) and _range_fits(stacked, spec.dtype)
+            if fits and stacked.shape == (len(values), *spec.shape):
+                return _cast(stacked, spec.dtype)
+    return np.array([_convert(spec, value, row, root) for row, value in enumerate(values)])
 
 
 def _convert(spec: LeafSpec, value: Any, row: int, root: str) -> Array:
@@ -151,15 +139,12 @@ def _tell(spec: LeafSpec, values: Sequence[Any], notes: Conversions, root: str) 
 
 def _gather(spec: LeafSpec, values: Sequence[Any], notes: Conversions | None, root: str) -> Array:
     """The column of an array leaf."""
-    kinds = set(map(type, values))
-    try:
-        column = _stack_exact(spec, values, kinds)
-    except (TypeError, ValueError, OverflowError):
-        column = None
-    if column is None:
-        column = _gather_unlike(spec, values, kinds, root)
-        if notes is not None:
-            _tell(spec, values, notes, root)
+    column = stack(spec, values)
+    if column is not None:
+        return np.ascontiguousarray(column)
+    column = _converted(spec, values, root)
+    if notes is not None:
+        _tell(spec, values, notes, root)
     if not isinstance(spec, BoxSpec):
         _refuse_outside(spec, column, values, root)
     elif spec.dtype.kind == "f" and not np.isfinite(column).all():
@@ -167,16 +152,6 @@ def _gather(spec: LeafSpec, values: Sequence[Any], notes: Conversions | None, ro
         got = f"{column[at]} in {_shown(values[at[0]])}"
         raise BadLeaf("E104", at[0], element(root, at[1:]), f"finite numbers, {_expected(spec)}", got)
     return column
-
-
-def _gather_unlike(spec: LeafSpec, values: Sequence[Any], kinds: set[type], root: str) -> Array:
-    try:
-        column = _stack_converted(spec, values, kinds)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        column = None
-    if column is not None:
-        return column
-    return np.array([_convert(spec, value, row, root) for row, value in enumerate(values)])
 
 
 def _refuse_outside(spec: LeafSpec, column: Array, values: Sequence[Any], root: str) -> None:
@@ -209,10 +184,8 @@ def collect(spec: Spec, values: Sequence[Any], notes: Conversions | None = None,
     match spec:
         case BoxSpec() | DiscreteSpec() | MultiDiscreteSpec() | MultiBinarySpec():
             return _gather(spec, values, notes, root)
-        case DictSpec():
-            return _collect_dict(spec, values, notes, root)
-        case TupleSpec():
-            return _collect_tuple(spec, values, notes, root)
+        case DictSpec() | TupleSpec():
+            return _collect_parts(spec, values, notes, root)
         case SequenceSpec():
             return _collect_sequence(spec, values, notes, root)
         case OneOfSpec():
@@ -234,17 +207,6 @@ def _check_size(size: int, value: Sequence[Any], row: int, root: str, what: str 
         raise BadLeaf("E105", row, root, f"a {what} of {size} parts", f"{len(value)} parts: {_shown(value)}")
 
 
-def _collect_dict(spec: DictSpec, values: Sequence[Any], notes: Conversions | None, root: str) -> Tree:
-    keys = {key for key, _ in spec.items}
-    for row, value in enumerate(values):
-        if type(value) is not dict or value.keys() != keys:
-            _check_keys(keys, value, row, root)
-    column = {}
-    for key, part in spec.items:
-        column[key] = collect(part, [value[key] for value in values], notes, keyed(root, key))
-    return column
-
-
 def _as_tuple(value: Any, row: int, notes: Conversions | None, root: str) -> Sequence[Any]:
     """A tuple as it is, a list or array with a note; anything else is refused."""
     if isinstance(value, tuple):
@@ -256,14 +218,24 @@ def _as_tuple(value: Any, row: int, notes: Conversions | None, root: str) -> Seq
     raise BadLeaf("E102", row, root, "a tuple", _shown(value))
 
 
-def _collect_tuple(spec: TupleSpec, values: Sequence[Any], notes: Conversions | None, root: str) -> Tree:
-    tuples = [_as_tuple(value, row, notes, root) for row, value in enumerate(values)]
-    for row, value in enumerate(tuples):
-        _check_size(len(spec.items), value, row, root)
+def _collect_parts(
+    spec: DictSpec | TupleSpec, values: Sequence[Any], notes: Conversions | None, root: str
+) -> Tree:
+    values = [_whole(spec, value, row, notes, root) for row, value in enumerate(values)]
     columns = []
-    for i, part in enumerate(spec.items):
-        columns.append(collect(part, [value[i] for value in tuples], notes, f"{root}[{i}]"))
-    return tuple(columns)
+    for key, part in spec.parts:
+        columns.append(collect(part, [value[key] for value in values], notes, keyed(root, key)))
+    return spec.formed(columns)
+
+
+def _whole(spec: DictSpec | TupleSpec, value: Any, row: int, notes: Conversions | None, root: str) -> Any:
+    """A value of a Dict or Tuple that has all its parts."""
+    if isinstance(spec, TupleSpec):
+        value = _as_tuple(value, row, notes, root)
+        _check_size(len(spec.items), value, row, root)
+    else:
+        _check_keys({key for key, _ in spec.items}, value, row, root)
+    return value
 
 
 def _collect_at(
@@ -305,24 +277,14 @@ def _collect_sequence(
 
 def _unstack(spec: Spec, value: Any, row: int, root: str) -> list[Any]:
     """The items of a stacked value."""
-    parts: list[list[Any]]
-    match spec:
-        case DictSpec():
-            _check_keys({key for key, _ in spec.items}, value, row, root)
-            parts = [_unstack(part, value[key], row, keyed(root, key)) for key, part in spec.items]
-        case TupleSpec():
-            value = _as_tuple(value, row, None, root)
-            _check_size(len(spec.items), value, row, root)
-            parts = [_unstack(part, value[i], row, f"{root}[{i}]") for i, part in enumerate(spec.items)]
-        case _:
-            return list(_as_tuple(value, row, None, root))
+    if not isinstance(spec, DictSpec | TupleSpec):
+        return list(_as_tuple(value, row, None, root))
+    value = _whole(spec, value, row, None, root)
+    parts = [_unstack(part, value[key], row, keyed(root, key)) for key, part in spec.parts]
     lengths = [len(part) for part in parts]
     if len(set(lengths)) > 1:
         raise BadLeaf("E103", row, root, "stacked parts of one length", f"lengths {lengths}")
-    items = zip(*parts, strict=True)
-    if isinstance(spec, DictSpec):
-        return [{key: part for (key, _), part in zip(spec.items, item, strict=True)} for item in items]
-    return list(items)
+    return list(map(spec.formed, zip(*parts, strict=True)))
 
 
 def _collect_one_of(spec: OneOfSpec, values: Sequence[Any], notes: Conversions | None, root: str) -> Tree:

@@ -13,6 +13,7 @@ from steppe.spaces.spec import (
     BoxSpec,
     DictSpec,
     DiscreteSpec,
+    LeafSpec,
     MultiBinarySpec,
     MultiDiscreteSpec,
     OneOfSpec,
@@ -88,73 +89,59 @@ def tupled(tree: Any) -> Tree:
     return tuple(tupled(part) for part in tree) if isinstance(tree, list | tuple) else tree
 
 
+def map_parts(fn: Callable[[Any, Any], Any], spec: DictSpec | TupleSpec, column: Tree) -> Tree:
+    """Apply ``fn`` to each part of a Dict or Tuple and its column; the form stays."""
+    return spec.formed(fn(part, column[key]) for key, part in spec.parts)
+
+
+def laid_out(spec: Spec) -> LeafSpec | DictSpec | TupleSpec:
+    """The spec itself, or for a Sequence or OneOf a Dict of what its columns consist of."""
+    match spec:
+        case SequenceSpec():
+            return DictSpec((("items", spec.item), ("length", DiscreteSpec(spec.maximum + 1))))
+        case OneOfSpec():
+            return DictSpec((("choice", DiscreteSpec(len(spec.items))), ("values", TupleSpec(spec.items))))
+        case _:
+            return spec
+
+
 def zeros(spec: Spec, *lead: int) -> Tree:
     """Allocate a column of zeros with any leading shape, such as ``(rows, lanes)``."""
-    match spec:
-        case BoxSpec() | DiscreteSpec() | MultiDiscreteSpec() | MultiBinarySpec():
-            return np.zeros(lead + spec.shape, spec.dtype)
-        case DictSpec():
-            return {key: zeros(part, *lead) for key, part in spec.items}
-        case TupleSpec():
-            return tuple(zeros(part, *lead) for part in spec.items)
-        case SequenceSpec():
-            return {"items": zeros(spec.item, *lead, spec.maximum), "length": np.zeros(lead, np.int64)}
-        case OneOfSpec():
-            values = tuple(zeros(part, *lead) for part in spec.items)
-            return {"choice": np.zeros(lead, np.int64), "values": values}
+    if isinstance(spec, SequenceSpec):
+        return {"items": zeros(spec.item, *lead, spec.maximum), "length": np.zeros(lead, np.int64)}
+    whole = laid_out(spec)
+    if isinstance(whole, DictSpec | TupleSpec):
+        return whole.formed(zeros(part, *lead) for _, part in whole.parts)
+    return np.zeros(lead + whole.shape, whole.dtype)
 
 
 def is_wide(spec: Spec) -> bool:
     """Whether some Box in it holds 64-bit integers, which 32-bit arithmetic would wrap around."""
-    match spec:
-        case BoxSpec():
-            return np.dtype(spec.dtype).kind in "iu" and np.dtype(spec.dtype).itemsize == 8
-        case DictSpec():
-            return any(is_wide(part) for _, part in spec.items)
-        case TupleSpec() | OneOfSpec():
-            return any(map(is_wide, spec.items))
-        case SequenceSpec():
-            return is_wide(spec.item)
-        case _:
-            return False
+    whole = laid_out(spec)
+    if isinstance(whole, DictSpec | TupleSpec):
+        return any(is_wide(part) for _, part in whole.parts)
+    return isinstance(whole, BoxSpec) and whole.dtype.kind in "iu" and whole.dtype.itemsize == 8
 
 
 def narrowed(spec: Spec, column: Tree) -> Tree:
     """A column for 32-bit arithmetic: 64-bit integers of Boxes as float32, everything else as it is."""
-    match spec:
-        case BoxSpec():
-            return column.astype(np.float32) if is_wide(spec) else column
-        case DictSpec():
-            return {key: narrowed(part, column[key]) for key, part in spec.items}
-        case TupleSpec():
-            return tuple(narrowed(part, values) for part, values in zip(spec.items, column, strict=True))
-        case SequenceSpec():
-            return {**column, "items": narrowed(spec.item, column["items"])}
-        case OneOfSpec():
-            return {**column, "values": narrowed(TupleSpec(spec.items), column["values"])}
-        case _:
-            return column
+    whole = laid_out(spec)
+    if isinstance(whole, DictSpec | TupleSpec):
+        return map_parts(narrowed, whole, column)
+    return column.astype(np.float32) if is_wide(whole) else column
 
 
-def keyed(root: str, key: str) -> str:
-    """Path of a dict's part, as Python writes it."""
+def keyed(root: str, key: str | int) -> str:
+    """Path of a part of a dict or tuple, as Python writes it."""
     return f"{root}[{json.dumps(key, ensure_ascii=False)}]"
 
 
 def paths(spec: Spec, root: str = "obs") -> list[str]:
     """Names of a column's leaves, in the order of :func:`leaves`; each reads like Python."""
-    match spec:
-        case DictSpec():
-            return [path for key, part in spec.items for path in paths(part, keyed(root, key))]
-        case TupleSpec():
-            return [path for i, part in enumerate(spec.items) for path in paths(part, f"{root}[{i}]")]
-        case SequenceSpec():
-            return [*paths(spec.item, keyed(root, "items")), keyed(root, "length")]
-        case OneOfSpec():
-            values = TupleSpec(spec.items)
-            return [keyed(root, "choice"), *paths(values, keyed(root, "values"))]
-        case _:
-            return [root]
+    whole = laid_out(spec)
+    if isinstance(whole, DictSpec | TupleSpec):
+        return [path for key, part in whole.parts for path in paths(part, keyed(root, key))]
+    return [root]
 
 
 def filled_items(column: Tree) -> tuple[IntArray, IntArray]:
@@ -183,23 +170,24 @@ def first_outside(limits: tuple[Array, Array], column: Array, leaf: str) -> Outs
     return Outside(element(leaf, at[1:]), at[0], column[at].item(), bound.item(), count)
 
 
+_OF_ARRAYS = (BoxSpec, MultiDiscreteSpec, MultiBinarySpec)
 _ARRAYS = {np.ndarray}
 _INTEGERS = {int, np.int64, np.int32}
 
 
 def stack(spec: Spec, values: Sequence[Any]) -> Array | None:
-    """The column when nothing at all is to be said about the values of a Box or Discrete; else None.
+    """The column when nothing at all is to be said about the values of a leaf; else None.
 
     That is: each is what the space itself would hand out, finite, and inside its bounds. The column shares
     no memory with the values. Whatever else comes is for :func:`~steppe.spaces.collect`.
     """
-    if isinstance(spec, BoxSpec) and spec.shape:
+    if isinstance(spec, _OF_ARRAYS) and spec.shape:
         # Equal first axes here and equal other axes by concatenate: so all have the shape of the first.
         if set(map(type, values)) != _ARRAYS or values[0].shape != spec.shape:
             return None
-        if set(map(len, values)) != {spec.shape[0]}:
-            return None
         try:
+            if set(map(len, values)) != {spec.shape[0]}:
+                return None
             column = np.concatenate(values, dtype=spec.dtype, casting="no").reshape(len(values), *spec.shape)
         except (TypeError, ValueError):
             return None
@@ -228,13 +216,14 @@ def outside(spec: Spec, column: Tree, root: str = "obs") -> list[Outside]:
         case BoxSpec():
             found = None if spec.limits is None else first_outside(spec.limits, column, root)
             return [] if found is None else [found]
-        case DictSpec():
-            return [bad for key, part in spec.items for bad in outside(part, column[key], keyed(root, key))]
-        case TupleSpec():
-            parts = enumerate(zip(spec.items, column, strict=True))
-            return [bad for i, (part, values) in parts for bad in outside(part, values, f"{root}[{i}]")]
+        case DictSpec() | TupleSpec():
+            return [bad for key, part in spec.parts for bad in outside(part, column[key], keyed(root, key))]
         case SequenceSpec():
-            return _outside_items(spec, column, root)
+            row, place = filled_items(column)
+            return [
+                replace(bad, leaf=f"{root}[{place[bad.row]}]{bad.leaf}", row=int(row[bad.row]))
+                for bad in outside(spec.item, take(column["items"], (row, place)), "")
+            ]
         case OneOfSpec():
             return [
                 replace(bad, row=int(row[bad.row]))
@@ -245,14 +234,6 @@ def outside(spec: Spec, column: Tree, root: str = "obs") -> list[Outside]:
             return []
 
 
-def _outside_items(spec: SequenceSpec, column: Tree, root: str) -> list[Outside]:
-    row, place = filled_items(column)
-    return [
-        replace(bad, leaf=f"{root}[{place[bad.row]}]{bad.leaf}", row=int(row[bad.row]))
-        for bad in outside(spec.item, take(column["items"], (row, place)), "")
-    ]
-
-
 def _chosen(spec: OneOfSpec, column: Tree) -> Iterator[tuple[Spec, IntArray, Tree]]:
     for i, part in enumerate(spec.items):
         row = np.flatnonzero(column["choice"] == i)
@@ -260,14 +241,10 @@ def _chosen(spec: OneOfSpec, column: Tree) -> Iterator[tuple[Spec, IntArray, Tre
 
 
 def clip(spec: Spec, column: Tree) -> Tree:
-    """A column whose Box values lie inside their bounds; leaves that need no clipping are not copied."""
+    """A column whose values lie inside their bounds; leaves that have none are not copied."""
     match spec:
-        case BoxSpec():
-            return column if spec.limits is None else np.clip(column, *spec.limits)
-        case DictSpec():
-            return {key: clip(part, column[key]) for key, part in spec.items}
-        case TupleSpec():
-            return tuple(clip(part, values) for part, values in zip(spec.items, column, strict=True))
+        case DictSpec() | TupleSpec():
+            return map_parts(clip, spec, column)
         case SequenceSpec():
             at = filled_items(column)
             items = map_leaves(np.zeros_like, column["items"])
@@ -279,12 +256,8 @@ def clip(spec: Spec, column: Tree) -> Tree:
                 put(target, row, clip(part, chosen))
             return {"choice": column["choice"], "values": values}
         case _:
-            return column
-
-
-def _row_arrays(column: Array, dtype: np.dtype[Any]) -> list[Any]:
-    fresh = np.array(column, order="C").astype(dtype, casting="same_kind", copy=False)
-    return list(fresh) if fresh.ndim > 1 else [fresh[i, ...] for i in range(len(fresh))]
+            within = column if spec.limits is None else np.clip(column, *spec.limits)
+            return within.astype(spec.dtype, copy=False)
 
 
 def rows(spec: Spec, column: Tree) -> list[Any]:
@@ -300,15 +273,9 @@ def rows(spec: Spec, column: Tree) -> list[Any]:
         case DiscreteSpec():
             numbers: list[Any] = np.asarray(column).astype(np.int64, casting="same_kind", copy=False).tolist()
             return numbers
-        case BoxSpec() | MultiDiscreteSpec() | MultiBinarySpec():
-            return _row_arrays(column, spec.dtype)
-        case DictSpec():
-            keys = [key for key, _ in spec.items]
-            parts = zip(*(rows(part, column[key]) for key, part in spec.items), strict=True)
-            return [dict(zip(keys, values, strict=True)) for values in parts]
-        case TupleSpec():
-            pairs = zip(spec.items, column, strict=True)
-            return list(zip(*(rows(part, values) for part, values in pairs), strict=True))
+        case DictSpec() | TupleSpec():
+            parts = (rows(part, column[key]) for key, part in spec.parts)
+            return list(map(spec.formed, zip(*parts, strict=True)))
         case SequenceSpec():
             return _sequence_rows(spec, column)
         case OneOfSpec():
@@ -317,6 +284,9 @@ def rows(spec: Spec, column: Tree) -> list[Any]:
                 for at, value in zip(row.tolist(), rows(part, chosen), strict=True):
                     values[at] = (i, value)
             return values
+        case _:
+            fresh = np.array(column, order="C").astype(spec.dtype, casting="same_kind", copy=False)
+            return list(fresh) if fresh.ndim > 1 else [fresh[i, ...] for i in range(len(fresh))]
 
 
 def _sequence_rows(spec: SequenceSpec, column: Tree) -> list[Any]:
@@ -332,10 +302,8 @@ def _sequence_rows(spec: SequenceSpec, column: Tree) -> list[Any]:
 def stacked_rows(spec: Spec, column: Tree) -> Any:
     """The whole column as one stacked value, as a stacking Sequence hands it out."""
     match spec:
-        case DictSpec():
-            return {key: stacked_rows(part, column[key]) for key, part in spec.items}
-        case TupleSpec():
-            return tuple(stacked_rows(part, values) for part, values in zip(spec.items, column, strict=True))
+        case DictSpec() | TupleSpec():
+            return map_parts(stacked_rows, spec, column)
         case SequenceSpec() | OneOfSpec():
             return tuple(rows(spec, column))
         case _:

@@ -48,14 +48,6 @@ class _Reader:
         return tuple(self.child(space, f"[{i}]") for i, space in enumerate(spaces))
 
 
-def _box(read: _Reader) -> Spec:
-    return BoxSpec(read.get("shape"), read.get("dtype"), read.get("low"), read.get("high"))
-
-
-def _discrete(read: _Reader) -> Spec:
-    return DiscreteSpec(read.get("n"), getattr(read.space, "start", 0))
-
-
 def _multi_discrete(read: _Reader) -> Spec:
     dtype = getattr(read.space, "dtype", None) or np.int64
     start = np.asarray(getattr(read.space, "start", 0))
@@ -76,10 +68,6 @@ def _dict(read: _Reader) -> Spec:
     return DictSpec(tuple((key, read.child(space, f"[{key!r}]")) for key, space in parts))
 
 
-def _tuple(read: _Reader) -> Spec:
-    return TupleSpec(read.children())
-
-
 def _sequence(read: _Reader) -> Spec:
     maximum = getattr(read.space, "max_length", None)
     maximum = read.maximum if maximum is None else maximum
@@ -90,10 +78,6 @@ def _sequence(read: _Reader) -> Spec:
         )
     item = read.child(read.get("feature_space"), "[i]")
     return SequenceSpec(item, maximum, bool(getattr(read.space, "stack", False)))
-
-
-def _one_of(read: _Reader) -> Spec:
-    return OneOfSpec(read.children())
 
 
 def _text(read: _Reader) -> Spec:
@@ -111,14 +95,14 @@ def _graph(read: _Reader) -> Spec:
 
 
 _READERS: dict[str, Callable[[_Reader], Spec]] = {
-    "Box": _box,
-    "Discrete": _discrete,
+    "Box": lambda read: BoxSpec(*map(read.get, ("shape", "dtype", "low", "high"))),
+    "Discrete": lambda read: DiscreteSpec(read.get("n"), getattr(read.space, "start", 0)),
     "MultiDiscrete": _multi_discrete,
     "MultiBinary": _multi_binary,
     "Dict": _dict,
-    "Tuple": _tuple,
+    "Tuple": lambda read: TupleSpec(read.children()),
     "Sequence": _sequence,
-    "OneOf": _one_of,
+    "OneOf": lambda read: OneOfSpec(read.children()),
     "Text": _text,
     "Graph": _graph,
 }

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, final
 
 import numpy as np
 
 from steppe.errors import SpaceError
-from steppe.types import Array, IntArray
+from steppe.types import Array, IntArray, Tree
 
 Limits: TypeAlias = tuple[Array, Array]
 """Lowest and highest value, each an array that broadcasts to the leaf's shape."""
 
 _INT8, _INT64 = np.dtype(np.int8), np.dtype(np.int64)
 _ZERO_ONE: Limits = (np.array(0, np.int8), np.array(1, np.int8))
+
+
+def _set(spec: Any, **values: Any) -> None:
+    """Give a frozen spec its fields in the form in which they are compared."""
+    for name, value in values.items():
+        object.__setattr__(spec, name, value)
 
 
 def _frozen(values: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -84,14 +91,8 @@ class BoxSpec:
         if (low > high).any():
             raise SpaceError(f"a lower bound of Box{shape} {dtype} lies above its upper bound")
         bounded = bool((low > least).any() or (high < most).any())
-        for name, value in (
-            ("shape", shape),
-            ("dtype", dtype),
-            ("low", low),
-            ("high", high),
-            ("limits", (_compact(low), _compact(high)) if bounded else None),
-        ):
-            object.__setattr__(self, name, value)
+        limits = (_compact(low), _compact(high)) if bounded else None
+        _set(self, shape=shape, dtype=dtype, low=low, high=high, limits=limits)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, BoxSpec):
@@ -109,7 +110,7 @@ class BoxSpec:
 @final
 @dataclass(frozen=True, slots=True)
 class DiscreteSpec:
-    """One of ``n`` integers, counted from ``start``.
+    """One of ``n`` integers, counted from ``start``; its column is int64, whatever type the env uses.
 
     Raises:
         SpaceError: ``n`` is not positive.
@@ -117,25 +118,15 @@ class DiscreteSpec:
 
     n: int
     start: int = 0
+    shape: tuple[()] = field(default=(), init=False, repr=False, compare=False)
+    dtype: np.dtype[Any] = field(default=_INT64, init=False, repr=False, compare=False)
     limits: Limits = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         n, start = int(self.n), int(self.start)
         if n < 1:
             raise SpaceError(f"Discrete({n}) holds no value: n must be at least 1")
-        object.__setattr__(self, "n", n)
-        object.__setattr__(self, "start", start)
-        object.__setattr__(self, "limits", (np.array(start, np.int64), np.array(start + n - 1, np.int64)))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one value: none."""
-        return ()
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of its column, whatever integer type the env uses."""
-        return _INT64
+        _set(self, n=n, start=start, limits=(np.array(start, np.int64), np.array(start + n - 1, np.int64)))
 
 
 @final
@@ -147,6 +138,7 @@ class MultiDiscreteSpec:
         nvec: int64 of any shape, read-only.
         start: int64 of the same shape, read-only.
         dtype: of the arrays that the space hands out.
+        shape: of one value.
         limits: lowest and highest value of each element.
 
     Raises:
@@ -156,6 +148,7 @@ class MultiDiscreteSpec:
     nvec: IntArray
     start: IntArray = field(default_factory=lambda: np.zeros((), np.int64))
     dtype: np.dtype[Any] = _INT64
+    shape: tuple[int, ...] = field(init=False, repr=False)
     limits: Limits = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -168,18 +161,8 @@ class MultiDiscreteSpec:
         if start.dtype.kind not in "iu" or start.shape not in ((), nvec.shape):
             raise SpaceError(f"MultiDiscrete start must be integers of the shape of nvec, {nvec.shape}")
         nvec, start = _frozen(nvec, nvec.shape, _INT64), _frozen(start, nvec.shape, _INT64)
-        for name, value in (
-            ("nvec", nvec),
-            ("start", start),
-            ("dtype", dtype),
-            ("limits", (_compact(start), _compact(_frozen(start + nvec - 1, nvec.shape, _INT64)))),
-        ):
-            object.__setattr__(self, name, value)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one value."""
-        return self.nvec.shape
+        limits = (_compact(start), _compact(_frozen(start + nvec - 1, nvec.shape, _INT64)))
+        _set(self, nvec=nvec, start=start, dtype=dtype, shape=nvec.shape, limits=limits)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, MultiDiscreteSpec):
@@ -200,19 +183,11 @@ class MultiBinarySpec:
     """An array of zeros and ones, int8, of ``shape``."""
 
     shape: tuple[int, ...]
+    dtype: np.dtype[Any] = field(default=_INT8, init=False, repr=False, compare=False)
+    limits: Limits = field(default=_ZERO_ONE, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of its column."""
-        return _INT8
-
-    @property
-    def limits(self) -> Limits:
-        """Zero and one."""
-        return _ZERO_ONE
+        _set(self, shape=tuple(int(size) for size in self.shape))
 
 
 @final
@@ -232,7 +207,16 @@ class DictSpec:
         for key, _ in self.items:
             if not isinstance(key, str):
                 raise SpaceError(f"key {key!r} of a Dict is {type(key).__name__}: use text keys")
-        object.__setattr__(self, "items", tuple(sorted(self.items, key=lambda item: item[0])))
+        _set(self, items=tuple(sorted(self.items, key=lambda item: item[0])))
+
+    @property
+    def parts(self) -> Iterable[tuple[Any, Spec]]:
+        """Key and spec of each part; in a column of this space the part stands under its key."""
+        return self.items
+
+    def formed(self, values: Iterable[Any]) -> Tree:
+        """What belongs to each part as one dict."""
+        return {key: value for (key, _), value in zip(self.items, values, strict=True)}
 
 
 @final
@@ -247,9 +231,18 @@ class TupleSpec:
     items: tuple[Spec, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "items", tuple(self.items))
+        _set(self, items=tuple(self.items))
         if not self.items:
             raise SpaceError("an empty Tuple holds no values: leave it out of its space")
+
+    @property
+    def parts(self) -> Iterable[tuple[Any, Spec]]:
+        """Place and spec of each part, as a Dict's."""
+        return enumerate(self.items)
+
+    def formed(self, values: Iterable[Any]) -> Tree:
+        """What belongs to each part as one tuple."""
+        return tuple(values)
 
 
 @final
@@ -268,7 +261,7 @@ class SequenceSpec:
     def __post_init__(self) -> None:
         if not isinstance(self.maximum, int | np.integer) or self.maximum < 1:
             raise SpaceError(f"longest length of a Sequence must be a positive integer, got {self.maximum!r}")
-        object.__setattr__(self, "maximum", int(self.maximum))
+        _set(self, maximum=int(self.maximum))
 
 
 @final
@@ -283,7 +276,7 @@ class OneOfSpec:
     items: tuple[Spec, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "items", tuple(self.items))
+        _set(self, items=tuple(self.items))
         if not self.items:
             raise SpaceError("an empty OneOf holds no values: leave it out of its space")
 
