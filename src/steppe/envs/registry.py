@@ -20,8 +20,6 @@ from steppe.containers import copied
 from steppe.envs.context import EnvContext
 from steppe.envs.guards import OutOfSpace, show
 from steppe.envs.gym import GymEnv
-from steppe.envs.legacy_gym import LegacyGym, modern_step, modernize
-from steppe.envs.named_code import attribute_of, code_named, module_named
 from steppe.errors import ConfigError
 from steppe.seeding import env_seed
 from steppe.types import AsyncEnv, SlotInfo, SpacePair
@@ -196,7 +194,7 @@ def build(
                 raise ConfigError(f"{env_name(env)} made envs of one agent and of many: make one kind only")
             built = MultiAgentRows(envs, seeds=seeds, pair_for=pair_for, **limits)
         else:
-            built = GymEnv(envs, seeds=seeds, modern_step=modern_step, **limits)
+            built = GymEnv(envs, seeds=seeds, modern_step=_modern_step, **limits)
         on_failure.pop_all()
     return built
 
@@ -228,16 +226,12 @@ def _counted(envs: list[Any], wanted: int, name: str) -> int:
 
 def is_vector(env: Any) -> bool:
     """Whether this is an object that steps many envs at once."""
-    ours = sys.modules.get("steppe.envs.vector")  # not loaded: then nobody has subclassed its VectorEnv
-    return isinstance(env, gymnasium.vector.VectorEnv) or (
-        ours is not None and isinstance(env, ours.VectorEnv)
-    )
+    return isinstance(env, gymnasium.vector.VectorEnv) or _is_our(env, "vector", "VectorEnv")
 
 
 def is_base(env: Any) -> bool:
     """Whether this is a low-level env, which steps many envs at their own pace."""
-    ours = sys.modules.get("steppe.envs.base_env")  # not loaded: then nobody has subclassed it
-    return ours is not None and isinstance(env, ours.BaseEnv)
+    return _is_our(env, "base_env", "BaseEnv")
 
 
 def is_made(env: Any) -> bool:
@@ -247,13 +241,18 @@ def is_made(env: Any) -> bool:
 
 def is_multi_agent(env: Any) -> bool:
     """Whether this is an env of many agents."""
-    ours = sys.modules.get("steppe.envs.multi_agent")  # not loaded: then nobody has subclassed it
-    return ours is not None and isinstance(env, ours.MultiAgentEnv)
+    return _is_our(env, "multi_agent", "MultiAgentEnv")
 
 
 def user_env(env: Any) -> Any:
     """The env that the user's constructor gave, without what adapts it."""
-    return env.env if isinstance(env, LegacyGym) else env
+    return env.env if _is_our(env, "legacy_gym", "LegacyGym") else env
+
+
+def _is_our(env: Any, module: str, name: str) -> bool:
+    """Whether it is of this class, which is not imported for that: not loaded, it has no objects."""
+    loaded = sys.modules.get(f"steppe.envs.{module}")
+    return loaded is not None and isinstance(env, getattr(loaded, name))
 
 
 def _one(creator: Creator, ctx: EnvContext, name: str) -> Any:
@@ -280,6 +279,8 @@ def _creator_of_name(name: str) -> Creator:
     if attribute in gymnasium.registry:  # Gymnasium's own "module:Env-v0"
         return _Making(attribute)
     if attribute in _registered and attribute not in vars(module):  # the import registered it
+    from steppe.envs.named_code import attribute_of, code_named, module_named
+
         return _Calling(_registered[attribute], attribute)
     return _Calling(attribute_of(module, attribute, f"env {name!r}"), attribute)
 
@@ -303,7 +304,7 @@ class _Making:
     def __call__(self, ctx: EnvContext) -> GymnasiumEnv:
         self.check(ctx)
         # Our own guards judge what the env returns, by column.
-        return modernize(gymnasium.make(self.name, **{"disable_env_checker": True, **ctx}))
+        return _modern(gymnasium.make(self.name, **{"disable_env_checker": True, **ctx}))
 
     def check(self, ctx: EnvContext) -> None:
         """Raise ConfigError if the arguments do not fit."""
@@ -332,7 +333,7 @@ class _Calling:
             raise ConfigError(
                 f"{self.name} made {show(env)}: that is not an env, which has reset, step and spaces"
             )
-        return modernize(env)
+        return _modern(env)
 
     def check(self, ctx: EnvContext) -> None:
         """Raise ConfigError if the arguments do not fit."""
@@ -347,13 +348,40 @@ def _arguments(
     creator: Callable[..., Any], ctx: EnvContext, name: str
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments for a user's class or function."""
-    try:
-        parameters = inspect.signature(creator).parameters.values()
-    except (TypeError, ValueError):  # builtins say nothing
+    signature = _signature(creator)
+    if signature is None:
         return (ctx,), {}
-    plain = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    plain = [p for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     required = [p for p in plain if p.default is p.empty]
     named = [p for p in plain if p.name in _CONTEXT_NAMES and p.kind != p.POSITIONAL_ONLY][:1]
+def _modern(env: Any) -> GymnasiumEnv:
+    """The env itself if all its layers are plainly of today's Gymnasium, else adapted."""
+    layer = env
+    while _is_of_today(layer):
+        if not isinstance(layer, gymnasium.Wrapper):
+            modern: GymnasiumEnv = env
+            return modern
+        layer = layer.env
+    from steppe.envs.legacy_gym import modernize  # most runs never need it
+
+    return modernize(env)
+
+
+def _is_of_today(env: Any) -> bool:
+    signature = _signature(env.reset)
+    if signature is None or not isinstance(env, gymnasium.Env):
+        return False
+    takes = signature.parameters
+    other = "return_info" in takes or any(one.kind is one.VAR_KEYWORD for one in takes.values())
+    return "seed" in takes and not other
+
+
+def _modern_step(result: Any) -> Any:
+    from steppe.envs.legacy_gym import modern_step
+
+    return modern_step(result)
+
+
     if named and required in ([], named):
         return (), {named[0].name: ctx}
     if len(required) == 1 and required[0].kind != inspect.Parameter.KEYWORD_ONLY:
@@ -364,16 +392,22 @@ def _arguments(
 
 def _fitting(creator: Callable[..., Any], keywords: Mapping[str, Any], name: str) -> None:
     try:
-        signature = inspect.signature(creator)
-    except (TypeError, ValueError):
-        return
-    try:
-        signature.bind(**keywords)
+        if signature is not None:
+            signature.bind(**keywords)
     except TypeError as error:
         raise ConfigError(
             f"env_config does not fit {name}{signature}: {error}; env_config has {sorted(keywords, key=str)}"
         ) from None
 
+    signature = _signature(creator)
 
 def _is_env(thing: Any) -> bool:
     return callable(getattr(thing, "reset", None)) and callable(getattr(thing, "step", None))
+def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
+    """What a function takes; None for builtins, which say nothing."""
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
+
+

@@ -14,10 +14,8 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 
-from steppe.envs.named_code import code_named
 from steppe.errors import ConfigError
 from steppe.sampling.metrics import EpisodeRecord, Sample
-from steppe.sampling.trajectories import batch_of, trajectories, write_back
 from steppe.spaces import map_leaves, take
 from steppe.types import SINGLE_AGENT, AgentID, AsyncEnv, Policy, Rollout, SlotInfo, State, TimeStep, Tree
 
@@ -126,6 +124,12 @@ class Callbacks:
         """Go on from what :meth:`get_state` gave; not called where it gave nothing."""
 
 
+def _named(text: str) -> Any:
+    from steppe.envs.named_code import code_named  # most callbacks are classes
+
+    return code_named(text, "callbacks")
+
+
 def check_callbacks(given: Any) -> list[Any]:
     """The callbacks of a config: subclasses, objects, and texts that name a class, one or a list, as a list.
 
@@ -133,7 +137,7 @@ def check_callbacks(given: Any) -> list[Any]:
         ConfigError: it is something else, a hook is misspelt, or takes an argument that there is not.
     """
     parts = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
-    found = [code_named(one, "callbacks") if isinstance(one, str) and ":" in one else one for one in parts]
+    found = [_named(one) if isinstance(one, str) and ":" in one else one for one in parts]
     for one in found:
         cls = one if isinstance(one, type) else type(one)
         if not issubclass(cls, Callbacks):
@@ -450,6 +454,8 @@ class EpisodeHooks:
         for (rollout, part), batch in zip(found, batches, strict=True):
             everyone = together.setdefault((part.env, part.episode), {})
             policy = self._around.policies[rollout.policy]
+        from steppe.sampling.trajectories import batch_of, trajectories, write_back  # for this one hook
+
             everyone[part.agent] = (
                 policy,
                 {name: map_leaves(np.copy, column) for name, column in batch.items()},
