@@ -35,7 +35,6 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from steppe import foreign
 from steppe.errors import CheckpointError, ConfigError
 from steppe.types import Array, State
 
@@ -557,6 +556,8 @@ def _what_it_is(path: Path) -> str:
     """Why ``path`` is no checkpoint, naming the kinds that people bring along."""
     if not path.exists():
         return f"there is no checkpoint at {path}"
+    from steppe import foreign  # rarely needed
+
     if theirs := foreign.what_it_is(path):
         return theirs
     if not path.is_dir():
