@@ -7,13 +7,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
-from typing import Any, final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
 from steppe.errors import CheckpointError, ConfigError
 from steppe.learning.learner import Learner, Stats
-from steppe.types import Array, FloatArray, Policy, Rollout, State, Weights
+from steppe.types import Array, FloatArray, Policy, Rollout, State, Tree, Weights
+
+if TYPE_CHECKING:
+    from steppe.learning.sharing import Sharing
 
 logger = logging.getLogger("steppe")
 
@@ -30,6 +34,10 @@ class PolicyLearner(ABC):
     """What runners act with."""
     on_batch: Callable[[dict[str, Any]], None] | None = None
     """Sees each batch before it is learned from, and may change its columns."""
+    share: Mapping[str, str] = MappingProxyType({})
+    """Parts of its networks by the name that they are shared under."""
+    postprocess: Callable[..., Any] | None = None
+    """The setting ``postprocess_trajectory``."""
 
     @abstractmethod
     def add(self, rollout: Rollout) -> None:
@@ -38,6 +46,10 @@ class PolicyLearner(ABC):
     @abstractmethod
     def update(self, env_steps: int) -> Stats | None:
         """Learn if there is enough experience; ``env_steps`` sampled so far drive schedules."""
+
+    @abstractmethod
+    def values(self, obs: Tree) -> FloatArray:
+        """``(n,)`` values of observations ``(n, ...)`` by its critic, in the unit of the rewards."""
 
     @abstractmethod
     def publish(self) -> Weights:
@@ -74,7 +86,7 @@ class PolicyLearner(ABC):
 
 @final
 class IndependentLearner(Learner):
-    """A set of policies without anything shared.
+    """A set of policies, each of which learns by itself but for what it shares by its settings.
 
     Args:
         learners: by policy id.
@@ -90,6 +102,14 @@ class IndependentLearner(Learner):
         self.trained = list(learners) if trained is None else list(trained)
         self._skipped: dict[str, float] = {}
         self.on_batch: Callable[..., None] | None = None
+        self._find_sharing()
+
+    def _find_sharing(self) -> None:
+        self._sharing: Sharing | None = None
+        if any(learner.share for learner in self._learners.values()):
+            from steppe.learning.sharing import Sharing  # most policies share nothing
+
+            self._sharing = Sharing(self._learners)
 
     @property
     def policies(self) -> Mapping[str, Policy]:
@@ -104,6 +124,14 @@ class IndependentLearner(Learner):
         self._learners[id] = learner
         if trained:
             self.trained.append(id)
+        self._find_sharing()
+
+    def remove_policy(self, id: str, trained: Sequence[str]) -> None:
+        """Let a policy go; ``trained`` learn from now on."""
+        self._learners.pop(id, None)  # scripted ones are not among them
+        self._skipped.pop(id, None)
+        self.trained = list(trained)
+        self._find_sharing()
 
     def add(self, rollouts: Sequence[Rollout]) -> None:
         """Hand each fragment to the learner of its policy."""
@@ -117,7 +145,8 @@ class IndependentLearner(Learner):
             for id, learner in self._learners.items():
                 told[id] = {}
                 learner.on_batch = partial(_tell, self.on_batch, learner.policy, told[id])
-        updates = {id: self._learners[id].update(env_steps) for id in self.trained}
+        updates = {} if self._sharing is None else self._sharing.update(self.trained, env_steps)
+        updates |= {id: self._learners[id].update(env_steps) for id in self.trained if id not in updates}
         stats = {id: learned | told.get(id, {}) for id, learned in updates.items() if learned is not None}
         for id, learned in stats.items():
             skipped = learned.get("updates_skipped", 0.0)
@@ -144,6 +173,8 @@ class IndependentLearner(Learner):
                 raise ConfigError(f"weights of {id!r} have shape {np.shape(values)}, not ({size},)")
         for id, values in weights.items():
             self._learners[id].set_weights(values)
+            if self._sharing is not None:
+                self._sharing.spread(id)
 
     def summary(self) -> str:
         """Networks and parameter counts."""

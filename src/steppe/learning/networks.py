@@ -11,8 +11,9 @@ import numpy as np
 from steppe.errors import CheckpointError
 from steppe.models.catalog import make_actor_critic
 from steppe.models.distributions import Distribution
-from steppe.models.observations import norm_init, normalized_leaves
+from steppe.models.observations import Sight, norm_init, normalized_leaves
 from steppe.policies.actor_critic import ActorCriticPolicy, Layout
+from steppe.spaces import DictSpec, Spec
 from steppe.types import Array, FloatArray, SpacePair
 
 
@@ -22,17 +23,23 @@ class ActorCriticNetworks:
 
     Attributes:
         policy: what runners act with.
+        seen: what networks see of an observation, and statistics are of: all but a mask of the actions.
         layout: of all parameters in one flat vector, first the actor's, then the critic's.
         actor_size: how many of them are the actor's.
         params: the initial parameters.
         normalizer: observation statistics of no rows; empty when observations are left alone.
+        published: which of these arrays acting needs.
 
     Args:
         pair: observation and action spaces.
         distribution: of the actions.
         rng: source of the initial parameters.
         normalize: keep observation statistics.
+        critic_only: keys of a Dict observation that the critic sees and acting does not.
         model: further arguments of :func:`~steppe.models.catalog.make_actor_critic`.
+
+    Raises:
+        ConfigError: see :func:`~steppe.models.sight.sight_of`.
     """
 
     def __init__(
@@ -42,15 +49,26 @@ class ActorCriticNetworks:
         rng: np.random.Generator,
         *,
         normalize: bool,
+        critic_only: Sequence[str] = (),
         **model: Any,
     ) -> None:
-        self._model = make_actor_critic(pair.observation, distribution, rng, **model)
-        covered = normalize and normalized_leaves(pair.observation)
-        self.normalizer: tuple[Array, ...] = norm_init(pair.observation) if covered else ()
+        whole = pair.observation
+        sight = Sight(whole, whole, whole, whole)
+        if critic_only or isinstance(whole, DictSpec):
+            from steppe.models.sight import sight_of  # most runs see all of it
+
+            sight = sight_of(pair, critic_only, model.get("share_layers", False))
+        seen: dict[str, Any] = {"critic_spec": sight.critic, "masked": sight.masked}
+        self._model = make_actor_critic(sight.actor, distribution, rng, **seen, **model)
+        self.seen: Spec = sight.critic
+        self.normalizer: tuple[Array, ...] = norm_init(self.seen) if normalize else ()
+        acting = normalized_leaves(sight.actor)
+        places = [i for i, path in enumerate(normalized_leaves(self.seen)) if path in acting]
+        self.published = [3 * i + j for i in places for j in range(3)] if normalize else []
         self.layout, self._actor = Layout.of(self._model), Layout.of(self._model.actor)
         self.params = self.layout.ravel(self._model)
-        acting = Layout.of((self._model.actor, self.normalizer))
-        self.policy = ActorCriticPolicy(pair.observation, distribution, acting)
+        layout = Layout.of((self._model.actor, tuple(self.normalizer[i] for i in self.published)))
+        self.policy = ActorCriticPolicy(sight, distribution, layout)
         self.actor_size = self._actor.size
         assert np.array_equal(self.params[: self.actor_size], self._actor.ravel(self._model.actor))
 

@@ -293,6 +293,7 @@ class OnPolicyLearner(PolicyLearner):
 
     Attributes:
         state: everything that learning changes.
+        pace: what policies that share parameters must agree on: lr, num_epochs and grad_clip.
         share: parts of the networks by the name that they are shared under.
         static: what its compiled programs are keyed by.
     """
@@ -320,13 +321,14 @@ class OnPolicyLearner(PolicyLearner):
         distribution = Distribution(pair.action, **actions)
         self.networks = nets = ActorCriticNetworks(pair, distribution, stream(seed, "parameters"), **model)
         size = min(minibatch_size, train_batch_size)
-        about = (pair.observation, distribution, nets.layout, size, grad_clip, scale_rewards, extra_loss)
+        about = (nets.seen, distribution, nets.layout, size, grad_clip, scale_rewards, extra_loss)
         self.static = Static(method, *about)
         arrays = Layout.of([np.zeros(shape) for shape in nets.layout.shapes])
         alone = Team((self.static,), arrays, (tuple(range(len(nets.layout.shapes))),))
         self._rows, self._update = compiled_rows(self.static), compiled_update(alone)
         self._points = {name: points(given) for name, given in coefficients.items()}
         self._epochs, self._kl_target = num_epochs, kl_target
+        self.pace = (coefficients["lr"], num_epochs, grad_clip)
         self._penalty = {} if kl_coeff is None else {"kl_coeff": kl_coeff}
         self.policy = nets.policy
         opt = clipped_adam_init(nets.params)
@@ -346,6 +348,11 @@ class OnPolicyLearner(PolicyLearner):
         given = ([tuple(old)], [one.statistics], [one.rows], [one.order], [one.acted], [one.hyper])
         (params, opt, (new,)), (parts,) = self._update(params, opt, *given)
         return self.learned(LearnerState(params, opt, *new), parts, one)
+
+    @property
+    def answer(self) -> Stats | None:
+        """Of an update for which :meth:`prepare` gave nothing."""
+        return self._queue.answer
 
     def prepare(self, env_steps: int) -> Prepared | None:
         """Rows and their order, once there is a batch."""
@@ -394,9 +401,10 @@ class OnPolicyLearner(PolicyLearner):
         return found
 
     def publish(self) -> Weights:
-        """The actor and the observation statistics."""
+        """The actor, and statistics of what it observes."""
         actor = np.asarray(self.state.params)[: self.networks.actor_size]
-        return Weights(self._version, actor, tuple(np.asarray(a) for a in self.state.normalizer))
+        statistics = (self.state.normalizer[i] for i in self.networks.published)
+        return Weights(self._version, actor, tuple(np.asarray(a) for a in statistics))
 
     def get_weights(self) -> FloatArray:
         """Parameters of actor and critic, flat."""
