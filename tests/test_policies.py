@@ -243,7 +243,7 @@ def test_the_mapping_is_asked_once_per_agent_and_episode():
             {"a": (None, spaces.Box(0, 1, (2,)), spaces.Discrete(3), {}), "b": None},
             lambda agent_id: "a",
             {},
-            r"agent 'agent0' \(env 0, episode 0\).*is mapped to policy 'a', which takes Box",
+            r"agent 'agent0' \(env 0, episode 0\).*is mapped to policy 'a', which takes observation space Box",
         ),
     ],
 )

@@ -26,7 +26,7 @@ from steppe.policies.acting import actions_for
 from steppe.resuming import adopt_learner, check_spaces, read_run, saved_config
 from steppe.runners.evaluation import Evaluator
 from steppe.runners.local import LocalRunner
-from steppe.runners.policies import grown, made_policies, specs_of, trained_ids
+from steppe.runners.policies import made_policies, specs_of, trained_ids
 from steppe.sampling import callbacks
 from steppe.sampling.metrics import EpisodeRecord, EpisodeWindow, Result, Sample, summarize
 from steppe.seeding import fresh_seed, stream
@@ -220,7 +220,7 @@ class Algorithm:
         phases = {"env": env, "inference": inference, "learning": learning, "other": other}
         self._agent_steps += sum(sample.agent_steps for sample in samples)
         self._total_s += iteration_s
-        result = Result(
+        return Result(
             {
                 **self._window.summarize(episodes),
                 "reward_per_step": sum(sample.reward for sample in samples) / max(steps, 1),
@@ -240,7 +240,6 @@ class Algorithm:
                 },
             }
         )
-        return result
 
     def evaluate(self, num_episodes: int | None = None, *, explore: bool | None = None) -> Result:
         """Run whole episodes with the newest weights, see :class:`~steppe.runners.evaluation.Evaluator`.
@@ -333,18 +332,57 @@ class Algorithm:
         Raises:
             ConfigError: there is such a policy already, or it cannot be what it is to be.
         """
+        from steppe.runners.joining import joined
+
+        self._check_between("add a policy")
         learns = [*self._learner.trained, policy_id] if trained else self._learner.trained
-        config, pair = grown(self.config, policy_id, spec, self.runner, like, learns, policy_mapping_fn)
-        learners, scripted = made_policies(config, {policy_id: pair})
-        for id, learner in learners.items():
-            self._learner.add_policy(id, learner, trained=trained, like=like)
-        policy = scripted[policy_id] if scripted else learners[policy_id].policy
+        made = joined(self.config, policy_id, spec, self.runner, like, learns, policy_mapping_fn)
+        config, learner, policy = made
+        if learner is not None:
+            self._learner.add_policy(policy_id, learner, trained=trained, like=like)
         self._policies[policy_id], self.config = policy, config
         self.runner.add_policy(policy_id, policy, config, trained=trained)
         if self._evaluator is not None:
             self._evaluator.runner.add_policy(policy_id, policy, config, trained=False)
         self.runner.set_weights(self._learner.publish())
         return policy
+
+    def remove_policy(
+        self, policy_id: str, *, policy_mapping_fn: Any = None, policies_to_train: Any = None
+    ) -> None:
+        """Let a policy leave the run, between iterations; checkpoints hold the others only.
+
+        Running episodes go on: the mapping is asked anew for those agents of theirs that the policy acted
+        for. What such an agent earned counts, all of it, for the policy that it ends the episode with.
+
+        Args:
+            policy_id: whose parameters and unlearned rows are dropped.
+            policy_mapping_fn: asked from now on, where another one is to be.
+            policies_to_train: those of the others that go on to learn; all that do by now if None.
+
+        Raises:
+            ConfigError: there is no such policy, none would be left or learn, or the mapping still names it
+                for an agent of a running episode; nothing changed.
+        """
+        from steppe.runners.joining import left
+
+        self._check_between("remove a policy")
+        config = left(self.config, policy_id, self._learner.trained, policy_mapping_fn, policies_to_train)
+        self.runner.remove_policy(policy_id, config, trained=config.policies_to_train)
+        if self._evaluator is not None:
+            try:
+                self._evaluator.runner.remove_policy(policy_id, config, trained=())
+            except ConfigError:
+                self._drop_evaluator()  # the next evaluation asks, and says it, at its start
+        self._learner.remove_policy(policy_id, config.policies_to_train)
+        del self._policies[policy_id]
+        self.config = config
+
+    def _check_between(self, what: str, error: type[Exception] = ConfigError) -> None:
+        if self._iterating:
+            raise error(
+                f"envs are stepping: {what} between iterations, in on_train_result or on_evaluate_end"
+            )
 
     def foreach_env(self, function: Callable[[Any], Any]) -> list[Any]:
         """What ``function`` makes of each env that samples, as its constructor gave it."""
@@ -369,11 +407,7 @@ class Algorithm:
         Raises:
             CheckpointError: an iteration or evaluation is under way.
         """
-        if self._iterating:
-            raise CheckpointError(
-                "envs are stepping, so there is no whole state to save: save between calls of train() and "
-                "evaluate(), or in on_train_result or on_evaluate_end"
-            )
+        self._check_between("save", CheckpointError)
         owners: dict[str, State] = {
             "algorithm": {
                 "window": self._window.get_state(),

@@ -146,6 +146,21 @@ class LocalRunner:
             self.chance = self._made_chance()
         self.sampler.add_policy(id, policy, trained=trained)
 
+    def remove_policy(self, id: str, config: AlgorithmConfig, *, trained: Sequence[str]) -> None:
+        """Let a policy leave; the mapping of ``config`` says who acts for its agents from now on.
+
+        Raises:
+            ConfigError: it says nobody who could; nothing changed.
+        """
+        if config.policy_mapping_fn is not None and self.chance is None:
+            self.chance = self._made_chance()
+        rest = [one for one in self.mapping.ids if one != id]
+        mapping = PolicyMapping(config.policy_mapping_fn, rest, self)
+        with self.chance or nullcontext():
+            self.sampler.remove_policy(id, mapping, trained)
+        self.mapping = mapping
+        del self.spaces[id]
+
     def set_weights(self, weights: Mapping[str, Weights]) -> None:
         """Act with these from now on."""
         self.sampler.set_weights(weights)

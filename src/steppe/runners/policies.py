@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, final
 
 from steppe.config import AlgorithmConfig, PolicySpec, field_specs
@@ -14,7 +14,6 @@ from steppe.types import DEFAULT_POLICY, AsyncEnv, Policy, SlotInfo, SpacePair
 
 if TYPE_CHECKING:
     from steppe.learning.independent import PolicyLearner
-    from steppe.runners.local import LocalRunner
 
 
 @final
@@ -204,36 +203,6 @@ def made_policies(
         else:
             learners[id] = learner_of(config, id, specs[id], pair, seed + list(specs).index(id))
     return learners, fixed
-
-
-def grown(
-    config: AlgorithmConfig,
-    id: str,
-    spec: Any,
-    runner: LocalRunner,
-    like: str | None,
-    trained: Sequence[str],
-    mapping: Any,
-) -> tuple[AlgorithmConfig, SpacePair]:
-    """The config of a run that gets the policy ``id``, and that policy's spaces.
-
-    The arguments are those of ``Algorithm.add_policy``; ``trained`` are all policies that learn from then on.
-    """
-    specs = specs_of(config)
-    if id in specs:
-        raise ConfigError(f"there is a policy {id!r}; a run's policies are {', '.join(specs)}")
-    if like is not None and (like not in specs or is_scripted(specs[like])):
-        raise ConfigError(f"like={like!r} is no policy with parameters; there are {', '.join(specs)}")
-    if like is not None and spec is not None:
-        raise ConfigError(f"policy {id!r}: give spec or like={like!r}, not both")
-    changes: dict[str, Any] = {"policies": {**specs, id: spec if like is None else specs[like]}}
-    changes["policies_to_train"] = list(trained)
-    if mapping is not None:
-        changes["policy_mapping_fn"] = mapping
-    config = config.copy(copy_frozen=True, **changes)
-    if like is not None:
-        return config, runner.spaces[like]
-    return config, spaces_of({id: specs_of(config)[id]}, runner.env, runner.mapping)[id]
 
 
 def specs_of(config: AlgorithmConfig) -> dict[str, PolicySpec]:

@@ -420,6 +420,12 @@ class EpisodeHooks:
             self._fragment(worker=self._around.worker, samples=sample)
         self._ended = {}
 
+    def moved(self, infos: Sequence[SlotInfo], policy_of: Callable[[int], str]) -> None:
+        """Other policies act for some agents from now on."""
+        for info in infos:
+            if (episode := self._open.get((info.env, info.episode))) is not None:
+                episode.enter(info.agent, policy_of(info.slot))
+
     def lost(self, info: SlotInfo) -> None:
         """An episode will not come to its end."""
         self._live.pop(info.slot, None)

@@ -60,6 +60,17 @@ class Sample:
         return self.env_steps
 
 
+@dataclass(slots=True)
+class Tally:
+    """What the running fragment has counted so far."""
+
+    episodes: list[EpisodeRecord] = field(default_factory=list)
+    agent_steps: int = 0
+    reward: float = 0.0
+    env_time: float = 0.0
+    inference_time: float = 0.0
+
+
 class EpisodeWindow:
     """Means over the last ``size`` episodes, or over all of an iteration where it brought more."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from time import perf_counter
 from typing import Any
 
@@ -14,20 +14,10 @@ import numpy as np
 from steppe.errors import ConfigError
 from steppe.sampling.callbacks import EpisodeHooks
 from steppe.sampling.lanes import AGENT, ENV, EPISODE, Lanes, Ready, in_order, select
-from steppe.sampling.metrics import EpisodeRecord, Sample
+from steppe.sampling.metrics import EpisodeRecord, Sample, Tally
 from steppe.seeding import SMALLEST_NOISE
-from steppe.spaces import described, map_leaves, misfits, put, summary, take, tupled
-from steppe.types import (
-    AgentID,
-    AsyncEnv,
-    IntArray,
-    Policy,
-    SlotInfo,
-    State,
-    TimeStep,
-    Tree,
-    Weights,
-)
+from steppe.spaces import BadLeaf, described, map_leaves, misfits, put, take, tupled
+from steppe.types import AgentID, Array, AsyncEnv, IntArray, Policy, SlotInfo, State, TimeStep, Tree, Weights
 
 logger = logging.getLogger("steppe")
 
@@ -37,17 +27,6 @@ _NEVER_ENDS = (
     "if the env has no end of its own, set max_episode_steps to truncate its episodes"
 )
 _CUT_SHORT = "sampling failed or was interrupted before, in mid-fragment: restore a checkpoint, or build anew"
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What the running fragment has counted so far."""
-
-    episodes: list[EpisodeRecord] = field(default_factory=list)
-    agent_steps: int = 0
-    reward: float = 0.0
-    env_time: float = 0.0
-    inference_time: float = 0.0
 
 
 class Sampler:
@@ -97,8 +76,7 @@ class Sampler:
         self._live: dict[int, SlotInfo] = {}
         self._episodes: dict[tuple[int, int], EpisodeRecord] = {}
         self._pending: list[Ready] = []
-        self._started, self._sequence, self._tally = False, 0, _Tally()
-        self.cut_short = False
+        self._started, self.cut_short, self._sequence, self._tally = False, False, 0, Tally()
         self._policy_of = np.zeros(0, np.int64)
         self._identity = np.zeros((0, 4), np.int32)
         self._returns = np.zeros(0)
@@ -118,6 +96,47 @@ class Sampler:
         self._versions.append(0)
         self._states.append(None)
         self._initial.append(policy.initial_state(1))
+
+    def remove_policy(self, id: str, mapping: Callable[[SlotInfo], str], trained: Sequence[str]) -> None:
+        """Take a policy away, between two fragments: its agents go on with others from their next rows on.
+
+        Args:
+            id: of the policy.
+            mapping: is asked for them anew, and from now on.
+            trained: ids of the policies whose rows are kept from now on.
+
+        Raises:
+            ConfigError: nobody else can act for one of them; nothing changed.
+        """
+        gone, steps = self._ids.index(id), self.env.pending() if self._started else ()
+        ids = [one for one in self._ids if one != id]
+        moved: dict[int, str] = {}
+        for step in steps:
+            for info in step.opened:
+                if self._live.get(info.slot) == info and self._policy_of[info.slot] == gone:
+                    moved[info.slot] = new = mapping(info) if len(ids) > 1 else ids[0]
+                    self._fit(self._ids.index(new), step.space, info)
+        del self._ids[gone], self._policies[gone], self._lanes[gone], self._weights[gone]
+        del self._versions[gone], self._states[gone], self._initial[gone]
+        self._mapping, self._fits = mapping, set()
+        self._lanes = [lanes if ids[index] in trained else None for index, lanes in enumerate(self._lanes)]
+        self._policy_of[self._policy_of > gone] -= 1
+        ready = [r._replace(policy=r.policy - (r.policy > gone)) for r in self._pending if r.policy != gone]
+        self._pending = in_order(ready + self._move(steps, moved), self._identity)
+
+    def _move(self, steps: Sequence[TimeStep], chosen: Mapping[int, str]) -> list[Ready]:
+        """Others act for some slots from the rows that wait on; what was earned so far stays earned."""
+        earned, (hooks, self.hooks) = self._returns.copy(), (self.hooks, None)  # no episode begins
+        parts = []
+        for step in steps:
+            opened = tuple(info for info in step.opened if info.slot in chosen)
+            self._open(opened, [chosen[info.slot] for info in opened])
+            part = select(step, np.flatnonzero(np.isin(step.slot, list(chosen))))
+            parts.append(replace(part, opened=(), reward=np.zeros_like(part.reward)))
+        ready, self.hooks, self._returns = self._receive(parts), hooks, earned
+        if hooks is not None:
+            hooks.moved([self._live[slot] for slot in chosen], self.policy_of)
+        return ready
 
     def set_weights(self, weights: Mapping[str, Weights]) -> None:
         """Act with these from now on."""
@@ -168,14 +187,20 @@ class Sampler:
     def _round(self, ready: Sequence[Ready]) -> list[Ready]:
         """Choose, write, send: in this order, or lanes would hold the next observation. Then poll."""
         began = perf_counter()
-        for policy, slots, obs, _ in ready:
+        for policy, slots, obs, t in ready:
             actor, lanes = self._policies[policy], self._lanes[policy]
             table, noise = self._states[policy], None
             if self.explore or actor.draws:
                 noise = self.rng.random((len(slots), actor.noise_size), np.float32)
                 np.maximum(noise, SMALLEST_NOISE, out=noise)
             state = None if table is None else take(table["next"], slots)
-            decision = actor.act(self._weights[policy], obs, state, noise)
+            try:
+                decision = actor.act(self._weights[policy], obs, state, noise)
+            except BadLeaf as bad:
+                from steppe.models.sight import unanswerable
+
+                info = self._live[int(slots[bad.row])]
+                raise unanswerable(bad, self.env, info, int(t[bad.row]), self._runner) from None
             if table is not None:
                 put(table, slots, {"last": state, "next": decision.state})
             if lanes is not None:
@@ -278,9 +303,8 @@ class Sampler:
             agent = self._agents.setdefault(info.agent, len(self._agents))
             identity = self._identity[slot]
             identity[ENV], identity[AGENT], identity[EPISODE] = info.env, agent, info.episode
-            if (info.env, info.episode) not in self._episodes:
-                record = EpisodeRecord(info.env, info.episode, self._runner)
-                self._episodes[info.env, info.episode] = record
+            record = EpisodeRecord(info.env, info.episode, self._runner)
+            self._episodes.setdefault((info.env, info.episode), record)
             if self._initial[policy] is not None:
                 both = {"next": self._initial[policy], "last": self._initial[policy]}
                 put(self._state_table(policy, both), np.array([slot]), both)
@@ -295,9 +319,8 @@ class Sampler:
         wrong, _ = misfits(described(actor.observation, actor.action), described(*pair))
         if wrong:  # other bounds of observations may be
             raise ConfigError(
-                f"agent {info.agent!r} (env {info.env}, episode {info.episode}), which has "
-                f"{summary(pair.observation)} -> {summary(pair.action)}, is mapped to policy "
-                f"{self._ids[policy]!r}, which takes {summary(actor.observation)} -> {summary(actor.action)}"
+                f"agent {info.agent!r} (env {info.env}, episode {info.episode}) is mapped to policy "
+                f"{self._ids[policy]!r}, which takes {wrong}"
             )
         self._fits.add((policy, space))
 
@@ -353,10 +376,10 @@ class Sampler:
                 if self._states[index] is not None:
                     self._write_state0(index, lanes)
         self._sequence += 1
-        tally, self._tally = self._tally, _Tally()
         open_return = float(self._returns[list(self._live)].sum())
         self.cut_short = False
-        self._tally.reward = -open_return  # what open episodes have earned so far is counted here
+        # What open episodes have earned so far is counted here.
+        tally, self._tally = self._tally, Tally(reward=-open_return)
         earned, times = tally.reward + open_return, (tally.env_time, tally.inference_time)
         return Sample(rollouts, tally.episodes, env_steps, tally.agent_steps, earned, *times)
 
@@ -379,14 +402,12 @@ class Sampler:
         for lanes in self._lanes:
             if lanes is not None:
                 lanes.grow_slots(more)
-        self._identity = np.concatenate([self._identity, np.zeros((more, 4), np.int32)])
-        self._returns = np.concatenate([self._returns, np.zeros(more)])
-        self._states = [
-            table
-            if table is None
-            else map_leaves(lambda a: np.concatenate([a, np.zeros((more, *a.shape[1:]), a.dtype)]), table)
-            for table in self._states
-        ]
+
+        def longer(column: Array) -> Array:
+            return np.concatenate([column, np.zeros((more, *column.shape[1:]), column.dtype)])
+
+        self._identity, self._returns = longer(self._identity), longer(self._returns)
+        self._states = [None if table is None else map_leaves(longer, table) for table in self._states]
 
     def _state_table(self, policy: int, example: Tree) -> Tree:
         if self._states[policy] is None:
@@ -402,12 +423,11 @@ class Sampler:
         """
         if self.cut_short:
             raise RuntimeError(_CUT_SHORT)
-        live = [[*info] for info in self._live.values()]
-        slots = [info.slot for info in self._live.values()]
+        slots = list(self._live)
         return {
             "env": self.env.get_state(),
             "rng": self.rng.bit_generator.state,
-            "live": live,
+            "live": [[*info] for info in self._live.values()],
             "policy_of": [self._ids[index] for index in self._policy_of[slots]],
             "returns": self._returns[slots],
             "recurrent": [
@@ -441,14 +461,13 @@ class Sampler:
                 lanes.set_state(saved)
                 if self._states[index] is not None:
                     self._write_state0(index, lanes)
-        self._episodes = {}
-        for values in deepcopy(state["episodes"]):
-            self._episodes[values["env"], values["episode"]] = EpisodeRecord(**values)
+        records = [EpisodeRecord(**values) for values in deepcopy(state["episodes"])]
+        self._episodes = {(record.env, record.episode): record for record in records}
         if self.hooks is not None:
             self.hooks.set_state(state["hooks"], infos, self.policy_of)
         self._started, self._sequence = state["started"], int(state["sequence"])
         self.cut_short = False
-        self._tally = _Tally(reward=float(state["reward"]))
+        self._tally = Tally(reward=float(state["reward"]))
         if self._started:
             self._pending = self._resume(self.env.pending())
         return notes
