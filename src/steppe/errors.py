@@ -11,6 +11,7 @@ CODES: dict[str, str] = {
     "E104": "observation with NaN or infinity",
     "E105": "observation with missing or unknown keys",
     "E106": "observation converted to its space's dtype",
+    "E107": "mask that allows no action",
     "E201": "reward is not one finite number",
     "E301": "step result of a wrong length or type",
     "E302": "terminated or truncated is not a flag",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -12,7 +12,7 @@ import numpy as np
 from steppe import checkpoint
 from steppe.errors import CheckpointError, ConfigError, SpaceError
 from steppe.seeding import SMALLEST_NOISE
-from steppe.spaces import BadLeaf, collect, describe, rows
+from steppe.spaces import BadLeaf, describe, rows
 from steppe.tracking.record import CHECKPOINTS, RECORD, checkpoint_of, linked
 from steppe.types import DEFAULT_POLICY, Array, FloatArray, State, Tree
 
@@ -80,7 +80,7 @@ class LoadedPolicy:
             The action; ``(action, state)`` when ``state`` is given.
 
         Raises:
-            SpaceError: the observation does not fit its space.
+            SpaceError: the observation does not fit its space, or its mask allows nothing.
         """
         action = self.act_batch([obs], explore, rng=rng)[0]
         return action if state is None else (action, state)
@@ -91,11 +91,15 @@ class LoadedPolicy:
         """An action for each of several observations, in one pass; see :meth:`act`."""
         if not len(observations):
             return []
-        column, noise = self._column(observations), None
-        if explore:
-            size = (len(observations), self._network.actions.noise_size)
-            noise = np.maximum((rng or self._rng).random(size, np.float32), SMALLEST_NOISE)
-        return rows(self._network.actions.spec, self._network.act(column, noise))
+
+        def act(column: Tree) -> Tree:
+            noise = None
+            if explore:
+                size = (len(observations), self._network.actions.noise_size)
+                noise = np.maximum((rng or self._rng).random(size, np.float32), SMALLEST_NOISE)
+            return self._network.act(column, noise)
+
+        return rows(self._network.actions.spec, self._asked(observations, act))
 
     def outputs(self, obs: Any) -> FloatArray:
         """The distribution parameters ``(P,)`` of one observation, to check a port of the network against.
@@ -106,12 +110,12 @@ class LoadedPolicy:
         Raises:
             SpaceError: the observation does not fit its space.
         """
-        params: FloatArray = self._network.params(self._column([obs]))[0]
+        params: FloatArray = self._asked([obs], self._network.params)[0]
         return params
 
-    def _column(self, observations: Sequence[Any]) -> Tree:
+    def _asked(self, observations: Sequence[Any], question: Callable[[Tree], Tree]) -> Tree:
         try:
-            return collect(self._network.observation, observations, None)
+            return question(self._network.column(observations))
         except BadLeaf as bad:
             raise SpaceError(f"policy {self.policy_id!r} cannot act on this observation: {bad}") from None
 

@@ -26,6 +26,7 @@ _SHAPING = (
     "fcnet_activation",
     "vf_share_layers",
     "conv_filters",
+    "critic_only",
     "free_log_std",
     "observation_filter",
 )
@@ -92,7 +93,7 @@ def check_spaces(owners: Mapping[str, State], policies: Mapping[str, Policy]) ->
     """
     saved = owners.get(POLICIES, {})  # older checkpoints lack them
     for id in saved.keys() & policies.keys():
-        here = described(policies[id].observation, policies[id].action)
+        here = described(policies[id].acting, policies[id].action)
         try:
             wrong, odd = misfits(saved[id]["network"], here)
         except (SpaceError, LookupError, TypeError, AttributeError) as error:

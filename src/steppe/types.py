@@ -238,6 +238,8 @@ class Policy(Protocol):
 
     observation: Spec
     """What it observes."""
+    acting: Spec
+    """What acting reads of that: all of it, but for the keys of a Dict that are for the critic alone."""
     action: Spec
     """The env's action space."""
     noise_size: int

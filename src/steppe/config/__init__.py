@@ -503,6 +503,7 @@ class AlgorithmConfig(ABC):
             "share_layers": self.vf_share_layers,
             "conv_filters": self.conv_filters,
             "free_log_std": self.free_log_std,
+            "critic_only": self.critic_only,
         }
 
     @property

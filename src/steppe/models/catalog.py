@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from steppe.models.actions import MASKED
 from steppe.models.distributions import Distribution
 from steppe.models.encoders import Encoder, make_encoder
 from steppe.models.mlp import MLP
+from steppe.models.observations import MASK
 from steppe.spaces import Spec
 from steppe.types import Tree
 
@@ -28,29 +30,34 @@ class Actor(eqx.Module):
         encoder: observation to vector.
         mlp: vector to distribution parameters, but for a free ``log_std``.
         log_std: ``(log_std_size,)``, the same for every observation, or None where the network says it.
+        masked: observations have a mask of the actions, which is not encoded.
     """
 
     encoder: Encoder
     mlp: MLP
     log_std: jax.Array | None
+    masked: bool = eqx.field(static=True, default=False)
 
     def features(self, obs: Tree) -> jax.Array:
         """``(f,)``: the input of the last layer."""
         return self.mlp.hidden(self.encoder(obs))
 
-    def head(self, features: jax.Array) -> jax.Array:
-        """Features ``(f,)`` to distribution parameters ``(P,)``."""
+    def head(self, features: jax.Array, obs: Tree) -> jax.Array:
+        """Features ``(f,)`` to distribution parameters ``(P,)``; illegal actions have no chance."""
         params = self.mlp.head(features)
+        if self.masked:
+            params = jnp.where(obs[MASK] != 0, params, MASKED)
         return params if self.log_std is None else jnp.concatenate([params, self.log_std])
 
     def __call__(self, obs: Tree) -> jax.Array:
         """Distribution parameters ``(P,)`` of one observation."""
-        return self.head(self.features(obs))
+        return self.head(self.features(obs), obs)
 
     def describe(self) -> dict[str, Any]:
         """All but its arrays as JSON values; :mod:`steppe.models.numpy_forward` reads it."""
         free = self.log_std is not None
-        return {"encoder": self.encoder.describe(), "mlp": self.mlp.describe(), "free_log_std": free}
+        parts = {"encoder": self.encoder.describe(), "mlp": self.mlp.describe()}
+        return {**parts, "free_log_std": free, "masked": self.masked}
 
 
 @final
@@ -79,7 +86,7 @@ class ActorCritic(eqx.Module):
     def __call__(self, obs: Tree) -> tuple[jax.Array, jax.Array]:
         """``(params (P,), value ())`` of one observation; shared layers run once."""
         features = self.actor.features(obs)
-        return self.actor.head(features), self.critic(features if self.critic.encoder is None else obs)
+        return self.actor.head(features, obs), self.critic(features if self.critic.encoder is None else obs)
 
 
 def make_actor_critic(
@@ -87,6 +94,8 @@ def make_actor_critic(
     distribution: Distribution,
     rng: np.random.Generator,
     *,
+    critic_spec: Spec | None = None,
+    masked: bool = False,
     hiddens: Sequence[int] = (64, 64),
     activation: str = "tanh",
     share_layers: bool = False,
@@ -97,9 +106,11 @@ def make_actor_critic(
     """Draw the networks of an actor-critic.
 
     Args:
-        obs_spec: the observation space.
+        obs_spec: what the policy's network sees, of the observation or of a Dict that has more keys.
         distribution: of the actions.
         rng: source of the initial parameters.
+        critic_spec: what the value's network sees; the same if None.
+        masked: the observation has a mask of the actions beside that.
         hiddens: widths of the hidden layers, of actor and critic alike.
         activation: after each hidden layer, see :class:`~steppe.models.mlp.MLP`.
         share_layers: the critic is one layer on the actor's features.
@@ -116,12 +127,12 @@ def make_actor_critic(
     mlp = MLP((encoder.size, *hiddens, outputs), activation, rng, _POLICY_SCALE)
     initial = np.full(scales, initial_log_std, np.float32)
     if free_log_std and scales:
-        actor = Actor(encoder, mlp, jnp.asarray(initial))
+        actor = Actor(encoder, mlp, jnp.asarray(initial), masked)
     else:
         bias = np.concatenate([np.zeros(outputs - scales, np.float32), initial])
-        actor = Actor(encoder, eqx.tree_at(lambda m: m.biases[-1], mlp, jnp.asarray(bias)), None)
+        actor = Actor(encoder, eqx.tree_at(lambda m: m.biases[-1], mlp, jnp.asarray(bias)), None, masked)
     if share_layers:
         width = hiddens[-1] if hiddens else encoder.size
         return ActorCritic(actor, Critic(None, MLP((width, 1), activation, rng, 1.0)))
-    own = make_encoder(obs_spec, rng, conv_filters=conv_filters)
+    own = make_encoder(obs_spec if critic_spec is None else critic_spec, rng, conv_filters=conv_filters)
     return ActorCritic(actor, Critic(own, MLP((own.size, *hiddens, 1), activation, rng, 1.0)))

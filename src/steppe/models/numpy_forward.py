@@ -7,14 +7,15 @@ here a second time; only the arithmetic does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, final
 
 import numpy as np
 
-from steppe.models.actions import Actions
-from steppe.models.observations import CLIP, EPSILON, normalized_leaves, visit
-from steppe.spaces import BoxSpec, Spec, from_description, map_leaves, narrowed, zeros
+from steppe.models.actions import MASKED, Actions
+from steppe.models.observations import CLIP, EPSILON, MASK, normalized_leaves, visit
+from steppe.models.sight import check_mask, shown, without
+from steppe.spaces import BoxSpec, Spec, collect, from_description, map_leaves, narrowed, zeros
 from steppe.types import Array, FloatArray, Tree
 
 Arrays: TypeAlias = Mapping[str, Array]
@@ -45,7 +46,10 @@ class Network:
             raise LookupError(f"network of kind {description['kind']!r}; only 'actor' is known")
         self.observation: Spec = from_description(description["observation"])
         self.actions = Actions(from_description(description["action"]), **description["distribution"])
-        self._statistics = _statistics(self.observation, arrays) if description["normalizer"] else []
+        # Of a checkpoint from before there were masks: neither of these.
+        self._masked, self._hidden = description.get("masked", False), description.get("critic_only", ())
+        self._seen = without(self.observation, [MASK] if self._masked else [])
+        self._statistics = _statistics(self._seen, arrays) if description["normalizer"] else []
         self._encoder = _encoder(description["encoder"], "encoder", arrays)
         self._mlp = _mlp(description["mlp"], "mlp", arrays)
         self._log_std = arrays["log_std"] if description["free_log_std"] else np.zeros(0, np.float32)
@@ -53,18 +57,34 @@ class Network:
         if found != size:
             raise ValueError(f"the network yields {found} numbers, the action space takes {size}")
 
+    def column(self, observations: Sequence[Any]) -> Tree:
+        """Observations as a column; what only the critic saw of them in training may be there or not.
+
+        Raises:
+            BadLeaf: one does not fit the space.
+        """
+        return collect(self.observation, shown(observations, self._hidden) if self._hidden else observations)
+
     def params(self, column: Tree) -> FloatArray:
         """Distribution parameters ``(n, P)`` of a column of at least one observation."""
         with np.errstate(all="ignore"):  # as compiled code is: silent, and the result says it
             column = map_leaves(_narrow, narrowed(self.observation, column))
             if self._statistics:
-                column = _normalized(self.observation, self._statistics, column)
+                column = _normalized(self._seen, self._statistics, column)
             heads = self._mlp(self._encoder(column))
+            if self._masked:
+                heads = np.where(column[MASK] != 0, heads, np.float32(MASKED))
             scales = np.broadcast_to(self._log_std, (len(heads), self._log_std.size))
             return np.concatenate([heads, scales], axis=1)
 
     def act(self, column: Tree, noise: FloatArray | None) -> Tree:
-        """A column of env actions: the likeliest, or those that the noise ``(n, K)`` picks."""
+        """A column of env actions: the likeliest, or those that the noise ``(n, K)`` picks.
+
+        Raises:
+            BadLeaf: a mask allows nothing.
+        """
+        if self._masked:
+            check_mask(column[MASK], self.actions)
         params = self.params(column)
         with np.errstate(all="ignore"):
             return self.actions.to_env_direct(self.actions.choose(params, noise))

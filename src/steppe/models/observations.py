@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from steppe.spaces import BoxSpec, DictSpec, OneOfSpec, SequenceSpec, Spec, Tupl
 from steppe.spaces.columns import keyed
 from steppe.types import Array, Tree
 
+MASK = "action_mask"
+"""The key of a Dict observation that says which actions are legal."""
 MIN_SIDE = 16
 """The smallest image side for which there is a default stack of convolutions."""
 EPSILON = 1e-8
@@ -20,6 +22,26 @@ CLIP = 10.0
 _MAX_CHANNELS = 16
 _WIDE_RANGE = 10
 _LARGEST = 1e14  # sums of squares of larger numbers would leave float32
+
+
+class Sight(NamedTuple):
+    """Who sees which part of an observation; :func:`steppe.models.sight.sight_of` makes it of Dicts.
+
+    Attributes:
+        whole: what envs give.
+        acting: what acting reads.
+        actor: what the policy's network sees: that without a mask.
+        critic: what the value's network sees, and what has statistics: the whole without a mask.
+        masked: whether ``acting`` has a mask of the actions.
+        critic_only: keys that acting does not read.
+    """
+
+    whole: Spec
+    acting: Spec
+    actor: Spec
+    critic: Spec
+    masked: bool = False
+    critic_only: tuple[str, ...] = ()
 
 
 def image_axis(spec: BoxSpec) -> int | None:
@@ -77,13 +99,15 @@ def visit(spec: Spec, obs: Tree, mask: Any, fn: Callable[[BoxSpec, Any, Any], An
         obs: one observation, or a tree with any leading axes.
         mask: bool, rows that are real; its axes lead.
         fn: called once a covered leaf, in the order of :func:`normalized_leaves`.
+
+    Keys of a Dict that the space lacks, such as a mask, stay as they are.
     """
     if isinstance(spec, BoxSpec):
         if not normalized_leaves(spec):
             return obs
         return fn(spec, obs.astype(np.float32).clip(-_LARGEST, _LARGEST), mask)
     if isinstance(spec, DictSpec):
-        return {key: visit(item, obs[key], mask, fn) for key, item in spec.items}
+        return {**obs, **{key: visit(item, obs[key], mask, fn) for key, item in spec.items}}
     if isinstance(spec, TupleSpec):
         return tuple(visit(item, part, mask, fn) for item, part in zip(spec.items, obs, strict=True))
     if isinstance(spec, SequenceSpec):

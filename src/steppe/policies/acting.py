@@ -9,7 +9,7 @@ import numpy as np
 
 from steppe.errors import SpaceError
 from steppe.seeding import SMALLEST_NOISE
-from steppe.spaces import BadLeaf, collect, rows
+from steppe.spaces import BadLeaf, DictSpec, Spec, collect, rows
 from steppe.types import Policy
 
 
@@ -26,16 +26,24 @@ def actions_for(
         rng: draws actions; None takes the most likely ones, of policies that have any.
 
     Raises:
-        SpaceError: an observation is not in the policy's space.
+        SpaceError: an observation is not in the policy's space, or its mask allows nothing.
     """
     if not obs:
         return {}
+    noise, given = None, list(obs.values())
+    if policy.acting is not policy.observation:
+        from steppe.models.sight import shown
+
+        given = shown(given, _keys(policy.observation) - _keys(policy.acting))
     try:
-        column = collect(policy.observation, list(obs.values()), None)
+        column = collect(policy.acting, given, None)
+        if rng is not None:
+            noise = np.maximum(rng.random((len(obs), policy.noise_size), np.float32), SMALLEST_NOISE)
+        decision = policy.act(weights, column, policy.initial_state(len(obs)), noise)
     except BadLeaf as bad:
         raise SpaceError(f"policy {id!r} cannot act on this observation: {bad}") from None
-    noise = None
-    if rng is not None:
-        noise = np.maximum(rng.random((len(obs), policy.noise_size), np.float32), SMALLEST_NOISE)
-    decision = policy.act(weights, column, policy.initial_state(len(obs)), noise)
     return dict(zip(obs, rows(policy.action, policy.to_env(decision.action)), strict=True))
+
+
+def _keys(spec: Spec) -> set[str]:
+    return {key for key, _ in spec.items} if isinstance(spec, DictSpec) else set()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, final
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 
 from steppe.models.distributions import Distribution
 from steppe.models.encoders import normalize
-from steppe.models.observations import normalized_leaves
+from steppe.models.observations import Sight, normalized_leaves
 from steppe.spaces import Spec, describe, is_wide, leaves, map_leaves, narrowed, take
 from steppe.types import Decision, FloatArray, State, Tree, Weights
 
@@ -53,18 +54,23 @@ class ActorCriticPolicy:
     """Acts with the actor of an actor-critic; see :class:`steppe.types.Policy`.
 
     Args:
-        observation: spec of what it observes.
+        sight: what it observes, and what acting sees of that.
         distribution: of its actions.
         layout: of ``(actor, normalizer)`` in the flat weights; the normalizer is empty when there is none.
     """
 
-    def __init__(self, observation: Spec, distribution: Distribution, layout: Layout) -> None:
-        self.observation, self.action = observation, distribution.spec
+    def __init__(self, sight: Sight, distribution: Distribution, layout: Layout) -> None:
+        self.observation, self.acting, self.action = sight.whole, sight.acting, distribution.spec
         self.noise_size, self.to_env = distribution.noise_size, distribution.actions.to_env_direct
-        self._sample, self._mode = _compiled(observation, distribution, layout)
+        self._sample, self._mode = _compiled(sight.actor, distribution, layout)
         self._options, self._layout = distribution.options, layout
         self.draws = False
-        self._wide = is_wide(observation)
+        self._wide, self._sight = is_wide(sight.acting), sight
+        self._read: Callable[[Tree], Tree] | None = None
+        if sight.masked or sight.critic_only:
+            from steppe.models.sight import read
+
+            self._read = partial(read, sight, distribution.actions)
 
     def load(self, weights: Weights) -> Any:
         """One flat array: each further argument of a compiled function costs a microsecond a call."""
@@ -72,9 +78,15 @@ class ActorCriticPolicy:
         return jnp.asarray(np.concatenate(parts))
 
     def act(self, weights: Any, obs: Tree, state: Tree, noise: FloatArray | None) -> Decision:
-        """Choose actions; see :meth:`steppe.types.Policy.act`."""
+        """Choose actions; see :meth:`steppe.types.Policy.act`.
+
+        Raises:
+            BadLeaf: the mask of a row allows nothing.
+        """
+        if self._read is not None:
+            obs = self._read(obs)
         if self._wide:
-            obs = narrowed(self.observation, obs)
+            obs = narrowed(self.acting, obs)
         n = len(obs) if isinstance(obs, np.ndarray) else len(leaves(obs)[0])
         padded = 1 << (n - 1).bit_length()  # ragged batches, padded: else every size compiles anew
         if padded != n:
@@ -94,15 +106,16 @@ class ActorCriticPolicy:
         actor = self._layout.unravel(np.concatenate([weights.params, *map(np.ravel, weights.normalizer)]))[0]
         named, _ = jax.tree_util.tree_flatten_with_path(actor)
         arrays = {jax.tree_util.keystr(path, simple=True, separator="."): array for path, array in named}
-        covered = normalized_leaves(self.observation) if weights.normalizer else ()
+        covered = normalized_leaves(self._sight.actor) if weights.normalizer else ()
         names = [f"normalizer.{path}.{name}" for path in covered for name in ("count", "mean", "m2")]
         arrays |= dict(zip(names, map(np.asarray, weights.normalizer), strict=True))
         network = {
             "kind": "actor",
-            "observation": describe(self.observation),
+            "observation": describe(self.acting),
             "action": describe(self.action),
             "distribution": self._options,
             "normalizer": bool(covered),
+            "critic_only": [*self._sight.critic_only],
             **actor.describe(),
         }
         return {"network": network, "arrays": arrays}

@@ -59,7 +59,8 @@ class ScriptedPolicy:
     def __init__(self, id: str, policy: Policy, observation: Spec, action: Spec) -> None:
         self._id, self._policy = id, policy
         self.to_env: Callable[[Tree], Tree] = _same  # it chooses env actions
-        self.observation, self.action = observation, action
+        self.observation = self.acting = observation
+        self.action = action
         self.noise_size, self.draws = 2, True
         first = policy.initial_state()
         self._initial = None if first is None else map_leaves(np.asarray, first)
