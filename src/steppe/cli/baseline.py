@@ -22,6 +22,7 @@ PATIENCE = 10.0
 @click.option("--episodes", type=click.IntRange(min=1), default=10_000, show_default=True, help="Episodes.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the env and of the actions.")
 @click.option("--max-episode-steps", type=click.IntRange(min=1), help="Stop an episode after so many steps.")
+@env_config_option
 def command(
     env: str, episodes: int, seed: int, max_episode_steps: int | None, env_config: Sequence[tuple[str, Any]]
 ) -> None:
@@ -46,9 +47,6 @@ def command(
         instance.close()
     if played:
         click.echo(report(played))
-
-
-command.params.append(env_config_option())
 
 
 def random_episodes(env: Any, seed: int, max_steps: int | None) -> Iterator[tuple[float, int]]:

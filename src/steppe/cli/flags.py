@@ -35,11 +35,10 @@ class FieldOption(click.Option):
         if spec.hint is bool:
             super().__init__([f"--{flag}/--no-{flag}", spec.name], default=None, help=text)
         else:
-            hint = spec.hint
             super().__init__(
                 [f"--{flag}", spec.name],
-                type=lambda v: field_value(hint, v),
-                metavar=_metavar(hint),
+                type=lambda given: field_value(spec.hint, given),
+                metavar=_metavar(spec.hint),
                 help=text,
             )
 
@@ -53,46 +52,23 @@ def _metavar(hint: Any) -> str:
 
 def field_options(cls: type[AlgorithmConfig]) -> list[click.Parameter]:
     """A flag for every field that one word can set: not those that hold code, or a dict."""
-    docs, specs = field_docs(cls), field_specs(cls)
-    return [FieldOption(spec, docs[name]) for name, spec in specs.items() if not _is_open(spec.hint)]
+    docs, specs = field_docs(cls), field_specs(cls).values()
+    closed = [spec for spec in specs if spec.hint is not Any and typing.get_origin(spec.hint) is not dict]
+    return [FieldOption(spec, docs[spec.name]) for spec in closed]
 
 
-def _is_open(hint: Any) -> bool:
-    return hint is Any or typing.get_origin(hint) is dict
+env_config_option = click.option(
+    *("-e", "--env-config", "env_config"),
+    type=key_value,
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="An argument of the env: a JSON or TOML value, else text. May be repeated.",
+)
+"""``-e key=value``, as often as wanted."""
 
 
-def env_config_option() -> click.Option:
-    """``-e key=value``, as often as wanted."""
-    return click.Option(
-        ["-e", "--env-config", "env_config"],
-        type=key_value,
-        metavar="KEY=VALUE",
-        multiple=True,
-        help="An argument of the env: a JSON or TOML value, else text. May be repeated.",
-    )
-
-
-def file_options() -> list[click.Parameter]:
-    """``--config FILE`` and ``--set key=value``."""
-    return [
-        click.Option(
-            ["--config"],
-            type=click.Path(path_type=Path),
-            metavar="FILE",
-            help="Settings in a .toml, .yaml or .json file, such as the config.toml of a run.",
-        ),
-        click.Option(
-            ["--set"],
-            type=_setting,
-            metavar="KEY=VALUE",
-            multiple=True,
-            help="A setting by its name or an old one, dotted inside of a group: env_config.size=5. Wins "
-            "over the file; a flag of its own wins over it. May be repeated.",
-        ),
-    ]
-
-
-def _setting(text: str) -> tuple[list[str], str]:
+def setting(text: str) -> tuple[list[str], str]:
+    """The names that dots part, and the text, of one ``--set``."""
     key, value = key_and_text(text)
     path = key.split(".")
     if not all(path):

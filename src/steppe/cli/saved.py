@@ -161,10 +161,16 @@ def settings_of(checkpoint: Path) -> dict[str, Any]:
 
 def _refuse_bare(checkpoint: Path) -> None:
     """Ask for the env of a checkpoint that lies outside of a run and names its env by code."""
+    meta = meta_of(checkpoint)
+    if "env" in meta.get("code", ()):
+        env = meta["config"]["env"]
+        raise ConfigError(f"{checkpoint} is not in a run's folder: name its env, --env {env}")
+
+
+def meta_of(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint says about itself; nothing if it is damaged, which loading will say."""
     try:
         meta = json.loads((checkpoint / "meta.json").read_text(encoding="utf-8"))
-        env, is_code = meta["config"]["env"], "env" in meta["code"]
-    except (OSError, ValueError, LookupError, TypeError):  # loading says what is wrong with it
-        return
-    if is_code:
-        raise ConfigError(f"{checkpoint} is not in a run's folder: name its env, --env {env}")
+    except (OSError, ValueError):
+        return {}
+    return meta if isinstance(meta, dict) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import signal
 import time
@@ -21,11 +20,11 @@ from steppe.cli.flags import (
     ConfigCommand,
     algo_of,
     env_config_option,
-    file_options,
     merged,
+    setting,
     settings_of,
 )
-from steppe.cli.saved import callbacks_of_run, env_of_run, find, restore
+from steppe.cli.saved import callbacks_of_run, env_of_run, find, meta_of, restore
 from steppe.cli.text import count, duration
 from steppe.config.reading import Reading
 from steppe.errors import ConfigError
@@ -34,8 +33,6 @@ from steppe.tracking.record import read_record
 if TYPE_CHECKING:
     from steppe.algorithm import Algorithm
     from steppe.tracking.progress import Display
-
-_STOP = ("total_steps", "stop_reward", "stop_time", "stop_iters")
 
 
 @click.command(cls=ConfigCommand)
@@ -54,6 +51,21 @@ _STOP = ("total_steps", "stop_reward", "stop_time", "stop_iters")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with this run.")
 @click.option("--callbacks", metavar="FILE:CLASS", help="Callbacks: file.py:Class or module:Class.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Settings in a .toml, .yaml or .json file, such as the config.toml of a run.",
+)
+@click.option(
+    "--set",
+    type=setting,
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="A setting by its name or an old one, dotted inside of a group: env_config.size=5. Wins over the "
+    "file; a flag of its own wins over it. May be repeated.",
+)
+@env_config_option
 def command(
     env_argument: str | None,
     env: str | None,
@@ -71,7 +83,7 @@ def command(
     ends the iteration, saves, and says how to go on; the second one stops at once.
     """
     given = {key: value for key, value in flags.items() if value not in (None, ())}
-    stop = {key: given.pop(key) for key in _STOP if key in given}
+    stop = {key: given.pop(key) for key in StopWhen._fields if key in given}
     if env_argument is not None and env is not None and env_argument != env:
         raise ConfigError(f"two envs: {env_argument} and --env {env}")
     env = env_argument or env
@@ -83,10 +95,7 @@ def command(
             given["callbacks_class"] = callbacks
         algorithm, planned = _build(env, algo, name, config, given)
         stop = planned | stop
-    return _train(algorithm, StopWhen(**{key: stop.get(key) for key in _STOP}), quiet)
-
-
-command.params += [*file_options(), env_config_option()]
+    return _train(algorithm, StopWhen(**stop), quiet)
 
 
 class StopWhen(NamedTuple):
@@ -223,9 +232,9 @@ def _reopen(
             f"{path} is not in a run's folder (it has no run.json); --resume takes such a folder"
         )
     stop = {**_first_stop(saved.run), **stop}
-    steps = int(saved.checkpoint.name)
+    steps, iterations = int(saved.checkpoint.name), meta_of(saved.checkpoint).get("training_iteration", 0)
     _refuse_the_end(path, "total_steps", steps, stop, "steps")
-    _refuse_the_end(path, "stop_iters", _iterations(saved.checkpoint), stop, "iterations")
+    _refuse_the_end(path, "stop_iters", iterations, stop, "iterations")
     callbacks = callbacks or callbacks_of_run(saved.run)
     changes = {} if callbacks is None else {"callbacks_class": callbacks}
     algorithm = restore(saved, env, **changes)
@@ -238,14 +247,6 @@ def _refuse_the_end(path: Path, key: str, reached: int, stop: Mapping[str, Any],
     if key in stop and reached >= stop[key]:
         flag = f"--{key.replace('_', '-')} {2 * reached}"
         raise ConfigError(f"{path} is at {reached:,} of {stop[key]:,} {what}; more go on, such as {flag}")
-
-
-def _iterations(checkpoint: Path) -> int:
-    """Iterations behind a checkpoint; 0 for a damaged one, of which loading says what is wrong."""
-    try:
-        return int(json.loads((checkpoint / "meta.json").read_text(encoding="utf-8"))["training_iteration"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return 0
 
 
 def _first_stop(run: Path) -> dict[str, Any]:
