@@ -34,22 +34,22 @@ from steppe.config.checks import (
     parsed_space,
     squared_kernels,
 )
-from steppe.config.fields import (
-    Check,
-    FieldSpec,
-    Schedule,
-    above,
-    at_least,
-    between,
-    each,
-    field_docs,
-    field_specs,
-    policy_field,
-    run_field,
-    scheduled,
-)
-from steppe.config.names import ALIASES, NONE
-from steppe.config.policies import PolicySpec, described, parsed_callbacks, parsed_evaluation, parsed_policies
+from steppe.config.fields import Check as Check
+from steppe.config.fields import FieldSpec as FieldSpec
+from steppe.config.fields import Schedule as Schedule
+from steppe.config.fields import above as above
+from steppe.config.fields import at_least as at_least
+from steppe.config.fields import between as between
+from steppe.config.fields import each as each
+from steppe.config.fields import field_docs as field_docs
+from steppe.config.fields import field_specs as field_specs
+from steppe.config.fields import policy_field as policy_field
+from steppe.config.fields import run_field as run_field
+from steppe.config.fields import scheduled as scheduled
+from steppe.config.names import ALIASES as ALIASES
+from steppe.config.names import NONE
+from steppe.config.policies import PolicySpec as PolicySpec
+from steppe.config.policies import described, parsed_callbacks, parsed_evaluation, parsed_policies
 from steppe.config.reading import Reading, both_names, not_a_keyword, read
 from steppe.config.together import check_together
 from steppe.config.values import (
@@ -70,25 +70,6 @@ if TYPE_CHECKING:
     from steppe.algorithm import Algorithm
     from steppe.learning.independent import PolicyLearner
     from steppe.types import SpacePair
-
-__all__ = [
-    "ALIASES",
-    "AlgorithmConfig",
-    "Check",
-    "FieldSpec",
-    "PolicySpec",
-    "Schedule",
-    "above",
-    "at_least",
-    "between",
-    "each",
-    "field_docs",
-    "field_specs",
-    "policy_field",
-    "run_field",
-    "say_once",
-    "scheduled",
-]
 
 logger = logging.getLogger("steppe")
 

@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from steppe.config.values import words
@@ -77,6 +77,7 @@ def run_field(
     check: Check | None = None,
     alias: str | None = None,
     convert: Callable[[Any, Any], Any] | None = None,
+    scope: str = "run",
 ) -> Any:
     """A field that holds for the whole run.
 
@@ -86,26 +87,16 @@ def run_field(
         check: tests the value after its type; None values are not tested.
         alias: an old name that is this algorithm's own.
         convert: function of the config's class and a value other than None, before its type is checked.
+        scope: see :func:`policy_field`.
     """
-    return _field(default, scope="run", section=section, check=check, alias=alias, convert=convert)
-
-
-def policy_field(
-    default: Any,
-    *,
-    section: str = "training",
-    check: Check | None = None,
-    alias: str | None = None,
-    convert: Callable[[Any, Any], Any] | None = None,
-) -> Any:
-    """A field that policies of one run may set differently; arguments as in :func:`run_field`."""
-    return _field(default, scope="policy", section=section, check=check, alias=alias, convert=convert)
-
-
-def _field(default: Any, **metadata: Any) -> Any:
+    metadata = {"section": section, "check": check, "alias": alias, "convert": convert, "scope": scope}
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+policy_field = partial(run_field, scope="policy")
+"""A field that policies of one run may set differently; arguments as in :func:`run_field`."""
 
 
 Schedule = float | list[list[float]]
@@ -118,12 +109,12 @@ class FieldSpec:
 
     name: str
     hint: Any
-    section: str
-    scope: str
-    check: Check | None
-    alias: str | None
-    convert: Callable[[Any, Any], Any] | None
     default: Callable[[], Any]
+    section: str = "training"
+    scope: str = "run"
+    check: Check | None = None
+    alias: str | None = None
+    convert: Callable[[Any, Any], Any] | None = None
 
     def legal(self) -> str:
         """The words for what the field accepts."""
@@ -135,17 +126,9 @@ class FieldSpec:
 
 
 def _spec(field: dataclasses.Field[Any], hint: Any) -> FieldSpec:
-    meta, factory = field.metadata, field.default_factory
-    return FieldSpec(
-        name=field.name,
-        hint=hint,
-        section=meta.get("section", "training"),
-        scope=meta.get("scope", "run"),
-        check=meta.get("check"),
-        alias=meta.get("alias"),
-        convert=meta.get("convert"),
-        default=factory if factory is not dataclasses.MISSING else lambda: field.default,
-    )
+    factory = field.default_factory
+    default = factory if factory is not dataclasses.MISSING else lambda: field.default
+    return FieldSpec(field.name, hint, default, **field.metadata)
 
 
 @lru_cache
