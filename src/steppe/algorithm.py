@@ -33,6 +33,7 @@ from steppe.seeding import fresh_seed, stream
 from steppe.types import DEFAULT_POLICY, Policy, State, Tree
 
 if TYPE_CHECKING:
+    from steppe.sampling.postprocessing import Postprocessing
     from steppe.tracking.run import Run, Status
 
 logger = logging.getLogger("steppe")
@@ -61,9 +62,10 @@ class Algorithm:
             known = {**self._learner.policies, **scripted}
             self._policies: dict[str, Policy] = {id: known[id] for id in self.runner.spaces}
             self._learner.on_batch = self._hooks["on_learn_on_batch"]
+            self._postprocess = self._postprocessing()
             self.runner.start(
                 self._policies,
-                trained=self._learner.trained,
+                trained=self._learner.trained if self._postprocess is None else list(self._policies),
                 explore=self.config.explore,
                 fragment_length=self._fragment_length(),
                 complete=self.config.batch_mode == "complete_episodes",
@@ -86,6 +88,13 @@ class Algorithm:
         """Env steps per env; "auto" is worked out with the envs there are: a vector env brings its own."""
         asked, envs = self.config.rollout_fragment_length, self.runner.env.num_envs
         return asked if isinstance(asked, int) else math.ceil(self.config.train_batch_size / envs)
+
+    def _postprocessing(self) -> Postprocessing | None:
+        if not any(learner.postprocess for learner in self._learner.learners.values()):
+            return None
+        from steppe.sampling.postprocessing import Postprocessing  # most runs have none
+
+        return Postprocessing(self._learner.learners, self._policies)
 
     def _call(self, name: str, **arguments: Any) -> None:
         """Call a hook of the whole run."""
@@ -151,6 +160,8 @@ class Algorithm:
                 self._env_steps += new
                 sampled = perf_counter()
                 for sample in fragments:
+                    if self._postprocess is not None:
+                        self._postprocess(sample.rollouts)
                     self._learner.add(sample.rollouts)
                     sample.rollouts = []  # the learner's from here on
                 learned = self._learner.update(self._env_steps)
@@ -341,7 +352,9 @@ class Algorithm:
         if learner is not None:
             self._learner.add_policy(policy_id, learner, trained=trained, like=like)
         self._policies[policy_id], self.config = policy, config
-        self.runner.add_policy(policy_id, policy, config, trained=trained)
+        self._postprocess = self._postprocessing()
+        recorded = trained or self._postprocess is not None
+        self.runner.add_policy(policy_id, policy, config, trained=recorded)
         if self._evaluator is not None:
             self._evaluator.runner.add_policy(policy_id, policy, config, trained=False)
         self.runner.set_weights(self._learner.publish())
@@ -368,7 +381,8 @@ class Algorithm:
 
         self._check_between("remove a policy")
         config = left(self.config, policy_id, self._learner.trained, policy_mapping_fn, policies_to_train)
-        self.runner.remove_policy(policy_id, config, trained=config.policies_to_train)
+        recorded = config.policies_to_train if self._postprocess is None else list(config.policies)
+        self.runner.remove_policy(policy_id, config, trained=recorded)
         if self._evaluator is not None:
             try:
                 self._evaluator.runner.remove_policy(policy_id, config, trained=())
@@ -376,7 +390,7 @@ class Algorithm:
                 self._drop_evaluator()  # the next evaluation asks, and says it, at its start
         self._learner.remove_policy(policy_id, config.policies_to_train)
         del self._policies[policy_id]
-        self.config = config
+        self.config, self._postprocess = config, self._postprocessing()
 
     def _check_between(self, what: str, error: type[Exception] = ConfigError) -> None:
         if self._iterating:

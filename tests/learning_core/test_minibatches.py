@@ -164,7 +164,9 @@ def test_actions_of_unknown_probability_are_refused_by_name():
     fragment = replace(FIRST, logp=FIRST.logp.copy())
     fragment.logp[2, 1] = np.nan
     queue = FragmentQueue(1)
-    with pytest.raises(ConfigError, match=r"policy 'p': .* agent 'a' \(env 1, episode 0, step 2\).*PPO.*off-policy"):
+    with pytest.raises(
+        ConfigError, match=r"policy 'p': .* agent 'a' \(env 1, episode 0, step 2\).*PPO.*off-policy"
+    ):
         queue.add(fragment)
     assert not full(queue)
 

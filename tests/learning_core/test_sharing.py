@@ -28,7 +28,7 @@ def config(share=None, policies=("a", "b"), **settings):
 
 
 def learners_of(algo):
-    return algo._learner._learners
+    return algo._learner.learners
 
 
 def parts(algo, id):

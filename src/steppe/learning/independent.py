@@ -93,12 +93,13 @@ class IndependentLearner(Learner):
         trained: those that learn; all if None.
 
     Attributes:
+        learners: by policy id, those that do not learn, too.
         trained: ids of the policies that learn; the others keep their parameters.
         on_batch: the hook ``on_learn_on_batch``, if it is set.
     """
 
     def __init__(self, learners: Mapping[str, PolicyLearner], trained: Sequence[str] | None = None) -> None:
-        self._learners = dict(learners)
+        self.learners = dict(learners)
         self.trained = list(learners) if trained is None else list(trained)
         self._skipped: dict[str, float] = {}
         self.on_batch: Callable[..., None] | None = None
@@ -106,29 +107,29 @@ class IndependentLearner(Learner):
 
     def _find_sharing(self) -> None:
         self._sharing: Sharing | None = None
-        if any(learner.share for learner in self._learners.values()):
+        if any(learner.share for learner in self.learners.values()):
             from steppe.learning.sharing import Sharing  # most policies share nothing
 
-            self._sharing = Sharing(self._learners)
+            self._sharing = Sharing(self.learners)
 
     @property
     def policies(self) -> Mapping[str, Policy]:
         """What runners act with."""
-        return {id: learner.policy for id, learner in self._learners.items()}
+        return {id: learner.policy for id, learner in self.learners.items()}
 
     def add_policy(self, id: str, learner: PolicyLearner, *, trained: bool, like: str | None) -> None:
         """Take a further policy; ``like`` is the id of one whose parameters and statistics it begins with."""
         if like is not None:
-            state = deepcopy(self._learners[like].get_state())
+            state = deepcopy(self.learners[like].get_state())
             learner.set_state(state, learner.checked(state))
-        self._learners[id] = learner
+        self.learners[id] = learner
         if trained:
             self.trained.append(id)
         self._find_sharing()
 
     def remove_policy(self, id: str, trained: Sequence[str]) -> None:
         """Let a policy go; ``trained`` learn from now on."""
-        self._learners.pop(id, None)  # scripted ones are not among them
+        self.learners.pop(id, None)  # scripted ones are not among them
         self._skipped.pop(id, None)
         self.trained = list(trained)
         self._find_sharing()
@@ -136,17 +137,18 @@ class IndependentLearner(Learner):
     def add(self, rollouts: Sequence[Rollout]) -> None:
         """Hand each fragment to the learner of its policy."""
         for rollout in rollouts:
-            self._learners[rollout.policy].add(rollout)
+            if rollout.policy in self.trained:  # others may be there for those to see
+                self.learners[rollout.policy].add(rollout)
 
     def update(self, env_steps: int) -> dict[str, Stats] | None:
         """Update every policy that has what it needs."""
         told: dict[str, Stats] = {}
         if self.on_batch is not None:
-            for id, learner in self._learners.items():
+            for id, learner in self.learners.items():
                 told[id] = {}
                 learner.on_batch = partial(_tell, self.on_batch, learner.policy, told[id])
         updates = {} if self._sharing is None else self._sharing.update(self.trained, env_steps)
-        updates |= {id: self._learners[id].update(env_steps) for id in self.trained if id not in updates}
+        updates |= {id: self.learners[id].update(env_steps) for id in self.trained if id not in updates}
         stats = {id: learned | told.get(id, {}) for id, learned in updates.items() if learned is not None}
         for id, learned in stats.items():
             skipped = learned.get("updates_skipped", 0.0)
@@ -157,41 +159,41 @@ class IndependentLearner(Learner):
 
     def publish(self) -> dict[str, Weights]:
         """The newest weights."""
-        return {id: learner.publish() for id, learner in self._learners.items()}
+        return {id: learner.publish() for id, learner in self.learners.items()}
 
     def get_weights(self) -> dict[str, FloatArray]:
         """All parameters, flat."""
-        return {id: learner.get_weights() for id, learner in self._learners.items()}
+        return {id: learner.get_weights() for id, learner in self.learners.items()}
 
     def set_weights(self, weights: Mapping[str, Array]) -> None:
         """Replace parameters; all of the given ones or none."""
         for id, values in weights.items():
-            if id not in self._learners:
-                raise ConfigError(f"no policy {id!r} to set weights of; there are {sorted(self._learners)}")
-            size = len(self._learners[id].get_weights())
+            if id not in self.learners:
+                raise ConfigError(f"no policy {id!r} to set weights of; there are {sorted(self.learners)}")
+            size = len(self.learners[id].get_weights())
             if np.shape(values) != (size,):
                 raise ConfigError(f"weights of {id!r} have shape {np.shape(values)}, not ({size},)")
         for id, values in weights.items():
-            self._learners[id].set_weights(values)
+            self.learners[id].set_weights(values)
             if self._sharing is not None:
                 self._sharing.spread(id)
 
     def summary(self) -> str:
         """Networks and parameter counts."""
-        return "\n".join(f"{id}: {learner.summary()}" for id, learner in self._learners.items())
+        return "\n".join(f"{id}: {learner.summary()}" for id, learner in self.learners.items())
 
     def get_state(self) -> State:
         """Per policy."""
-        return {id: learner.get_state() for id, learner in self._learners.items()}
+        return {id: learner.get_state() for id, learner in self.learners.items()}
 
     def set_state(self, state: State) -> None:
         """Go on from :meth:`get_state`; all policies or none."""
-        if set(state) != set(self._learners):
+        if set(state) != set(self.learners):
             raise CheckpointError(
-                f"the checkpoint holds policies {sorted(state)}, not {sorted(self._learners)}"
+                f"the checkpoint holds policies {sorted(state)}, not {sorted(self.learners)}"
             )
-        checked = {id: learner.checked(state[id]) for id, learner in self._learners.items()}
-        for id, learner in self._learners.items():
+        checked = {id: learner.checked(state[id]) for id, learner in self.learners.items()}
+        for id, learner in self.learners.items():
             learner.set_state(state[id], checked[id])
 
 

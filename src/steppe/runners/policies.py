@@ -76,8 +76,10 @@ class PolicyMapping:
 
     def ahead(self, info: SlotInfo) -> str:
         """The same before the slot is opened; the answer is kept until then."""
-        answer = self._asked[info.env, info.episode, info.agent] = self._ask(info)
-        return answer
+        key = info.env, info.episode, info.agent
+        if key not in self._asked:
+            self._asked[key] = self._ask(info)
+        return self._asked[key]
 
     def _ask(self, info: SlotInfo) -> str:
         if self._function is None:
@@ -185,7 +187,10 @@ def learner_of(
                 if field.scope == "run" and name in shared
             }
         )
-    return (config.copy(**spec.config) if spec.config else config).make_learner(id, pair, seed)
+    own_config = config.copy(**spec.config) if spec.config else config
+    learner = own_config.make_learner(id, pair, seed)
+    learner.postprocess = own_config.postprocess_trajectory
+    return learner
 
 
 def made_policies(

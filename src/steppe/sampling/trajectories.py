@@ -65,6 +65,8 @@ def batch_of(rollout: Rollout, part: Trajectory) -> dict[str, Any]:
 def write_back(rollout: Rollout, part: Trajectory, batch: Mapping[str, Any], policy: Policy) -> None:
     """Put changed columns where learning finds them: obs, actions, action_logp, rewards, and the ends.
 
+    Of new_obs the last one: the others are the obs of the next row.
+
     An end may turn from terminated to truncated or back; it cannot come or go, or rows would be joined that
     did not follow each other.
 
@@ -89,6 +91,9 @@ def write_back(rollout: Rollout, part: Trajectory, batch: Mapping[str, Any], pol
     _judge_actions(policy, columns["actions"], take(rollout.action, here))
     for name, (target, where) in places.items():
         put(target, where, columns[name])
+    if "new_obs" in batch:  # but for the last one these are the rows of obs
+        last, where = map_leaves(lambda a: np.asarray(a)[-1:], batch["new_obs"]), (after[0][-1:], part.lane)
+        put(rollout.obs, where, _judged("new_obs", last, rollout.obs, where))
 
 
 def _judged(name: str, given: Any, target: Tree, where: Any) -> Tree:
