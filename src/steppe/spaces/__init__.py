@@ -41,8 +41,8 @@ from steppe.spaces.comparison import described as described
 from steppe.spaces.comparison import misfits as misfits
 from steppe.spaces.description import describe as describe
 from steppe.spaces.description import from_description as from_description
+from steppe.spaces.description import spec_of as spec_of
 from steppe.spaces.description import summary as summary
-from steppe.spaces.recognition import spec_of as spec_of
 from steppe.spaces.spec import BoxSpec as BoxSpec
 from steppe.spaces.spec import DictSpec as DictSpec
 from steppe.spaces.spec import DiscreteSpec as DiscreteSpec
