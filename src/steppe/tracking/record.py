@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -37,15 +37,15 @@ class RunSummary:
     """
 
     path: Path
-    env: str | None
-    algo: str | None
-    status: str
-    steps: int
-    best_reward: float | None
-    seed: int | None
-    started: str | None
-    updated: str | None
-    error: str | None
+    env: str | None = None
+    algo: str | None = None
+    status: str = "unreadable"
+    steps: int = 0
+    best_reward: float | None = None
+    seed: int | None = None
+    started: str | None = None
+    updated: str | None = None
+    error: str | None = None
 
     @property
     def name(self) -> str:
@@ -62,7 +62,8 @@ def list_runs(root: str | os.PathLike[str]) -> list[RunSummary]:
     folder = Path(root)
     if (folder / "runs").is_dir():
         folder = folder / "runs"
-    return sorted((_summary(file.parent) for file in folder.glob(f"*/*/{RECORD}")), key=_order)
+    found = (_summary(file.parent) for file in folder.glob(f"*/*/{RECORD}"))
+    return sorted(found, key=lambda run: (run.started or "", str(run.path)))
 
 
 def read_record(run: Path) -> dict[str, Any]:
@@ -195,24 +196,11 @@ def _proc_stat(pid: int) -> list[str] | None:
 def _summary(run: Path) -> RunSummary:
     try:
         record = read_record(run)
-        status = str(record["status"])
     except ConfigError as error:
-        return RunSummary(run, None, None, "unreadable", 0, None, None, None, None, str(error))
-    if status == "running" and not is_alive(record):
-        status = "interrupted"
-    return RunSummary(
-        path=run,
-        env=record.get("env"),
-        algo=record.get("algo"),
-        status=status if status in get_args(Status) else "unreadable",
-        steps=record.get("steps", 0),
-        best_reward=record.get("best_reward"),
-        seed=record.get("seed"),
-        started=record.get("started"),
-        updated=record.get("updated"),
-        error=record.get("error"),
-    )
-
-
-def _order(summary: RunSummary) -> tuple[str, str]:
-    return (summary.started or "", str(summary.path))
+        return RunSummary(run, error=str(error))
+    if record["status"] == "running" and not is_alive(record):
+        record["status"] = "interrupted"
+    elif record["status"] not in get_args(Status):
+        record["status"] = "unreadable"
+    known = {part.name for part in fields(RunSummary)} & record.keys()
+    return RunSummary(run, **{name: record[name] for name in known - {"path"}})
