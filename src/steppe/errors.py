@@ -17,6 +17,7 @@ CODES: dict[str, str] = {
     "E302": "terminated or truncated is not a flag",
     "E303": "info is not a dict",
     "E304": "reset result of a wrong form",
+    "E305": "action outside its space",
     "E401": "old gym interface adapted",
     "E402": "env could not be replayed exactly",
     "E403": "reward for an agent after its final row",
@@ -53,7 +54,7 @@ class EnvError(SteppeError):
         text: what is wrong and what to do, without the place.
         env_class: class of the innermost env.
         runner: worker index.
-        env: vector index.
+        env: vector index; -1 if it is about all of them.
         episode: counts the episodes of this env.
         step: env step within the episode.
         seed: the seed that this env got.
@@ -80,7 +81,9 @@ class EnvError(SteppeError):
         self.code, self.env_class, self.runner, self.env = code, env_class, runner, env
         self.episode, self.step, self.seed, self.action, self.leaf = episode, step, seed, action, leaf
         self.agent, self.text = agent, message
-        where = f"{env_class}, runner {runner}, env {env}, episode {episode}, step {step}"
+        where = f"{env_class}, runner {runner}"
+        if env >= 0:
+            where += f", env {env}, episode {episode}, step {step}"
         if agent is not None:
             where += f", agent {agent!r}"
         if seed is not None:

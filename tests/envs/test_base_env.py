@@ -120,6 +120,31 @@ def test_an_episode_row_by_row():
     assert base.asked == [0]
 
 
+@pytest.mark.parametrize("late", [{0: {}}, {0: {"a": 9.0}}], ids=["nobody is back", "with the first row"])
+def test_what_is_earned_after_an_end_is_refused(late):
+    def play(reward):
+        script = [
+            six({0: {"a": 1.0}}, {0: {"a": 7.0}}),  # nobody had acted: there is nothing to earn it for
+            six({0: {"a": 2.0}}, {0: {"a": 1.0}}, {0: {"__all__": True}}),
+            six(late, {0: {"a": reward}}),
+            six({0: {"a": 9.0}}, {0: {"a": 0.0}}),
+        ]
+        env, who, found = rows_of(Told(script)), {}, []
+        while script:
+            steps = env.poll()
+            found += [row[4:6] for row in plain(steps, who)]
+            answer(env, steps)
+            del script[0]
+        return found
+
+    assert play(0.0)[:3] == [(1.0, 0.0), (2.0, 1.0), (9.0, 0.0)]
+    with pytest.raises(
+        EnvError,
+        match=r"(?s)E403 .*rewards has 0.5 for agent 'a', whose episode is over; .* agent 'a', seed 100",
+    ):
+        play(0.5)
+
+
 @pytest.mark.parametrize("later", [None, (None, None), ASYNC_RESET_RETURN])
 def test_a_next_episode_that_begins_with_a_later_poll(later):
     base = Told(
@@ -269,29 +294,51 @@ def test_off_policy_actions_of_agents_that_nobody_trains_are_no_matter():
     assert sent == [["a", "b"], ["a"], ["a"], ["a"]]
 
 
-def test_off_policy_actions_outside_the_space_are_refused():
-    base = Told([six({0: {"a": 1.0}}, taken={0: {"a": "left"}})])
-    with pytest.raises(EnvError, match="off_policy_actions"):
-        rows_of(base).poll()
+@pytest.mark.parametrize(
+    ("taken", "text"),
+    [
+        (
+            {"a": "left"},
+            r"E305 .*off_policy_actions: expected an integer .* got 'left'.* agent 'a', seed 100",
+        ),
+        ({"a": 1, "b": 9}, r"E305 .*got 9 in 9 \(int\).* episode 0, step 1, agent 'b', seed 100"),
+        ({"c": 1}, r"E404 .*off_policy_actions has agent 'c', which has no observation that it acted on"),
+        (3, r"E301 .*poll: off_policy_actions are 3 \(int\); return a dict by agent.* episode 0, step 1"),
+    ],
+    ids=str,
+)
+def test_off_policy_actions_that_cannot_be_are_refused(taken, text):
+    both = {0: {"a": 1.0, "b": 2.0}}
+    env = rows_of(Told([six(both), six(both, taken={0: taken})]))
+    answer(env, env.poll())
+    with pytest.raises(EnvError, match=f"(?s){text}"):
+        env.poll()
 
 
 @pytest.mark.parametrize(
     ("result", "text"),
     [
         (None, r"poll returned None.*return \(obs, rewards"),
-        (({}, {}), "poll returned"),
+        (({}, {}), r"poll returned 2 dicts; .*\n  in Told, runner 4$"),
         (([], {}, {}, {}, {}), "poll returned"),
+        ((*six({0: {"a": 1.0}}), {}), "poll returned 7 dicts"),
+        (
+            ({0: {"a": 1.0}}, {}, {0: {"__all__": False}}, {0: {"__all__": False}}, {}),
+            r"E301 .*five items, the fourth of which are flags; with truncateds there are six: \(obs",
+        ),
+        (six({0: 3.0}), r"E301 .*poll: obs are 3.0 \(float\); return a dict by agent"),
+        (six({0: {"a": 1.0}}, infos={0: [1]}), r"E301 .*poll: infos are \[1\] \(list\); return a dict"),
         (six({3: {"a": 1.0}}), "poll tells of env 3; envs are numbered 0 to 1"),
         (six({0: {"a": np.nan}}), "E104"),
         (six({0: {"a": 1.0}}, {0: {"a": np.inf}}), None),
     ],
 )
 def test_what_poll_may_not_return(result, text):
-    env = rows_of(Told([result], num_envs=2), 2)
+    env = rows_of(Told([result], num_envs=2), 2, runner=4)
     if text is None:  # rewards of a first observation are not read
         assert len(env.poll()) == 1
         return
-    with pytest.raises(EnvError, match=text):
+    with pytest.raises(EnvError, match=f"(?s){text}"):
         env.poll()
     with pytest.raises(RuntimeError, match="failed before"):
         env.poll()
@@ -299,8 +346,9 @@ def test_what_poll_may_not_return(result, text):
 
 def test_an_exception_in_the_place_of_observations_is_raised():
     env = rows_of(Told([six({0: ZeroDivisionError("the simulator is gone")})]))
-    with pytest.raises(ZeroDivisionError, match="gone"):
+    with pytest.raises(ZeroDivisionError, match="gone") as caught:
         env.poll()
+    assert caught.value.__notes__ == ["steppe: poll() of Told told it of env 0, runner 0"]
 
 
 def test_what_the_users_methods_raise_says_where():
@@ -312,7 +360,7 @@ def test_what_the_users_methods_raise_says_where():
     answer(env, env.poll())
     with pytest.raises(KeyError) as caught:
         env.poll()
-    assert caught.value.__notes__ == ["steppe: in send_actions() of Broken"]
+    assert caught.value.__notes__ == ["steppe: in send_actions() of Broken, runner 0"]
 
 
 def test_a_step_limit_needs_a_reset():
@@ -670,6 +718,31 @@ def test_a_saved_run_begins_new_episodes():
         assert again.poll()[0].obs.tolist() == [1.0, 1.0]
     fresh = rows_of(PolledWalks(), 2)
     assert fresh.set_state(rows_of(PolledWalks(), 2).get_state()) == []
+
+
+def test_a_run_goes_on_from_its_checkpoint_and_says_that_it_is_not_exact(caplog):
+    sizes = {"train_batch_size": 10, "minibatch_size": 10, "num_epochs": 1, "fcnet_hiddens": [4]}
+    config = steppe.PPOConfig(env=PolledWalks, **sizes, num_envs_per_env_runner=2, seed=0, write_run=False)
+    with config.build() as algo:
+        algo.train()
+        path = algo.save("saved")
+        before = [algo.train()["episodes_total"] for _ in range(2)]
+        algo.restore(path)
+        assert [algo.train()["timesteps_total"] for _ in range(2)] == [20, 30]
+    text = "E402 the 2 envs of PolledWalks begin new episodes: a BaseEnv has no state"
+    (note,) = [record.message for record in caplog.records if text in record.message]
+    assert note.startswith("resume is not exact: training envs: ")
+    caplog.clear()
+    with steppe.load(path, env=PolledWalks) as again:
+        assert sum(text in record.message for record in caplog.records) == 1
+        ((rollout,),) = [sample.rollouts for sample in again.runner.sample()]
+        assert rollout.env_steps == 10
+        assert (rollout.t[0] == 0).all()  # what was open is cut; nothing of the old episodes goes on
+        acted = np.argwhere(rollout.acted)
+        for row, lane in acted:
+            assert rollout.episode[row + 1, lane] == rollout.episode[row, lane]
+            assert rollout.obs[row + 1, lane] == rollout.obs[row, lane] + 1
+    assert before[0] >= 3
 
 
 class Crowd(MultiAgentEnv):

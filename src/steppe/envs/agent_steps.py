@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -100,6 +100,18 @@ def as_before(episode: Episode, result: Any) -> bool:
     )
 
 
+def _near(agent: AgentID, others: Iterable[AgentID]) -> str:
+    near = difflib.get_close_matches(repr(agent), map(repr, others), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def misnamed(agent: Any) -> str | None:
+    """What is wrong with the name of an agent; None if nothing is."""
+    if isinstance(agent, (str, int)) and not isinstance(agent, bool) and agent != ALL:
+        return None
+    return f'{show(agent)}; name agents by texts (except "__all__") or by whole numbers, as int(agent)'
+
+
 @final
 class Judge:
     """Takes results apart.
@@ -112,6 +124,11 @@ class Judge:
     def __init__(self, guard: Guard, envs: Sequence[MultiAgentEnv]) -> None:
         self._guard = guard
         self._possible = [dict.fromkeys(env.possible_agents) for env in envs]
+
+    def expect(self, env: int, agents: Iterable[AgentID]) -> None:
+        """Agents come that an env does not name in its ``possible_agents``, if it names any."""
+        if self._possible[env]:
+            self._possible[env] |= dict.fromkeys(agents)
 
     def called(self, episode: Episode, call: Callable[[], Any]) -> Any:
         """What a call of an env returns. What it raises gets a note; an EnvError gets its place."""
@@ -138,9 +155,10 @@ class Judge:
         """Five dicts out of what ``step`` returned."""
         if isinstance(result, (tuple, list)) and len(result) == 4:
             self._guard.odd("E401", "step", episode.env, "step returned 4 items")
-            result = (*result[:3], {}, result[3])
+            result = (*result[:2], *split_dones(*result[2:]), result[3])
         if not isinstance(result, (tuple, list)) or len(result) != 5:
-            message = f"step returned {show(result)}; return ({', '.join(_RESULTS)}), five dicts by agent"
+            got = f"{len(result)} items" if isinstance(result, (tuple, list)) else show(result)
+            message = f"step returned {got}; return ({', '.join(_RESULTS)}), five dicts by agent"
             raise self._guard.error("E301", message, episode.place(), "step")
         for name, part in zip(_RESULTS, result, strict=True):
             if not isinstance(part, dict):
@@ -154,20 +172,27 @@ class Judge:
         Raises:
             EnvError: E405 it has ended, E407 it has no proper name.
         """
-        if isinstance(agent, bool) or not isinstance(agent, (str, int)) or agent == ALL:
-            fix = 'name agents by texts (except "__all__") or by whole numbers, as int(agent)'
-            raise self._guard.error("E407", f"obs has the agent {show(agent)}; {fix}", episode.place(), "obs")
+        if (text := misnamed(agent)) is not None:
+            raise self._guard.error("E407", f"obs has the agent {text}", episode.place(), "obs")
         if agent in episode.ended:
             message = (
                 f"obs has agent {agent!r}, which ended before; an agent that comes back needs another id"
             )
             raise self._guard.error("E405", message, episode.place(agent), "obs")
+        possible = self._possible[episode.env]
+        if possible and agent not in possible:
+            text = f"agent {agent!r} came, which is not in possible_agents{_near(agent, possible)}"
+            self._guard.odd("E404", "obs", episode.env, text)
 
     def rewards(self, episode: Episode, rewards: ByAgent) -> list[tuple[AgentID, float]]:
         """What each agent earned, of those that have not ended."""
         agents = list(rewards)
         values = self._guard.rewards(list(rewards.values()), lambda row: episode.place(agents[row]))
         pairs = list(zip(agents, values.tolist(), strict=True))
+        if ALL in rewards:
+            raise self._guard.error(
+                "E407", f"rewards has the agent {misnamed(ALL)}", episode.place(), "rewards"
+            )
         self._check_known(episode, agents, "rewards")
         for agent, reward in pairs if episode.ended else ():
             if reward and agent in episode.ended:
@@ -191,12 +216,10 @@ class Judge:
             agent = next(agent for agent in agents if agent in strange)
             others = [*episode.live, *episode.ended, *self._possible[episode.env]]
             names = list(dict.fromkeys(map(repr, others)))
-            near = difflib.get_close_matches(repr(agent), names, n=1)
-            meant = f"; did you mean {near[0]}?" if near else ""
             more = f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
             message = (
                 f"{name} has agent {agent!r}, which has had no observation and is not in possible_agents; "
-                f"there are {', '.join(names[:_MOST_SHOWN]) or 'none yet'}{more}{meant}"
+                f"there are {', '.join(names[:_MOST_SHOWN]) or 'none yet'}{more}{_near(agent, others)}"
             )
             raise self._guard.error("E404", message, episode.place(agent), name)
 
@@ -226,7 +249,16 @@ class Judge:
         if not any(infos.values()):
             return {}
         live = episode.live
+        if not infos.keys() <= live.keys():
+            self._lost_infos(episode, infos)
         return {live[agent]: info for agent, info in infos.items() if info and agent in live}
+
+    def _lost_infos(self, episode: Episode, infos: ByAgent) -> None:
+        known = episode.live.keys() | episode.ended.keys() | self._possible[episode.env].keys()
+        lost = [agent for agent, info in infos.items() if info and agent not in known]
+        if lost:
+            text = f"infos has {lost[0]!r}, which is no agent that has had an observation: it is lost"
+            self._guard.odd("E404", "infos", episode.env, text, len(lost))
 
     def closed(self, episode: Episode) -> None:
         """An episode is over: nobody comes any more to whom a reward is owed."""
@@ -234,3 +266,12 @@ class Judge:
         if lost:
             text = f"agent {lost[0]!r} earned something but never had an observation: its reward is lost"
             self._guard.odd("E404", "rewards", episode.env, text, len(lost))
+
+
+def split_dones(dones: Any, infos: Any) -> tuple[Any, Any]:
+    """Flags of old, as terminated and truncated ones: gym told of a time limit in the infos."""
+    if not isinstance(dones, dict) or not isinstance(infos, dict):
+        return dones, {}
+    limited = {a for a, info in infos.items() if isinstance(info, dict) and info.get("TimeLimit.truncated")}
+    late = {agent: flag for agent, flag in dones.items() if agent in limited or (limited and agent == ALL)}
+    return {agent: flag for agent, flag in dones.items() if agent not in late}, late

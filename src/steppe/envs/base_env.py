@@ -11,8 +11,9 @@ from typing import Any, final
 import numpy as np
 
 from steppe import spaces
+from steppe.envs.agent_steps import split_dones
 from steppe.envs.agents import MultiAgentRows
-from steppe.envs.guards import show
+from steppe.envs.guards import Guard, Place, is_flag, is_reward, show
 from steppe.envs.multi_agent import ALL, LATER, MultiAgentEnv
 from steppe.errors import EnvError
 from steppe.types import AgentID, Decision, IntArray, SlotInfo, SpacePair, State, TimeStep, Tree
@@ -107,7 +108,7 @@ class _Sub(MultiAgentEnv):
         )  # a set has another order in every process
         self.told: deque[list[Any]] = deque()
         self.taken: dict[Any, Any] = {}
-        self.begins, self._over, self._t = True, False, 0
+        self.begins, self._again, self._over, self._t = True, False, False, 0
 
     @property
     def unwrapped(self) -> Any:
@@ -120,16 +121,19 @@ class _Sub(MultiAgentEnv):
             if first is not None:
                 return first
         self.begins, self._t = True, 0
-        while self.told and not self.told[0][0]:  # nobody is back yet
-            self.told.popleft()
-        if not self.told:
-            return LATER
-        obs, *_, infos, self.taken = self.told.popleft()
-        self.begins = False
-        return obs, infos
+        obs: Any = {}
+        while self.told and not obs:  # nobody is back yet
+            obs, rewards, *_, infos, self.taken = self._next()
+            for agent, reward in rewards.items() if self._again else ():
+                if is_reward(reward) and reward:
+                    text = f"rewards has {reward!r} for agent {agent!r}, whose episode is over"
+                    raise EnvError("E403", f"{text}; give it with the end", agent=agent, leaf="rewards")
+        self.begins = not obs
+        return (obs, infos) if obs else LATER
 
     def _try_reset(self) -> Any:
         """What ``try_reset`` returned, by agent; None if the observations come with a poll."""
+        self._again = True
         cut = not self._over and self._max_steps is not None and self._t >= self._max_steps
         if cut:
             self.told.clear()
@@ -148,10 +152,21 @@ class _Sub(MultiAgentEnv):
 
     def step(self, action_dict: dict[Any, Any]) -> Any:
         """What was told; the actions have been sent long ago."""
-        *five, self.taken = self.told.popleft()
+        *five, self.taken = self._next()
         self._t += 1
-        self._over = any(isinstance(flags, dict) and flags.get(ALL) for flags in five[2:4])
+        self._over = any(is_flag(flags.get(ALL)) and flags[ALL] for flags in five[2:4])
         return tuple(five)
+
+    def _next(self) -> list[Any]:
+        """The oldest of what was told."""
+        told = self.told.popleft()
+        for name, part in zip(_ITEMS, told, strict=True):
+            if not isinstance(part, dict):
+                raise EnvError("E301", f"poll: {name} are {show(part)}; return a dict by agent", leaf=name)
+        for agent in told[5].keys() - told[0].keys():
+            fix = f"has agent {agent!r}, which has no observation that it acted on; give both in one poll"
+            raise EnvError("E404", f"{_ITEMS[5]} {fix}", agent=agent, leaf=_ITEMS[5])
+        return told
 
 
 @final
@@ -177,6 +192,8 @@ class BaseEnvRows:
     def __init__(self, base: BaseEnv, *, seeds: Sequence[int], **limits: Any) -> None:
         self._base, self._kind, self._seeds = base, type(base).__name__, [int(seed) for seed in seeds]
         self._subs = [_Sub(base, i, limits.get("max_episode_steps")) for i in range(len(seeds))]
+        self._runner = limits.get("runner", 0)
+        self._guard = Guard(self._kind, self._runner, self._seeds)
         self._rows = MultiAgentRows(self._subs, seeds=seeds, ready=self._exchange, **limits)
         self.num_envs, self.env_steps = self._rows.num_envs, 0
         self.spaces: tuple[SpacePair, ...] = self._rows.spaces
@@ -215,6 +232,7 @@ class BaseEnvRows:
         for i in sorted({i for part in told for i in part}):
             six = [part.get(i, {}) for part in told]
             if isinstance(six[0], Exception):
+                six[0].add_note(f"steppe: poll() of {self._kind} told it of env {i}, runner {self._runner}")
                 raise six[0]
             if not (six[2] or six[3]):
                 six[2] = {ALL: False}
@@ -225,32 +243,38 @@ class BaseEnvRows:
         try:
             return method(*args)
         except Exception as error:
-            error.add_note(f"steppe: in {method.__name__}() of {self._kind}")
+            error.add_note(f"steppe: in {method.__name__}() of {self._kind}, runner {self._runner}")
             raise
 
     def _six(self, result: Any) -> Any:
         """Six dicts by env out of what ``poll`` returned."""
         dicts = isinstance(result, tuple) and {*map(type, result)} == {dict}
+        about: dict[str, Any] = {"env_class": self._kind, "runner": self._runner, "env": -1, "leaf": "poll"}
         if dicts and len(result) == 5:
             obs, rewards, dones, infos, taken = result
-            split = {i: _split(flags, infos.get(i, {})) for i, flags in dones.items()}
+            if any(isinstance(part, dict) and ALL in part for part in infos.values()):
+                got = "five items, the fourth of which are flags; with truncateds there are six"
+                raise EnvError("E301", f"poll returned {got}: ({', '.join(_ITEMS)})", **about)
+            split = {i: split_dones(flags, infos.get(i, {})) for i, flags in dones.items()}
             flags = [{i: both[at] for i, both in split.items()} for at in (0, 1)]
             result = (obs, rewards, *flags, infos, taken)
         if not dicts or len(result) != 6:
             fix = f"return ({', '.join(_ITEMS)}), each {{env: {{agent: value}}}}"
-            raise EnvError("E301", f"poll returned {show(result)}; {fix}", env_class=self._kind, leaf="poll")
+            got = f"{len(result)} dicts" if dicts else show(result)
+            raise EnvError("E301", f"poll returned {got}; {fix}", **about)
         for i in {i for part in result for i in part} - {*range(self.num_envs)}:
             fix = f"envs are numbered 0 to {self.num_envs - 1}; set self.num_envs if there are more"
-            raise EnvError("E301", f"poll tells of env {i!r}; {fix}", env_class=self._kind, leaf="poll")
+            raise EnvError("E301", f"poll tells of env {i!r}; {fix}", **about)
         return result
 
     def _decide(self, step: TimeStep) -> None:
         """Mark the rows whose agents have acted already."""
-        values, decided = list[Any](), np.zeros(len(step.slot), np.bool_)
+        values, places, decided = list[Any](), list[Place](), np.zeros(len(step.slot), np.bool_)
         for row in np.flatnonzero(~(step.terminated | step.truncated)).tolist():
             info, _ = self._who[int(step.slot[row])]
             if info.agent in self._subs[info.env].taken:
                 decided[row] = True
+                places.append(Place(info.env, info.episode, int(step.t[row]), None, info.agent))
                 values.append(self._subs[info.env].taken.pop(info.agent))
         if not values:
             return
@@ -258,7 +282,7 @@ class BaseEnvRows:
             column = spaces.collect(self.spaces[step.space].action, values, root="off_policy_actions")
         except spaces.BadLeaf as bad:
             text = f"{bad.leaf}: expected {bad.expected}, got {bad.got}"
-            raise EnvError(bad.code, text, env_class=self._kind, leaf=bad.leaf) from None
+            raise self._guard.error("E305", text, places[bad.row], bad.leaf) from None
         self._rows.send_actions(step.slot[decided], column)
         step.decided = decided
         step.decision = Decision(column, np.full(len(values), np.nan, np.float32))
@@ -319,12 +343,3 @@ class BaseEnvRows:
             self._closed = True
             self._rows.close()
             self._called(self._base.close)
-
-
-def _split(dones: Any, infos: Any) -> tuple[Any, Any]:
-    """Flags of old, as terminated and truncated ones: gym told of a time limit in the infos."""
-    if not isinstance(dones, dict) or not isinstance(infos, dict):
-        return dones, {}
-    limited = {a for a, info in infos.items() if isinstance(info, dict) and info.get("TimeLimit.truncated")}
-    late = {agent: flag for agent, flag in dones.items() if agent in limited or (limited and agent == ALL)}
-    return {agent: flag for agent, flag in dones.items() if agent not in late}, late

@@ -7,7 +7,7 @@ from typing import Any, final
 
 from gymnasium import spaces
 
-from steppe.envs.guards import show
+from steppe.envs.guards import is_flag, is_reward, show
 from steppe.envs.multi_agent import ALL, MultiAgentEnv, seeded_reset
 from steppe.errors import ConfigError, EnvError
 from steppe.types import AgentID
@@ -77,6 +77,11 @@ class AgentGroups(MultiAgentEnv):
         """The innermost env."""
         return self.env.unwrapped
 
+    @property
+    def shown_as(self) -> str:
+        """What messages call the innermost env."""
+        return self.env.shown_as
+
     def get_observation_space(self, agent: AgentID) -> Any:
         """A Tuple for a group."""
         return self._tuple(agent, self._given[0], self.env.get_observation_space)
@@ -126,22 +131,24 @@ class AgentGroups(MultiAgentEnv):
         before = {group for group in self.groups if self._all_ended(group)}
         for terminated, values in zip((True, False), flags, strict=False):
             for agent, flag in values.items():
-                if flag and agent in self._group_of:
+                if agent in self._group_of and is_flag(flag) and flag:
                     self._terminated[agent] = self._terminated.get(agent, False) or terminated
         over = {group for group in self.groups if self._all_ended(group)} - before
-        shown = [self._others(values) for values in flags]
+        shown = [self._others(values, is_flag) for values in flags]
         for group in over:  # a group has terminated if all have; else there was more to come
             whole = all(self._terminated[member] for member in self.groups[group])
             shown[0 if whole or len(shown) == 1 else 1][group] = True
-        if any(values.get(ALL) for values in flags):
+        if any(is_flag(values.get(ALL)) and values[ALL] for values in flags):
             over = set(self.groups)
         return shown, over
 
     def _all_ended(self, group: AgentID) -> bool:
         return all(member in self._terminated for member in self.groups[group])
 
-    def _others(self, values: Mapping[AgentID, Any]) -> dict[AgentID, Any]:
-        return {agent: value for agent, value in values.items() if agent not in self._group_of}
+    def _others(self, values: Mapping[AgentID, Any], good: Callable[[Any], bool]) -> dict[AgentID, Any]:
+        """What is of no group; bad values of members, too, to be refused by their names."""
+        of = self._group_of
+        return {agent: value for agent, value in values.items() if agent not in of or not good(value)}
 
     def _observed(self, obs: dict[AgentID, Any], over: set[AgentID]) -> dict[AgentID, Any]:
         """Groups stand where their first member stood; one that ends needs no last observation."""
@@ -159,21 +166,21 @@ class AgentGroups(MultiAgentEnv):
                         "E408",
                         f"group {group!r}: {missing[0]!r} has no observation, but {agent!r} has; give one to "
                         "all members or to none, or leave them ungrouped",
-                        env_class=type(self.unwrapped).__name__,
+                        env_class=self.shown_as,
                         agent=group,
                     )
         return grouped
 
     def _earned(self, rewards: dict[AgentID, Any]) -> dict[AgentID, Any]:
-        earned = self._others(rewards)
+        earned = self._others(rewards, is_reward)
         for agent, reward in rewards.items():
-            if agent in self._group_of:
+            if agent in self._group_of and agent not in earned:
                 group = self._group_of[agent]
                 earned[group] = earned.get(group, 0.0) + reward
         return earned
 
     def _informed(self, infos: dict[AgentID, Any], rewards: dict[AgentID, Any]) -> dict[AgentID, Any]:
-        told = self._others(infos)
+        told = self._others(infos, lambda info: isinstance(info, dict))
         for group, members in self.groups.items():
             if any(member in rewards for member in members):
                 single = [rewards.get(member, 0.0) for member in members]

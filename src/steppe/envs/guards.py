@@ -154,14 +154,8 @@ class Guard:
         return np.array([self._reward(value, where, row) for row, value in enumerate(values)])
 
     def _reward(self, value: Any, where: Where, row: int) -> float:
-        number = isinstance(value, (int, float, np.integer, np.floating, np.bool_))
-        if number or (isinstance(value, np.ndarray) and value.shape == () and value.dtype.kind in "fiub"):
-            try:
-                reward = float(value)
-            except OverflowError:  # an int beyond all floats
-                reward = np.inf
-            if abs(reward) <= LARGEST_REWARD:
-                return reward
+        if is_reward(value):
+            return float(value)
         fix = "return one finite Python or numpy number, within the range of float32"
         raise self.error("E201", f"reward: got {show(value)}; {fix}", where(row), "reward")
 
@@ -188,9 +182,7 @@ class Guard:
 
     def _blame_flag(self, name: str, values: Sequence[Any], where: Where) -> BoolArray:
         for row, value in enumerate(values):
-            whole = isinstance(value, (int, np.integer)) and value in (0, 1)
-            scalar = isinstance(value, np.ndarray) and value.shape == () and value.dtype.kind == "b"
-            if not (whole or scalar or isinstance(value, (bool, np.bool_))):
+            if not is_flag(value):
                 fix = "return a bool"
                 raise self.error("E302", f"{name}: got {show(value)}; {fix}", where(row), name)
         return np.array([bool(value) for value in values])
@@ -206,6 +198,20 @@ class Guard:
                 if not isinstance(value, dict):
                     message = f"info: got {show(value)}; return a dict, {{}} if there is nothing to tell"
                     raise self.error("E303", message, where(row), "info")
+
+
+def is_reward(value: Any) -> bool:
+    """Whether this is one finite number."""
+    number = isinstance(value, (int, float, np.integer, np.floating, np.bool_))
+    scalar = isinstance(value, np.ndarray) and value.shape == () and value.dtype.kind in "fiub"
+    return (number or scalar) and bool(-LARGEST_REWARD <= value <= LARGEST_REWARD)
+
+
+def is_flag(value: Any) -> bool:
+    """Whether this is a bool, or 0 or 1."""
+    whole = isinstance(value, (int, np.integer)) and value in (0, 1)
+    scalar = isinstance(value, np.ndarray) and value.shape == () and value.dtype.kind == "b"
+    return whole or scalar or isinstance(value, (bool, np.bool_))
 
 
 def show(value: Any) -> str:

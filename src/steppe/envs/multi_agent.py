@@ -84,6 +84,11 @@ class MultiAgentEnv(ABC):
         """The innermost env."""
         return self
 
+    @property
+    def shown_as(self) -> str:
+        """What messages call this env: its class."""
+        return type(self.unwrapped).__name__
+
     def with_agent_groups(self, groups: Any, *spaces: Any, **named: Any) -> MultiAgentEnv:
         """This env with groups of agents that act as one; ``env.with_agent_groups(env, groups)`` works, too.
 
