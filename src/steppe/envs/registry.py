@@ -268,6 +268,8 @@ def _creator_of_name(name: str) -> Creator:
         return _Calling(_registered[name], name)
     if name in gymnasium.registry:
         return _Making(name)
+    from steppe.envs.named_code import attribute_of, code_named, module_named
+
     place, colon, attribute = name.rpartition(":")
     if not colon and name.endswith(".py"):
         raise ConfigError(f'env {name!r} is a file: add the class or function in it, "{name}:Class"')
@@ -279,8 +281,6 @@ def _creator_of_name(name: str) -> Creator:
     if attribute in gymnasium.registry:  # Gymnasium's own "module:Env-v0"
         return _Making(attribute)
     if attribute in _registered and attribute not in vars(module):  # the import registered it
-    from steppe.envs.named_code import attribute_of, code_named, module_named
-
         return _Calling(_registered[attribute], attribute)
     return _Calling(attribute_of(module, attribute, f"env {name!r}"), attribute)
 
@@ -344,16 +344,6 @@ Creator: TypeAlias = _Making | _Calling
 """What builds one env, or one vector env, from its :class:`EnvContext`; ``check`` tries the arguments."""
 
 
-def _arguments(
-    creator: Callable[..., Any], ctx: EnvContext, name: str
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments for a user's class or function."""
-    signature = _signature(creator)
-    if signature is None:
-        return (ctx,), {}
-    plain = [p for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    required = [p for p in plain if p.default is p.empty]
-    named = [p for p in plain if p.name in _CONTEXT_NAMES and p.kind != p.POSITIONAL_ONLY][:1]
 def _modern(env: Any) -> GymnasiumEnv:
     """The env itself if all its layers are plainly of today's Gymnasium, else adapted."""
     layer = env
@@ -382,6 +372,16 @@ def _modern_step(result: Any) -> Any:
     return modern_step(result)
 
 
+def _arguments(
+    creator: Callable[..., Any], ctx: EnvContext, name: str
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments for a user's class or function."""
+    signature = _signature(creator)
+    if signature is None:
+        return (ctx,), {}
+    plain = [p for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    required = [p for p in plain if p.default is p.empty]
+    named = [p for p in plain if p.name in _CONTEXT_NAMES and p.kind != p.POSITIONAL_ONLY][:1]
     if named and required in ([], named):
         return (), {named[0].name: ctx}
     if len(required) == 1 and required[0].kind != inspect.Parameter.KEYWORD_ONLY:
@@ -391,6 +391,7 @@ def _modern_step(result: Any) -> Any:
 
 
 def _fitting(creator: Callable[..., Any], keywords: Mapping[str, Any], name: str) -> None:
+    signature = _signature(creator)
     try:
         if signature is not None:
             signature.bind(**keywords)
@@ -399,10 +400,7 @@ def _fitting(creator: Callable[..., Any], keywords: Mapping[str, Any], name: str
             f"env_config does not fit {name}{signature}: {error}; env_config has {sorted(keywords, key=str)}"
         ) from None
 
-    signature = _signature(creator)
 
-def _is_env(thing: Any) -> bool:
-    return callable(getattr(thing, "reset", None)) and callable(getattr(thing, "step", None))
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
     """What a function takes; None for builtins, which say nothing."""
     try:
@@ -411,3 +409,5 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
         return None
 
 
+def _is_env(thing: Any) -> bool:
+    return callable(getattr(thing, "reset", None)) and callable(getattr(thing, "step", None))
