@@ -454,14 +454,14 @@ class EpisodeHooks:
             hook(**self._around._asdict(), episode=episode, env_index=episode.env_index)
 
     def _postprocess(self, rollouts: Sequence[Rollout], hook: Hook) -> None:
+        from steppe.sampling.trajectories import batch_of, trajectories, write_back  # for this one hook
+
         found = [(rollout, part) for rollout in rollouts for part in trajectories(rollout)]
         batches = [batch_of(rollout, part) for rollout, part in found]
         together: dict[tuple[int, int], dict[AgentID, Any]] = {}
         for (rollout, part), batch in zip(found, batches, strict=True):
             everyone = together.setdefault((part.env, part.episode), {})
             policy = self._around.policies[rollout.policy]
-        from steppe.sampling.trajectories import batch_of, trajectories, write_back  # for this one hook
-
             everyone[part.agent] = (
                 policy,
                 {name: map_leaves(np.copy, column) for name, column in batch.items()},
