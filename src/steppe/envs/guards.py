@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, final
 
 import gymnasium
@@ -38,6 +39,28 @@ class Place(NamedTuple):
 
 Where = Callable[[int], Place]
 """The place of a row of the column that is judged; asked only when something is wrong."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a run says of its envs, whatever kind they are of; adapters take it as keywords.
+
+    Attributes:
+        runner: worker index, for messages.
+        observation_space: a space or Spec that overrides what the envs say; that of every agent.
+        action_space: likewise.
+        max_episode_steps: an episode of this many env steps is closed as truncated.
+        max_sequence_length: for Sequence spaces that state no maximum.
+        on_out_of_space: see :class:`Guard`.
+    """
+
+    runner: int = 0
+    observation_space: Any = None
+    action_space: Any = None
+    max_episode_steps: int | None = None
+    max_sequence_length: int | None = None
+    on_out_of_space: OutOfSpace = "warn"
 
 
 @final

@@ -14,7 +14,7 @@ from steppe.envs import replay
 from steppe.envs.guards import (
     LARGEST_REWARD,
     Guard,
-    OutOfSpace,
+    Limits,
     Place,
     Where,
     check_alive,
@@ -59,12 +59,8 @@ class GymEnv:
     Args:
         envs: distinct envs with equal spaces; the adapter owns and closes them.
         seeds: one per env, given to its first ``reset`` and to nothing else.
-        runner: worker index, for messages.
-        observation_space: a space or Spec that overrides what the envs say; ``action_space`` likewise.
-        max_episode_steps: an episode of this many steps is closed as truncated.
-        max_sequence_length: for Sequence spaces that state no maximum.
-        on_out_of_space: see :class:`~steppe.envs.guards.Guard`.
         modern_step: turns an old 4-item step result into 5 items; without it one is an error.
+        limits: see :class:`~steppe.envs.guards.Limits`.
 
     Raises:
         ConfigError: the envs' spaces differ.
@@ -78,26 +74,22 @@ class GymEnv:
         envs: Sequence[gymnasium.Env[Any, Any]],
         *,
         seeds: Sequence[int],
-        runner: int = 0,
-        observation_space: Any = None,
-        action_space: Any = None,
-        max_episode_steps: int | None = None,
-        max_sequence_length: int | None = None,
-        on_out_of_space: OutOfSpace = "warn",
         modern_step: ModernStep | None = None,
+        **limits: Any,
     ) -> None:
-        n = len(envs)
-        check_copies(n, len(seeds), max_episode_steps)
+        n, limit = len(envs), Limits(**limits)
+        check_copies(n, len(seeds), limit.max_episode_steps)
         self.num_envs, self.agents = n, ALONE
-        self._obs_spec = shared_spec(envs, "observation", observation_space, max_sequence_length)
-        self._action_spec = shared_spec(envs, "action", action_space, max_sequence_length)
+        maximum = limit.max_sequence_length
+        self._obs_spec = shared_spec(envs, "observation", limit.observation_space, maximum)
+        self._action_spec = shared_spec(envs, "action", limit.action_space, maximum)
         self.spaces: tuple[SpacePair, ...] = (SpacePair(self._obs_spec, self._action_spec),)
         self._discrete = isinstance(self._action_spec, DiscreteSpec)
         self._envs, self._seeds = list(envs), [int(seed) for seed in seeds]
         self._keep_apart(False)
         names = [type(env.unwrapped).__name__ for env in envs]
-        self._guard = Guard(names, runner, self._seeds, on_out_of_space)
-        self._max_steps, self._modern_step, self._closed = max_episode_steps, modern_step, False
+        self._guard = Guard(names, limit.runner, self._seeds, limit.on_out_of_space)
+        self._max_steps, self._modern_step, self._closed = limit.max_episode_steps, modern_step, False
         self._all = np.arange(n)
         self._rewind()
 

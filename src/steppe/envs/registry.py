@@ -18,7 +18,7 @@ from gymnasium.envs.registration import load_env_creator
 
 from steppe.containers import copied
 from steppe.envs.context import EnvContext
-from steppe.envs.guards import OutOfSpace, show
+from steppe.envs.guards import show
 from steppe.envs.gym import GymEnv
 from steppe.errors import ConfigError
 from steppe.seeding import env_seed
@@ -122,13 +122,9 @@ def build(
     worker_index: int = 0,
     num_workers: int = 0,
     seed_runner: int | None = None,
-    max_episode_steps: int | None = None,
-    on_out_of_space: OutOfSpace = "warn",
-    max_sequence_length: int | None = None,
-    observation_space: Any = None,
-    action_space: Any = None,
     created: Callable[[Any, EnvContext], None] | None = None,
     pair_for: Callable[[SlotInfo], SpacePair] | None = None,
+    **limits: Any,
 ) -> AsyncEnv:
     """Build exactly ``num_envs`` envs of one runner, each with a seed of its own.
 
@@ -142,13 +138,9 @@ def build(
         worker_index: 0 in the driver, 1..N in runners.
         num_workers: N.
         seed_runner: place in the tree of seeds, ``worker_index`` if None.
-        max_episode_steps: an episode of this many env steps is closed as truncated.
-        on_out_of_space: ``"warn"``, ``"raise"`` or ``"clip"``.
-        max_sequence_length: for Sequence spaces that state no maximum.
-        observation_space: overrides what the envs say.
-        action_space: likewise.
         created: is called with each env once it is built, and with what it was built from.
         pair_for: the spaces of an agent of a multi-agent env that does not say them.
+        limits: see :class:`~steppe.envs.guards.Limits`, but for ``runner``.
 
     Raises:
         ConfigError: the spelling is unknown, or ``env_config`` does not fit.
@@ -158,14 +150,6 @@ def build(
     if num_envs < 1:
         raise ConfigError(f"the number of envs is at least 1, not {num_envs}")
     creator, place = creator_of(env), worker_index if seed_runner is None else seed_runner
-    limits: dict[str, Any] = {
-        "runner": worker_index,
-        "observation_space": observation_space,
-        "action_space": action_space,
-        "max_episode_steps": max_episode_steps,
-        "max_sequence_length": max_sequence_length,
-        "on_out_of_space": on_out_of_space,
-    }
     with contextlib.ExitStack() as on_failure:
         envs, wanted = list[Any](), num_envs
         while len(envs) < wanted:
@@ -179,22 +163,24 @@ def build(
                 created(user_env(envs[-1]), context)
         seeds = [env_seed(run_seed, place, i) for i in range(num_envs)]
         built: AsyncEnv
+        every: dict[str, Any] = {"seeds": seeds, "runner": worker_index, **limits}
+        many = {"pair_for": pair_for, **every}
         if is_vector(envs[0]):
             from steppe.envs.vector import VectorRows  # most runs never see one
 
-            built = VectorRows(envs[0], seeds=seeds, **limits)
+            built = VectorRows(envs[0], **every)
         elif is_base(envs[0]):
             from steppe.envs.base_env import BaseEnvRows
 
-            built = BaseEnvRows(envs[0], seeds=seeds, pair_for=pair_for, **limits)
+            built = BaseEnvRows(envs[0], **many)
         elif any(map(is_multi_agent, envs)):
             from steppe.envs.agents import MultiAgentRows
 
             if not all(map(is_multi_agent, envs)):
                 raise ConfigError(f"{env_name(env)} made envs of one agent and of many: make one kind only")
-            built = MultiAgentRows(envs, seeds=seeds, pair_for=pair_for, **limits)
+            built = MultiAgentRows(envs, **many)
         else:
-            built = GymEnv(envs, seeds=seeds, modern_step=_modern_step, **limits)
+            built = GymEnv(envs, modern_step=_modern_step, **every)
         on_failure.pop_all()
     return built
 

@@ -15,7 +15,7 @@ from steppe.envs.batch import Batch, GymnasiumBatch, OwnBatch, Stepped, own_stat
 from steppe.envs.batch_values import BadResult, Infos
 from steppe.envs.guards import (
     Guard,
-    OutOfSpace,
+    Limits,
     Place,
     Where,
     check_alive,
@@ -24,7 +24,7 @@ from steppe.envs.guards import (
 )
 from steppe.envs.replay import NotPlain, from_leaves, plain
 from steppe.errors import CheckpointError, ConfigError, EnvError, SteppeError
-from steppe.spaces import BadLeaf
+from steppe.spaces import BadLeaf, Spec
 from steppe.types import (
     ALONE,
     SINGLE_AGENT,
@@ -141,11 +141,7 @@ class VectorRows:
     Args:
         env: a :class:`VectorEnv` or one of Gymnasium's; the adapter owns and closes it.
         seeds: one per env, given to the first reset and to nothing else.
-        runner: worker index, for messages.
-        observation_space: of one env; overrides what the vector env says; ``action_space`` likewise.
-        max_episode_steps: an episode of this many steps is closed as truncated.
-        max_sequence_length: for Sequence spaces that state no maximum.
-        on_out_of_space: see :class:`~steppe.envs.guards.Guard`.
+        limits: see :class:`~steppe.envs.guards.Limits`; the spaces are those of one env.
 
     Raises:
         ConfigError: the vector env is empty, or cannot be asked to reset an env at ``max_episode_steps``.
@@ -154,35 +150,26 @@ class VectorRows:
 
     steps_together = True
 
-    def __init__(
-        self,
-        env: Any,
-        *,
-        seeds: Sequence[int],
-        runner: int = 0,
-        observation_space: Any = None,
-        action_space: Any = None,
-        max_episode_steps: int | None = None,
-        max_sequence_length: int | None = None,
-        on_out_of_space: OutOfSpace = "warn",
-    ) -> None:
+    def __init__(self, env: Any, *, seeds: Sequence[int], **limits: Any) -> None:
+        limit = Limits(**limits)
         own = isinstance(env, VectorEnv)
         self._batch: Batch = OwnBatch(env, lambda: self._obs_spec) if own else GymnasiumBatch(env)
         self.num_envs = n = self._batch.num_envs
         kind = self._kind = type(getattr(env, "unwrapped", env)).__name__
-        check_copies(n, len(seeds), max_episode_steps)
-        if max_episode_steps is not None:
-            self._check_limit(max_episode_steps)
-        given, limit = (observation_space, action_space), {"max_sequence_length": max_sequence_length}
-        names = [f"{kind}.{name}_space" for name in ("observation", "action")]
-        self._obs_spec, self._action_spec = (
-            spaces.spec_of(own_space if over is None else over, name=name, **limit)
-            for own_space, over, name in zip(self._batch.space_pair(), given, names, strict=True)
-        )
+        self._max_steps = limit.max_episode_steps
+        check_copies(n, len(seeds), self._max_steps)
+        if self._max_steps is not None and not self._batch.can_reset:
+            raise ConfigError(
+                f"max_episode_steps={self._max_steps}: {kind} cannot be asked to reset one of its envs; give "
+                "the limit to its constructor, or use autoreset mode DISABLED"
+            )
+        observation, action = self._batch.space_pair()
+        self._obs_spec = self._spec("observation", observation, limit.observation_space, limit)
+        self._action_spec = self._spec("action", action, limit.action_space, limit)
         self.agents = ALONE
         self.spaces: tuple[SpacePair, ...] = (SpacePair(self._obs_spec, self._action_spec),)
-        self._seeds, self._runner, self._max_steps = [int(seed) for seed in seeds], runner, max_episode_steps
-        self._guard = Guard(self._batch.names, runner, self._seeds, on_out_of_space)
+        self._seeds, self._runner = [int(seed) for seed in seeds], limit.runner
+        self._guard = Guard(self._batch.names, limit.runner, self._seeds, limit.on_out_of_space)
         self._all, self._closed = np.arange(n), False
         self._own_state = own_state(env)
         self._rewind()
@@ -198,12 +185,10 @@ class VectorRows:
         self._actions = batch_values.filler(self._action_spec, n)
         self._set_live(np.ones(n, np.bool_))
 
-    def _check_limit(self, limit: int) -> None:
-        if not self._batch.can_reset:
-            raise ConfigError(
-                f"max_episode_steps={limit}: {self._kind} cannot be asked to reset one of its envs; give the "
-                "limit to its constructor, or use autoreset mode DISABLED"
-            )
+    def _spec(self, name: str, own: Any, given: Any, limit: Limits) -> Spec:
+        space = own if given is None else given
+        name = f"{self._kind}.{name}_space"
+        return spaces.spec_of(space, max_sequence_length=limit.max_sequence_length, name=name)
 
     def _set_live(self, live: BoolArray) -> None:
         """These envs have rows to answer; the others begin an episode in the next step."""
