@@ -119,7 +119,7 @@ def test_a_run_goes_on_exactly(saved):
     [
         ({"env_config": {"state": 4}}, "do not fit this network"),
         ({"env_config": {"observation": 3}}, "trained with observation space"),
-        ({"critic_only": []}, "trained with observation space"),
+        ({"critic_only": []}, r"Dict\(observation: .*, here .*of training, with critic_only=\['state'\]$"),
     ],
     ids=["another state", "another observation", "nothing hidden"],
 )

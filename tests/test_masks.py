@@ -149,6 +149,39 @@ def test_an_env_that_allows_nothing_is_named():
     assert error.seed is not None
 
 
+class Rooms(steppe.VectorEnv):
+    """Two envs in one, of which the second allows nothing in its fourth step."""
+
+    def __init__(self, config):
+        mask = spaces.MultiBinary(3)
+        super().__init__(
+            spaces.Dict(observation=spaces.Box(-1, 1, (2,)), action_mask=mask), spaces.Discrete(3), 2
+        )
+        self.t = 0
+
+    def seen(self, index):
+        mask = np.array([0, self.t != 3 or index != 1, 0], np.int8)
+        return {"observation": np.zeros(2, np.float32), "action_mask": mask}
+
+    def vector_reset(self, *, seeds=None, options=None):
+        return [self.seen(0), self.seen(1)], [{}, {}]
+
+    def reset_at(self, index=None, *, seed=None, options=None):
+        return self.seen(index), {}
+
+    def vector_step(self, actions):
+        assert list(actions) == [1, 1]
+        self.t += 1
+        return [self.seen(0), self.seen(1)], [0.0] * 2, [False] * 2, [False] * 2, [{}, {}]
+
+
+def test_of_envs_that_step_as_one_the_index_is_named():
+    with config(env=Rooms).build() as algo, pytest.raises(EnvError, match="E107") as caught:
+        algo.train()
+    assert (caught.value.env, caught.value.step) == (1, 3)
+    assert "?" not in str(caught.value)
+
+
 class Turns(steppe.MultiAgentEnv):
     """Two agents, the second of which may do nothing in its third step."""
 

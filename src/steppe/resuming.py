@@ -99,8 +99,11 @@ def check_spaces(owners: Mapping[str, State], policies: Mapping[str, Policy]) ->
         except (SpaceError, LookupError, TypeError, AttributeError) as error:
             raise CheckpointError(f"the spaces of policy {id!r} make no sense: {error!r}") from error
         if wrong:
+            hidden = saved[id]["network"].get("critic_only", [])
+            also = hidden or policies[id].acting is not policies[id].observation
             raise CheckpointError(
                 f"policy {id!r} was trained with {wrong}: go on in an env with the spaces of training"
+                + (f", with critic_only={hidden}" if also else "")
             )
         if odd:
             logger.warning("policy %r was trained with %s: it goes on with the bounds of this env", id, odd)

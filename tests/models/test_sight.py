@@ -210,8 +210,9 @@ def test_gradients_are_finite_and_those_of_illegal_actions_nothing(legal):
     assert (last[np.array(legal) == 0] == 0).all()
 
 
-def test_neither_network_sees_the_mask():
-    nets, flat = networks(pair(FOUR, observation=BOX, action_mask=bits(4)))
+@pytest.mark.parametrize("share_layers", [False, True])
+def test_neither_network_sees_the_mask(share_layers):
+    nets, flat = networks(pair(FOUR, observation=BOX, action_mask=bits(4)), share_layers=share_layers)
     model = nets.layout.unravel(jnp.asarray(flat))
     obs = [
         {"observation": np.array([1.0, -2.0], np.float32), "action_mask": np.array(m)}

@@ -141,11 +141,12 @@ def check_mask(mask: Array, actions: Actions) -> None:
 def unanswerable(bad: BadLeaf, env: AsyncEnv, info: SlotInfo, step: int, runner: int) -> EnvError:
     """The error of an env that asks for an action and forbids all; to be raised by the caller."""
     own = env.get_sub_environments()
+    culprit = own[info.env] if info.env < len(own) else env  # envs that step as one have no parts
     fix = "let one action be legal wherever one is asked for, if only one that does nothing"
     return EnvError(
         bad.code,
         f"{bad.leaf}: expected {bad.expected}, got {bad.got}; {fix}",
-        env_class=type(getattr(own[info.env], "unwrapped", own[info.env])).__name__ if own else "?",
+        env_class=type(getattr(culprit, "unwrapped", culprit)).__name__,
         runner=runner,
         env=info.env,
         episode=info.episode,
