@@ -20,6 +20,7 @@ import steppe
 from steppe import checkpoint
 from steppe.sampling import sampler
 from tests.envs_for_tests import Hidden, MultiEnv, NeverEnds, SimpleCorridor
+from tests.states import diff, state_hash
 
 TINY = {
     "num_envs_per_env_runner": 4,
@@ -38,12 +39,12 @@ def tiny(env="CartPole-v1", **changes):
 
 
 def hashes(algo):
-    return {owner: checkpoint.state_hash(state) for owner, state in algo.get_state().items()}
+    return {owner: state_hash(state) for owner, state in algo.get_state().items()}
 
 
 def assert_same_state(one, other):
     for owner, state in one.get_state().items():
-        assert checkpoint.diff(state, other.get_state()[owner]) == []
+        assert diff(state, other.get_state()[owner]) == []
     assert hashes(one) == hashes(other)
 
 
@@ -294,7 +295,7 @@ def test_evaluation_does_not_change_training():
             watched.compute_single_action(np.zeros(4, np.float32), explore=True)
         states = quiet.get_state(), watched.get_state()
     for owner in ("algorithm", "learner", "runner"):
-        assert checkpoint.diff(states[0][owner], states[1][owner]) == []
+        assert diff(states[0][owner], states[1][owner]) == []
 
 
 class Lengths(gymnasium.Env):
@@ -319,7 +320,7 @@ def test_restore_in_place_from_before_the_first_iteration(tmp_path):
         for _ in range(3):
             algo.train()
         states = algo.get_state()
-        return {owner: checkpoint.state_hash(states[owner]) for owner in ("algorithm", "learner")}
+        return {owner: state_hash(states[owner]) for owner in ("algorithm", "learner")}
 
     with tiny().build() as algo:
         algo.save(tmp_path / "new")

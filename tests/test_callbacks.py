@@ -13,6 +13,7 @@ from gymnasium import spaces
 import steppe
 from steppe import checkpoint
 from steppe.sampling.callbacks import HOOKS, Callbacks, hook_of, make_callbacks
+from tests.states import diff
 
 TINY = {
     "num_envs_per_env_runner": 2,
@@ -240,7 +241,7 @@ def test_resume_is_exact_with_open_episodes_and_their_data(tmp_path, caplog):
         result = second.train()
         found = second.get_state()
     for owner in ("algorithm", "learner", "callbacks"):
-        assert checkpoint.diff(expected[owner], found[owner]) == []
+        assert diff(expected[owner], found[owner]) == []
     assert result["custom_metrics"] == last["custom_metrics"]
     assert result["custom_metrics"]["trace_min"] == 6
 

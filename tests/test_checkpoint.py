@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from steppe import checkpoint
-from steppe.checkpoint import diff, load, newest_intact, save, state_hash, verify
+from steppe.checkpoint import load, newest_intact, save, verify
 from steppe.errors import CheckpointError
+from tests.states import diff, state_hash
 
 SMALL = {"learner": {"w": np.arange(3, dtype=np.float32), "step": 7}}
 DTYPES = st.sampled_from(

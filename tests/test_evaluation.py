@@ -11,7 +11,7 @@ import pytest
 from gymnasium import spaces
 
 import steppe
-from steppe import checkpoint
+from tests.states import diff
 
 TINY = {
     "num_envs_per_env_runner": 2,
@@ -155,7 +155,7 @@ def test_resume_is_exact_with_shared_envs(tmp_path):
         algo.train()
         algo.train()
         for owner, state in algo.get_state().items():
-            assert checkpoint.diff(expected[owner], state) == []
+            assert diff(expected[owner], state) == []
 
 
 def test_the_best_checkpoint_is_the_one_that_was_evaluated_best():
@@ -249,7 +249,7 @@ def test_hooks_and_exact_resume_while_episodes_outlive_an_iteration_in_shared_en
         for _ in range(4):
             algo.train()
         for owner, state in algo.get_state().items():
-            assert checkpoint.diff(expected[owner], state) == []
+            assert diff(expected[owner], state) == []
     told = expected["callbacks"]["0"]["told"]
     assert told["end evaluation"] == 12
     assert told["start training"] > told.get("end training", 0)  # those that evaluations ended got no end
@@ -292,7 +292,7 @@ def test_callbacks_of_the_evaluation_keep_their_state(tmp_path):
         expected = algo.get_state()["evaluator"]
     with steppe.load(path, env=Plant, evaluation_config={"callbacks": Diary}) as algo:
         algo.train()
-        assert checkpoint.diff(expected, algo.get_state()["evaluator"]) == []
+        assert diff(expected, algo.get_state()["evaluator"]) == []
     assert expected["callbacks"]["0"]["told"]["end evaluation"] == 20
 
 

@@ -11,7 +11,7 @@ import pytest
 from gymnasium import spaces
 
 import steppe
-from steppe import checkpoint
+from tests.states import state_hash
 
 
 def sequence():
@@ -94,7 +94,7 @@ def test_it_trains_acts_and_resumes(observation, action, tmp_path):
         assert np.isfinite(list(result["info"]["default_policy"].values())).all()
         saved = algo.save(tmp_path / "saved")
         with steppe.load(saved, env=env) as again:
-            mine, theirs = (checkpoint.state_hash(one.get_state()["learner"]) for one in (algo, again))
+            mine, theirs = (state_hash(one.get_state()["learner"]) for one in (algo, again))
             assert mine == theirs
             again.train()
         loaded = steppe.load_policy(saved)

@@ -11,8 +11,9 @@ import pytest
 from gymnasium import spaces
 
 import steppe
-from steppe import Policy, PolicySpec, checkpoint
+from steppe import Policy, PolicySpec
 from steppe.learning.independent import PolicyLearner
+from tests.states import diff
 from tests.test_policies import TINY
 
 LENGTH = 12
@@ -86,7 +87,7 @@ def to(*policies):
 
 def same(expected, algo):
     for owner, state in algo.get_state().items():
-        assert checkpoint.diff(expected[owner], state) == [], owner
+        assert diff(expected[owner], state) == [], owner
 
 
 def test_others_go_on_with_a_running_episode_and_no_reward_is_lost():

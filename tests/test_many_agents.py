@@ -8,7 +8,7 @@ import pytest
 from gymnasium import spaces
 
 import steppe
-from steppe import checkpoint
+from tests.states import diff
 
 TINY = {
     "num_envs_per_env_runner": 2,
@@ -124,7 +124,7 @@ def test_resume_is_exact_with_open_lanes_of_many_agents(make, mode, tmp_path):
         for _ in range(2):
             algo.train()
         for owner, state in algo.get_state().items():
-            assert checkpoint.diff(expected[owner], state) == []
+            assert diff(expected[owner], state) == []
 
 
 def test_rewards_of_those_who_are_silent_are_all_counted():
@@ -221,4 +221,4 @@ def test_shared_envs_with_hooks_and_silent_agents(duration, tmp_path):
     with steppe.load(path, env=Crowd, policy_mapping_fn=kind, callbacks_class=Watch) as algo:
         algo.train()
         for owner, state in algo.get_state().items():
-            assert checkpoint.diff(expected[owner], state) == []
+            assert diff(expected[owner], state) == []

@@ -10,10 +10,11 @@ import pytest
 from gymnasium import spaces
 
 import steppe
-from steppe import Policy, PolicySpec, checkpoint
+from steppe import Policy, PolicySpec
 from steppe.runners.policies import PolicyMapping
 from steppe.types import SlotInfo
 from tests.envs_for_tests import SimpleCorridor
+from tests.states import diff
 
 TINY = {
     "num_envs_per_env_runner": 2,
@@ -173,7 +174,7 @@ def test_random_mappings_are_reproducible_resume_exactly_and_leave_the_programs_
         for _ in range(2):
             algo.train()
         for owner, state in algo.get_state().items():
-            assert checkpoint.diff(expected[owner], state) == []
+            assert diff(expected[owner], state) == []
 
 
 @pytest.mark.parametrize(
@@ -273,7 +274,7 @@ def test_resume_is_exact_with_a_scripted_policy_that_draws_and_remembers(tmp_pat
     with steppe.load(path, env=Echo, policies=policies, policy_mapping_fn=fn) as algo:
         algo.train()
         for owner, state in algo.get_state().items():
-            assert checkpoint.diff(expected[owner], state) == []
+            assert diff(expected[owner], state) == []
 
 
 def test_one_policy_of_another_name_needs_no_mapping():
@@ -316,7 +317,7 @@ def test_a_frozen_copy_joins_a_run_and_is_in_its_checkpoints(tmp_path):
     with steppe.load(path, env=Echo, policy_mapping_fn=past) as algo:
         algo.train()
         for owner, state in algo.get_state().items():
-            assert checkpoint.diff(expected[owner], state) == []
+            assert diff(expected[owner], state) == []
 
 
 def test_policies_that_join_may_learn_or_be_scripted():
@@ -352,5 +353,5 @@ def test_a_policy_that_cannot_join_changes_nothing(call, text):
         before = algo.get_state()
         with pytest.raises(steppe.ConfigError, match=text):
             call(algo)
-        assert checkpoint.diff(before, algo.get_state()) == []
+        assert diff(before, algo.get_state()) == []
         algo.train()

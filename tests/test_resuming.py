@@ -13,6 +13,7 @@ from gymnasium import spaces
 
 import steppe
 from steppe import checkpoint
+from tests.states import diff, state_hash
 
 TINY = {
     "num_envs_per_env_runner": 2,
@@ -80,11 +81,11 @@ def test_an_env_of_other_spaces_is_refused_by_load_restore_and_evaluation(said, 
         steppe.load(saved, env=other)
     assert str(refused.value).startswith(f"policy 'default_policy' was trained with {said} (")
     with tiny(other).build() as algo:
-        before = checkpoint.state_hash(algo.get_state())
+        before = state_hash(algo.get_state())
         with pytest.raises(steppe.CheckpointError) as refused:
             algo.restore(saved)
         assert said in str(refused.value)
-        assert checkpoint.state_hash(algo.get_state()) == before
+        assert state_hash(algo.get_state()) == before
     with tiny(evaluation_config={"env": other}).build() as algo:
         with pytest.raises(steppe.ConfigError) as refused:
             algo.evaluate(num_episodes=1)
@@ -311,7 +312,7 @@ def test_a_save_while_envs_step_is_refused_in_words_and_harms_nothing(hook, tmp_
         algo.evaluate(num_episodes=1)
         assert (trained > 0, len(refused) > trained) == (True, hook != "on_learn_on_batch")
         assert not (tmp_path / "c").exists()
-        assert checkpoint.diff(algo.get_state()["learner"], other.get_state()["learner"]) == []
+        assert diff(algo.get_state()["learner"], other.get_state()["learner"]) == []
         assert algo.save(tmp_path / "c") == tmp_path / "c"  # nothing steps any more
 
 

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import steppe
-from steppe import checkpoint
 from steppe.envs import registry
 from steppe.envs.batch_values import batched, filler
 from steppe.envs.gym import GymEnv
@@ -24,6 +23,7 @@ from steppe.errors import CheckpointError, ConfigError, EnvError, SpaceError
 from steppe.sampling.sampler import Sampler
 from steppe.spaces import contains, rows, spec_of, take
 from steppe.types import DEFAULT_POLICY, Decision, Weights
+from tests.states import diff
 
 MODES = list(AutoresetMode)
 
@@ -764,7 +764,7 @@ def test_a_run_goes_on(tmp_path, caplog, kind):
     caplog.clear()
     with caplog.at_level(logging.WARNING, "steppe"), steppe.load(path, env=create) as again:
         found = again.train()
-        different = checkpoint.diff(state, again.get_state())
+        different = diff(state, again.get_state())
     said = [record.getMessage() for record in caplog.records if "not exact" in record.getMessage()]
     if kind is Fleet:
         why = "E402 the 4 envs of Fleet begin new episodes: it has no get_state() and set_state(state)"

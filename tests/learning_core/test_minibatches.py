@@ -19,6 +19,7 @@ from steppe.spaces import leaves
 from steppe.types import Rollout
 from tests.fakes import row_number
 from tests.sampling.reference import expected, play, transitions
+from tests.states import diff
 
 scripts = st.fixed_dictionaries(
     {
@@ -282,12 +283,12 @@ def test_a_queue_goes_on_from_a_checkpoint(tmp_path):
     checkpoint.save(tmp_path / "state", {"queue": queue.get_state()}, {"run_id": "test"})
     again = FragmentQueue(8)
     again.set_state(checkpoint.load(tmp_path / "state")[0]["queue"])
-    assert checkpoint.diff(again.get_state(), queue.get_state()) == []
+    assert diff(again.get_state(), queue.get_state()) == []
     for one in (queue, again):
         one.add(by_hand([[9, 10], [11, 12]], t=[[4, 4], [5, 5]], sequence=3))
         assert full(one)
     (batch, acted, continues), other = take(again), take(queue)
-    assert checkpoint.diff({"x": [batch, acted, continues]}, {"x": list(other)}) == []
+    assert diff({"x": [batch, acted, continues]}, {"x": list(other)}) == []
     assert continues.tolist() == [True, True]
     assert batch["obs"][:3].tolist() == [[7, 8], [9, 10], [11, 12]]
 

@@ -5,10 +5,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steppe import checkpoint
 from steppe.sampling.lanes import Lanes
 from steppe.spaces import spec_of
 from steppe.types import Decision, TimeStep
+from tests.states import diff
 
 SCALAR = spec_of(gymnasium.spaces.Box(-np.inf, np.inf, (), np.float32))
 ABOUT = {"runner": 0, "incarnation": 0, "sequence": 0, "agents": ("a",), "env_steps": 1}
@@ -230,5 +230,5 @@ def copy_of(lanes):
     state = lanes.get_state()
     again = make(1, 1)
     again.set_state(state)
-    assert checkpoint.diff(again.get_state(), state) == []
+    assert diff(again.get_state(), state) == []
     return again

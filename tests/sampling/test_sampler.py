@@ -20,6 +20,7 @@ from steppe.types import Decision
 from tests.fakes import CountingPolicy, LockStepEnv, Row, ScriptedEnv, row_number
 from tests.sampling import reference
 from tests.sampling.reference import TRAINED, closing_polls, expected, make_sampler, play, switch, transitions
+from tests.states import state_hash
 
 scripts = st.fixed_dictionaries(
     {
@@ -330,7 +331,7 @@ def fingerprint(sample):
     rollouts = [{f.name: getattr(r, f.name) for f in fields(r)} for r in sample.rollouts]
     episodes = [asdict(episode) for episode in sample.episodes]
     counts = [sample.env_steps, sample.agent_steps, sample.reward]
-    return checkpoint.state_hash({"rollouts": rollouts, "episodes": episodes, "counts": counts})
+    return state_hash({"rollouts": rollouts, "episodes": episodes, "counts": counts})
 
 
 def assert_goes_on(make, before, after, folder=None):
@@ -342,14 +343,14 @@ def assert_goes_on(make, before, after, folder=None):
     if folder is not None:
         checkpoint.save(folder / "state", {"sampler": saved}, {"run_id": "test"})
         loaded = checkpoint.load(folder / "state")[0]["sampler"]
-        assert checkpoint.state_hash(loaded) == checkpoint.state_hash(saved)
+        assert state_hash(loaded) == state_hash(saved)
     wanted = [fingerprint(first.sample()) for _ in range(after)]
-    end = checkpoint.state_hash(first.get_state())
+    end = state_hash(first.get_state())
     for again, state in ((make(), saved), (make(), loaded), (first, saved)):
         assert again.set_state(state) == []
-        assert checkpoint.state_hash(again.get_state()) == checkpoint.state_hash(saved)
+        assert state_hash(again.get_state()) == state_hash(saved)
         assert [fingerprint(again.sample()) for _ in range(after)] == wanted
-        assert checkpoint.state_hash(again.get_state()) == end
+        assert state_hash(again.get_state()) == end
 
 
 @settings(max_examples=25)
