@@ -17,6 +17,7 @@ from examples import (
     multi_agent_cartpole,
     pettingzoo_pistonball,
     rock_paper_scissors,
+    self_play_tictactoe,
     traffic,
     two_configs,
     vector_env,
@@ -34,7 +35,7 @@ TINY = {
     "max_episode_steps": 20,
     "write_run": False,
 }
-GAMES = (pettingzoo_pistonball, rock_paper_scissors)
+GAMES = (pettingzoo_pistonball, rock_paper_scissors, self_play_tictactoe)
 ALONE = (
     custom_env,
     env_ensemble,
@@ -245,3 +246,41 @@ def test_a_pair_is_right_by_what_neither_knows_alone():
     env.unwrapped.seen = {"ann": 1, "bob": 1}
     _, rewards, *_ = env.step({"pair": (0, 0)})
     assert rewards == {"pair": 2.0}
+
+
+def test_past_versions_play_and_the_oldest_leaves(monkeypatch):
+    needs_games(self_play_tictactoe)
+    monkeypatch.setattr(self_play_tictactoe, "MOST", 2)
+    made = []
+    monkeypatch.setattr(
+        self_play_tictactoe.PastVersions, "on_algorithm_init", lambda _, algorithm: made.append(algorithm)
+    )
+    games = {"evaluation_interval": 1, "evaluation_duration": 20}
+    result = self_play_tictactoe.main(iterations=3, **TINY, **games)
+    assert made[0].runner.policy_ids == ["learned", "any_move", "past_2", "past_3"]
+    assert result["policy_reward_mean"].keys() <= {"learned", "past_0", "past_1", "past_2"}
+    assert result["evaluation"]["policy_reward_mean"].keys() == {"learned", "any_move"}
+    assert result["reward_per_step"] == 0.0  # what one wins the other loses: no move was illegal
+
+
+def test_each_seat_is_taken_in_every_second_game():
+    class Worker:
+        in_evaluation, policy_ids = True, ["learned", "past_0", "any_move"]
+
+    class Episode:
+        number = 0
+
+    seats = {}
+    for Episode.number in (0, 1):
+        for agent in ("player_1", "player_2"):
+            seats[Episode.number, agent] = self_play_tictactoe.policy_of(agent, Episode, Worker)
+    assert [who == "learned" for who in seats.values()] == [True, False, False, True]
+    Worker.in_evaluation = False
+    assert self_play_tictactoe.policy_of("player_2", Episode, Worker) == "learned"
+    assert self_play_tictactoe.policy_of("player_1", Episode, Worker) == "past_0"
+
+
+def test_any_move_is_legal():
+    rng = np.random.default_rng(0)
+    obs = {"action_mask": np.array([0, 1, 0, 0, 1, 0, 0, 0, 1])}
+    assert {self_play_tictactoe.AnyMove().act(obs, None, rng) for _ in range(64)} == {1, 4, 8}

@@ -34,6 +34,7 @@ GLUED = "two lines were glued together"
 CLOSING = "closing brackets are missing"
 INFO = "`self.info` was taken for the address of a page and removed"
 PLACEHOLDER = "a placeholder is filled in"
+MAPPING = f"{CLOSING}, and the key of the function that the text names: policy_mapping_fn"
 
 EDITS = {
     "example_env": [
@@ -187,6 +188,31 @@ EDITS = {
     "env_creator": [Edit("MyEnv(...)", "MyEnv(env_config)", PLACEHOLDER)],
     "multi_env": [],
     "pettingzoo": [],
+    "traffic": [
+        Edit('> print(env.reset())\n"car_1"', '> print(env.reset())\n{\n"car_1"', LOST_LINE),
+        Edit('"traffic_light_1": [[...]],', '"traffic_light_1": [[...]],\n}', LOST_LINE),
+    ],
+    "two_cars": [
+        Edit("lambda agent_id:", '},\n"policy_mapping_fn":\nlambda agent_id:', MAPPING),
+        Edit(
+            "# Randomly choose from car policies",
+            "# Randomly choose from car policies\n},\n})",
+            CLOSING,
+        ),
+        Edit("while True:", "while True:\nprint(trainer.train())", LOST_LINE),
+    ],
+    "groups": [
+        Edit(
+            "with_agent_groups(", "with_agent_groups(\nself,", f"{LOST_LINE}: it is a method, and uses `self`"
+        ),
+        Edit("... })", '... })\n"""', "the closing quotes are missing"),
+    ],
+    "hierarchy": [
+        *[Edit("(custom_policy or None, ...)", "(None, None, None, {})", PLACEHOLDER)] * 3,
+        Edit("lambda agent_id:", '},\n"policy_mapping_fn":\nlambda agent_id:', MAPPING),
+        Edit('else "top_level"', 'else "top_level",', "a comma is missing: the next key follows"),
+        Edit('["top_level"],', '["top_level"],\n},', CLOSING),
+    ],
 }
 """For each program its edits, in the order of the text."""
 
@@ -194,15 +220,10 @@ PRINTED: dict[str, list[str]] = {}
 """What programs printed in this test run, line by line; shown at its end."""
 
 WAITING = {
-    "a multi-agent env, step by step": Waiting(
-        "# Example: using a multi-agent env",
-        '{"car_2": True, "__all__": False}',
-        "multi-agent envs",
-    ),
     "two car policies and a traffic light": Waiting(
         'trainer = pg.PGAgent(env="my_multiagent_env", config={',
-        "while True:",
-        "multi-agent envs, several policies, PG",
+        'trainer = pg.PGAgent(env="my_multiagent_env", config={',
+        "PG; with PPO in its place it runs",
     ),
     "variables shared between policies": Waiting(
         "with tf.variable_scope(",
@@ -213,16 +234,6 @@ WAITING = {
         "def postprocess_trajectory(policy, sample_batch, other_agent_batches, episode):",
         "return sample_batch",
         "multi-agent envs, postprocess_trajectory of a policy of one's own",
-    ),
-    "agents in groups": Waiting(
-        "def with_agent_groups(",
-        "return _GroupAgentsWrapper(self, groups, obs_space, act_space)",
-        "groups of agents",
-    ),
-    "a hierarchy of policies": Waiting(
-        '"multiagent": {',
-        '"policies_to_train": ["top_level"],',
-        "multi-agent envs, several policies",
     ),
     "a policy server": Waiting(
         "trainer_config = {",

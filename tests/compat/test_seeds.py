@@ -1,17 +1,24 @@
 """The seeds' programs run with only their import lines changed, and print what their pages show."""
 
+import doctest
 import math
 import os
+import random
 import re
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pettingzoo
 import pytest
+from gymnasium import spaces
 
+import steppe
 from steppe.compat.agents import ppo
+from steppe.compat.ray.rllib.env import MultiAgentEnv
+from steppe.compat.ray.tune.registry import register_env
 from steppe.envs import registry
 from tests.compat.seed_programs import (
     EDITS,
@@ -50,7 +57,7 @@ def test_only_import_lines_are_translated():
                 changed.append(before)
                 assert "import" in before
                 assert "steppe.compat" in after
-    assert len(changed) == 16
+    assert len(changed) == 17
 
 
 @pytest.mark.parametrize(
@@ -296,3 +303,191 @@ def test_an_env_of_pettingzoo_reads_its_config(quick, monkeypatch):
     # Five rounds of two turns each.
     assert result["episode_len_mean"] == 10
     trainer.stop()
+
+
+class MultiAgentTrafficEnv(MultiAgentEnv):
+    """As RLlib 1.x's programs were written: four items a step. What it tells is what the page prints."""
+
+    observation_space, action_space = spaces.Box(0, 9, (1, 2), np.float32), spaces.Discrete(2)
+
+    def __init__(self, num_cars, num_traffic_lights):
+        self.size = num_cars, num_traffic_lights
+
+    def seen(self, *agents):
+        return {agent: np.full((1, 2), self.t, np.float32) for agent in agents}
+
+    def reset(self):
+        self.t = 0
+        return self.seen("car_1", "car_2", "traffic_light_1")
+
+    def step(self, actions):
+        self.t += 1
+        assert actions.keys() == {"car_1", "traffic_light_1"} | ({"car_2"} if self.t == 1 else set())
+        rewards = {"car_1": 3, "car_2": -1, "traffic_light_1": 0}
+        if self.t > 1:
+            del rewards["car_2"]
+        dones = {**({"car_2": True} if self.t == 1 else {}), "__all__": self.t == 4}
+        return self.seen("car_1", "traffic_light_1"), rewards, dones, {}
+
+
+def session(text):
+    """The lines behind each prompt, and what is printed there as a value; None where nothing is."""
+    for part in re.split(r"^> ", text, flags=re.MULTILINE)[1:]:
+        line, _, rest = part.partition("\n")
+        shown = "\n".join(one for one in rest.splitlines() if not one.startswith("#"))
+        yield line, eval(shown) if shown.strip() else None
+
+
+def test_a_multi_agent_env_step_by_step():
+    printed, shown = [], []
+    names = {"MultiAgentTrafficEnv": MultiAgentTrafficEnv, "print": printed.append}
+    for line, value in session(program("traffic")):
+        exec(line, names)
+        shown += [] if value is None else [value]
+    assert names["env"].size == (20, 5)
+    obs, *others = printed
+    assert shown[0] == {agent: [[...]] for agent in obs}  # any two-dimensional observation
+    assert {np.ndim(one) for one in obs.values()} == {2}
+    assert others == shown[1:]
+    assert names["new_obs"].keys() == {"car_1", "traffic_light_1"}
+
+
+@pytest.fixture
+def traffic(quick):
+    """What the page's program finds: an env under its name, spaces, and an algorithm in the place of PG."""
+    register_env("my_multiagent_env", lambda config: MultiAgentTrafficEnv(2, 1))
+    car, light = ((MultiAgentTrafficEnv.observation_space, MultiAgentTrafficEnv.action_space),) * 2
+    names = {"car_obs_space": car[0], "car_act_space": car[1], "tl_obs_space": light[0]}
+    agent = SimpleNamespace(PGAgent=ppo.PPOTrainer)
+    return {**names, "tl_act_space": light[1], "pg": agent, "random": random}
+
+
+def test_two_car_policies_and_a_traffic_light_by_ppo(traffic):
+    traffic["print"] = show = until(3, "two_cars")
+    with pytest.raises(EnoughError):
+        exec(compile(program("two_cars"), "two_cars.py", "exec"), traffic)
+    result = show.kept[2]
+    assert result["info"]["learner"].keys() == {"car1", "car2", "traffic_light"}
+    assert result["policy_reward_mean"]["traffic_light"] == 0
+    assert result["episode_reward_mean"] == 4 * 3 - 1
+    algorithm = traffic["trainer"].algorithm
+    assert [spec.config for spec in algorithm.config.policies.values()] == [
+        {"gamma": 0.85},
+        {"gamma": 0.99},
+        {},
+    ]
+    traffic["trainer"].stop()
+
+
+def test_the_same_dict_makes_a_config_of_today_s(traffic):
+    given = {}
+    traffic["pg"] = SimpleNamespace(PGAgent=lambda env, config: given.update(config, env=env))
+    source = program("two_cars").partition("while True:")[0]
+    exec(compile(source, "two_cars.py", "exec"), traffic)
+    small = {
+        "train_batch_size": 64,
+        "minibatch_size": 32,
+        "fcnet_hiddens": [8],
+        "write_run": False,
+        "seed": 0,
+    }
+    config = steppe.PPOConfig.from_dict({**given, **small})
+    assert list(config.policies) == ["car1", "car2", "traffic_light"]
+    with config.build() as algo:
+        result = algo.train()
+    assert result["episode_reward_mean"] == 4 * 3 - 1
+
+
+def test_agents_in_groups():
+    """The method's own text on an env; and the session in it, which hands the env over twice."""
+    names = {"Dict": dict, "List": list, "AgentID": str}
+    exec(translated("import gym"), names)
+    exec(compile(program("groups"), "groups.py", "exec"), names)
+
+    class YourMultiAgentEnv(MultiAgentEnv):
+        possible_agents = tuple(f"agent{n}" for n in range(1, 6))
+        observation_space, action_space = spaces.Discrete(9), spaces.Discrete(2)
+
+        def __init__(self, _):
+            pass
+
+        def reset(self):
+            return {agent: n for n, agent in enumerate(self.possible_agents)}
+
+        def step(self, actions):
+            return self.reset(), dict.fromkeys(actions, 1), {"__all__": False}, {}
+
+    found = {}
+    method = names["with_agent_groups"]
+    globs = {"YourMultiAgentEnv": YourMultiAgentEnv}
+    test = doctest.DocTestParser().get_doctest(method.__doc__, globs, "groups", None, 0)
+    assert doctest.DocTestRunner().run(test, clear_globs=False) == (0, 2)
+    found["session"] = test.globs["grouped_env"]
+    groups = {"group1": ["agent1", "agent2", "agent3"], "group2": ["agent4", "agent5"]}
+    found["method"] = method(YourMultiAgentEnv(...), groups)
+    for env in found.values():
+        assert env.groups == groups
+        assert env.reset() == {"group1": (0, 1, 2), "group2": (3, 4)}
+        _, rewards, *_, infos = env.step({"group1": (0, 1, 0), "group2": (1, 1)})
+        assert rewards == {"group1": 3, "group2": 2}
+        assert infos["group2"]["individual_rewards"] == [1, 1]
+
+
+class ThreeLevels(MultiAgentEnv):
+    """The page's timeline: ``top_level`` acts, then ``mid_level_n``, whose action begins ``low_level_n``."""
+
+    observation_space, action_space = spaces.Discrete(99), spaces.Discrete(2)
+
+    def __init__(self, env_config):
+        self.possible_agents = ("top_level", "mid_level_0", "mid_level_1")
+        self.possible_agents += tuple(f"low_level_{n}" for n in range(3))
+
+    def reset(self):
+        turns = "top_level mid_level_0 low_level_0 low_level_0 mid_level_0 low_level_1 low_level_1 top_level"
+        self.turns = f"{turns} mid_level_1 low_level_2 low_level_2".split()
+        return {self.turns[0]: 0}
+
+    def step(self, actions):
+        ((agent, action),) = actions.items()
+        assert agent == self.turns.pop(0)
+        dones = {"__all__": not self.turns}
+        if agent not in self.turns and self.turns:
+            dones[agent] = True
+        obs = {self.turns[0]: 1} if self.turns else {}
+        return obs, {agent: float(action)}, dones, {}
+
+
+def test_a_hierarchy_of_policies(quick):
+    config = eval("{" + program("hierarchy") + "}")
+    trainer = ppo.PPOTrainer(env=ThreeLevels, config=config)
+    before = trainer.get_weights()
+    for _ in range(3):
+        result = trainer.train()
+    after = trainer.get_weights()
+    assert result["info"]["learner"].keys() == {"top_level"}
+    levels = {"top_level", "mid_level", "low_level"}
+    assert {id for id in levels if np.array_equal(before[id], after[id])} == levels - {"top_level"}
+    assert result["policy_reward_mean"].keys() == levels
+    assert result["episode_len_mean"] == 11
+    trainer.stop()
+
+
+def test_a_printed_result_has_the_lines_of_the_page_in_its_order():
+    """Two policies in one run: see "Result for PPO_multi_cartpole_0" on the page."""
+    learned = ["cur_lr", "entropy", "kl", "policy_loss", "total_loss", "vf_explained_var", "vf_loss"]
+    wanted = ["episode_len_mean", "episode_reward_max", "episode_reward_mean", "info", "policy_0", *learned]
+    wanted += ["policy_1", *learned, "policy_reward_mean", "policy_0", "policy_1"]
+    env = steppe.make_multi_agent("CartPole-v1")
+    config = steppe.PPOConfig(
+        env=lambda config: env({"num_agents": 2}),
+        policies={"policy_0", "policy_1"},
+        policy_mapping_fn=lambda agent_id: f"policy_{agent_id}",
+        **{"train_batch_size": 256, "minibatch_size": 128, "num_epochs": 1, "fcnet_hiddens": [8]},
+        write_run=False,
+        seed=0,
+    )
+    with config.build() as algo:
+        algo.train()
+        lines = str(algo.train()).splitlines()
+    keys = iter([line.strip().partition(":")[0] for line in lines])
+    assert [key for key in wanted if key not in keys] == []  # each is found after the one before it

@@ -290,10 +290,44 @@ def test_workers_of_a_trainer(trainer):
     assert type(workers.local_worker().env) is Levels
     with pytest.raises(AttributeError, match="act with the newest weights"):
         workers.sync_weights()
-    with pytest.raises(AttributeError, match="several policies"):
-        trainer.add_policy("new")
     with pytest.raises(AttributeError, match="did you mean 'iteration'"):
         _ = trainer.iterations
     assert not hasattr(trainer, "__wrapped__")
     assert trainer.get_config() is trainer.config
     assert trainer.training_iteration == trainer.iteration == 0
+
+
+def test_policies_join_and_leave_a_trainer(trainer):
+    main = trainer.get_policy()
+    past = trainer.add_policy("past", type(main), config={"gamma": 0.5})
+    past.set_weights(main.get_weights())
+    asked = []
+
+    def mapping(agent_id, episode, worker, **kwargs):
+        asked.append(worker.worker_index)
+        return "new"
+
+    trainer.add_policy("new", policies_to_train=["new", "default_policy"], policy_mapping_fn=mapping)
+    assert list(trainer.workers.local_worker().policy_map) == ["default_policy", "past", "new"]
+    assert trainer.train()["info"]["learner"].keys() == {"default_policy", "new"}
+    assert set(asked) == {0}
+    text = (
+        r"policies_to_train=\['default_policy'\]: of those before 'other', \['default_policy', 'new'\] learn"
+    )
+    with pytest.raises(steppe.ConfigError, match=text):
+        trainer.add_policy("other", policies_to_train=["default_policy"])
+    trainer.remove_policy("default_policy", policies_to_train=lambda policy_id, *_: policy_id == "new")
+    trainer.remove_policy("past")
+    assert trainer.train()["info"]["learner"].keys() == {"new"}
+
+
+def test_a_low_level_env_is_written_and_recognised():
+    class Own(BaseEnv):
+        def poll(self):
+            raise NotImplementedError
+
+        def send_actions(self, action_dict):
+            raise NotImplementedError
+
+    assert BaseEnv is steppe.BaseEnv
+    assert isinstance(Own(), BaseEnv)

@@ -5,7 +5,7 @@ The programs are the examples; ``make learn`` runs this.
 
 import pytest
 
-from examples import multi_agent_cartpole, rock_paper_scissors, two_configs
+from examples import multi_agent_cartpole, rock_paper_scissors, self_play_tictactoe, two_configs
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("seed", [0, 1, 2])]
 
@@ -40,3 +40,16 @@ def test_rock_paper_scissors_is_won_over_200_episodes(seed):
         return result["episodes_total"] >= 200 and result["policy_reward_mean"]["learned"] * 200 > 1000
 
     assert steps_until(config, won, 100_000)
+
+
+def test_self_play_learns_tictactoe_against_its_own_past(seed):
+    """Against random moves, from both seats: a game is worth 1 if it is won and -1 if it is lost."""
+    config = self_play_tictactoe.config().copy(seed=seed, write_run=False, evaluation_interval=None)
+    with config.build() as algo:
+        for _ in range(30):
+            algo.train()
+        games = algo.evaluate(num_episodes=1000)
+        assert len(algo.runner.policy_ids) == self_play_tictactoe.MOST + 2
+    assert set(games["policy_reward_mean"]) == {"learned", "any_move"}
+    print(games["policy_reward_mean"])
+    assert games["policy_reward_mean"]["learned"] >= 0.9

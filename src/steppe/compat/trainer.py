@@ -21,6 +21,7 @@ from steppe.compat.views import Policy, WorkerSet
 from steppe.config import AlgorithmConfig, say_once
 from steppe.config.values import same
 from steppe.errors import ConfigError
+from steppe.runners.policies import specs_of, trained_ids
 from steppe.types import DEFAULT_POLICY
 
 _ACCEPTED = table("words.toml")["acting"]
@@ -192,6 +193,45 @@ class Trainer:
         """One policy, to act with and to read and write the weights of."""
         self.algorithm.get_policy(policy_id)
         return Policy(self, policy_id)
+
+    def add_policy(
+        self,
+        policy_id: str,
+        policy_cls: Any = None,
+        *,
+        observation_space: Any = None,
+        action_space: Any = None,
+        config: Settings | None = None,
+        policy_mapping_fn: Any = None,
+        policies_to_train: Any = None,
+    ) -> Policy:
+        """Give the run a further policy.
+
+        Args:
+            policy_id: a new one.
+            policy_cls: None, or the class of another policy of the trainer's: the algorithm's own.
+            observation_space: the env's if None.
+            action_space: likewise.
+            config: settings of its own.
+            policy_mapping_fn: asked from now on.
+            policies_to_train: the new one learns if it is named.
+
+        Raises:
+            ConfigError: there is such a policy, or others are to learn than do.
+        """
+        learns, run = policies_to_train or (), self.algorithm.config
+        now = trained_ids(run, specs_of(run))
+        learns = list(filter(learns, [*now, policy_id])) if callable(learns) else list(learns)
+        if learns and set(learns) - {policy_id} != set(now):
+            raise ConfigError(f"policies_to_train={learns}: of those before {policy_id!r}, {now} learn on")
+        spec = (None if policy_cls is Policy else policy_cls, observation_space, action_space, config or {})
+        mapped = {"policy_mapping_fn": policy_mapping_fn, "trained": policy_id in learns}
+        self.algorithm.add_policy(policy_id, spec, **mapped)
+        return self.get_policy(policy_id)
+
+    def remove_policy(self, policy_id: str = DEFAULT_POLICY, **changes: Any) -> None:
+        """Let a policy leave; further arguments are those of steppe's ``Algorithm.remove_policy``."""
+        self.algorithm.remove_policy(policy_id, **changes)
 
     def get_weights(self, policies: Sequence[str] | None = None) -> dict[str, Any]:
         """Weights by policy; of all policies if None."""

@@ -9,8 +9,8 @@ import numpy as np
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from steppe.compat.absent import of_class, table, told
+from steppe.envs import base_env
 from steppe.envs.registry import user_env
-from steppe.errors import ConfigError
 from steppe.sampling import callbacks
 from steppe.types import DEFAULT_POLICY, AsyncEnv
 
@@ -145,16 +145,14 @@ class WorkerSet:
 
 
 @final
+@base_env.BaseEnv.register
 class BaseEnv:
-    """The envs of one worker."""
+    """The envs of one worker, whatever their kind; to programs an instance of the class that they import."""
 
     __getattr__ = of_class("BaseEnv")
 
     def __init__(self, env: AsyncEnv) -> None:
         self._env, self.num_envs = env, env.num_envs
-
-    def __init_subclass__(cls) -> None:
-        raise ConfigError(f"{cls.__name__}: envs written as a BaseEnv are not available yet; use gym.Env")
 
     def get_sub_environments(self) -> list[Any]:
         """The envs, as their constructor gave them."""

@@ -57,7 +57,8 @@ class LocalRunner:
         self._place = worker_index if seed_runner is None else seed_runner
         specs = specs_of(config)
         self.mapping = PolicyMapping(config.policy_mapping_fn, specs, self)
-        given = given_spaces(specs)
+        self.spaces = given_spaces(specs)
+        named = len(self.spaces) == len(specs)
         self.env: AsyncEnv = env or registry.build(
             config.env,
             config.env_config,
@@ -72,7 +73,7 @@ class LocalRunner:
             observation_space=config.observation_space,
             action_space=config.action_space,
             created=self._created,
-            pair_for=(lambda info: given[self.mapping.ahead(info)]) if len(given) == len(specs) else None,
+            pair_for=(lambda info: self.spaces[self.mapping.ahead(info)]) if named else None,
         )
         drawn = config.policy_mapping_fn is not None  # it may draw from the global generators
         self.chance = self._made_chance() if drawn else None
@@ -98,6 +99,11 @@ class LocalRunner:
         if hook is not None:
             index = context.vector_index
             hook(worker=self, sub_environment=env, env_context=context, env_index=index)
+
+    @property
+    def policy_ids(self) -> list[str]:
+        """The policies that agents can be mapped to; a ``policy_mapping_fn`` may choose among them."""
+        return list(self.mapping.ids)
 
     def start(
         self,
@@ -154,11 +160,14 @@ class LocalRunner:
         """
         if config.policy_mapping_fn is not None and self.chance is None:
             self.chance = self._made_chance()
-        rest = [one for one in self.mapping.ids if one != id]
-        mapping = PolicyMapping(config.policy_mapping_fn, rest, self)
-        with self.chance or nullcontext():
-            self.sampler.remove_policy(id, mapping, trained)
-        self.mapping = mapping
+        before, rest = self.mapping, [one for one in self.mapping.ids if one != id]
+        self.mapping = PolicyMapping(config.policy_mapping_fn, rest, self)
+        try:
+            with self.chance or nullcontext():
+                self.sampler.remove_policy(id, self.mapping, trained)
+        except BaseException:
+            self.mapping = before
+            raise
         del self.spaces[id]
 
     def set_weights(self, weights: Mapping[str, Weights]) -> None:
