@@ -29,6 +29,7 @@ from steppe.config.checks import (
     PARTS,
     POLICIES,
     SPACE,
+    check_together,
     listed_ids,
     parsed_mapping,
     parsed_space,
@@ -51,7 +52,6 @@ from steppe.config.names import NONE
 from steppe.config.policies import PolicySpec as PolicySpec
 from steppe.config.policies import described, parsed_callbacks, parsed_evaluation, parsed_policies
 from steppe.config.reading import Reading, both_names, not_a_keyword, read
-from steppe.config.together import check_together
 from steppe.config.values import (
     MismatchError,
     coerced,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
@@ -87,37 +87,34 @@ def parsed_policies(cls: type[AlgorithmConfig], value: Any) -> dict[str, PolicyS
 
 
 def _spec(cls: type[AlgorithmConfig], id: str, given: Any) -> PolicySpec:
-    parts: tuple[Any, ...] = ()
-    if isinstance(given, PolicySpec):
-        parts = tuple(getattr(given, part) for part in _PARTS)
-    elif isinstance(given, Mapping) and set(given) <= set(_PARTS):
-        parts = tuple(given.get(part) for part in _PARTS)
-    elif isinstance(given, tuple | list) and len(given) == len(_PARTS):
-        parts = tuple(given)
-    elif given is not None:
+    where, spec = f"policies[{id!r}]", given
+    if isinstance(given, Mapping) and set(given) <= set(_PARTS):
+        spec = PolicySpec(**given)
+    elif given is None or (isinstance(given, tuple | list) and len(given) == len(_PARTS)):
+        spec = PolicySpec(*given or ())
+    if not isinstance(spec, PolicySpec):
         raise ConfigError(
-            f"{cls.__name__}: policies[{id!r}]={short(given)} must be None, a PolicySpec or "
-            f"({', '.join(_PARTS)})"
+            f"{cls.__name__}: {where}={short(given)} must be None, a PolicySpec or ({', '.join(_PARTS)})"
         )
-    policy_class, observation, action, config = parts or (None,) * len(_PARTS)
+    legal = sorted(cls.POLICY_SCOPE)
+    config = {} if spec.config is None else spec.config
     return PolicySpec(
-        policy_class,
-        cls.checked("observation_space", observation, f"policies[{id!r}].observation_space"),
-        cls.checked("action_space", action, f"policies[{id!r}].action_space"),
-        _overrides(cls, id, config),
+        spec.policy_class,
+        cls.checked("observation_space", spec.observation_space, f"{where}.observation_space"),
+        cls.checked("action_space", spec.action_space, f"{where}.action_space"),
+        _only(legal, cls, config, f"{where}.config.", "holds for the whole run; a policy may set"),
     )
 
 
-def _overrides(cls: type[AlgorithmConfig], id: str, given: Any) -> dict[str, Any]:
-    if isinstance(given, cls):
-        given = given.changes()
-    reading = cls.reading({} if given is None else given, f"policies[{id!r}].config.")
+def _only(
+    legal: Sequence[str], cls: type[AlgorithmConfig], settings: Any, where: str, why: str
+) -> dict[str, Any]:
+    """Settings under today's names, each checked, once they are known to be ``legal`` here."""
+    reading = cls.reading(settings.changes() if isinstance(settings, cls) else settings, where)
     for name, value in reading.values.items():
-        if name not in cls.POLICY_SCOPE:
-            raise ConfigError(
-                f"{cls.__name__}: {both_names(reading.written[name], name, value)} holds for the whole run; "
-                f"a policy may set {', '.join(sorted(cls.POLICY_SCOPE))}"
-            )
+        if name not in legal:
+            text = both_names(reading.written[name], name, value)
+            raise ConfigError(f"{cls.__name__}: {text} {why} {', '.join(legal)}")
     return reading.values
 
 
@@ -139,15 +136,7 @@ def parsed_evaluation(cls: type[AlgorithmConfig], value: Any) -> Any:
     Raises:
         ConfigError: it sets what does not concern envs or acting.
     """
-    if isinstance(value, cls):
-        value = value.changes()
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping | cls):
         return value  # of a wrong type: the field says so
-    reading = cls.reading(value, "evaluation_config.")
-    for name, item in reading.values.items():
-        if name not in EVALUATION_FIELDS:
-            raise ConfigError(
-                f"{cls.__name__}: {both_names(reading.written[name], name, item)} cannot differ while "
-                f"evaluating; it may set {', '.join(EVALUATION_FIELDS)}"
-            )
-    return reading.values
+    why = "cannot differ while evaluating; it may set"
+    return _only(EVALUATION_FIELDS, cls, value, "evaluation_config.", why)

@@ -119,7 +119,7 @@ def _key(cls: type[AlgorithmConfig], path: str, written: str) -> Key:
         return Key(path, "maps", own.get(path, path))
     key = KEYS.get(path)
     if key is None or (key.kind == "maps" and key.field not in specs):
-        raise ConfigError(unknown(cls, path, written))
+        raise ConfigError(_unknown(cls, written, _nearest(cls, path, written)))
     return key
 
 
@@ -132,12 +132,8 @@ def _judged(cls: type[AlgorithmConfig], key: Key, written: str, value: Any) -> l
     return [f"{written} is accepted and has no effect: {key.why}"]
 
 
-def unknown(cls: type[AlgorithmConfig], path: str, written: str) -> str:
-    """The message about a name that is no setting, with the one that was probably meant."""
-    return _unknown(cls, written, _nearest(cls, path, written))
-
-
 def _unknown(cls: type[AlgorithmConfig], written: str, near: str) -> str:
+    """The message about a name that is no setting, with the one that was probably meant."""
     hint = f" Did you mean {near!r}?" if near else ""
     return f"{cls.__name__} has no setting {written!r}.{hint}"
 
