@@ -37,10 +37,10 @@ from steppe.spaces.columns import stack as stack
 from steppe.spaces.columns import take as take
 from steppe.spaces.columns import tupled as tupled
 from steppe.spaces.columns import zeros as zeros
-from steppe.spaces.comparison import described as described
-from steppe.spaces.comparison import misfits as misfits
 from steppe.spaces.description import describe as describe
+from steppe.spaces.description import described as described
 from steppe.spaces.description import from_description as from_description
+from steppe.spaces.description import misfits as misfits
 from steppe.spaces.description import spec_of as spec_of
 from steppe.spaces.description import summary as summary
 from steppe.spaces.spec import BoxSpec as BoxSpec

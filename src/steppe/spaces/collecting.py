@@ -26,6 +26,7 @@ from steppe.types import Array, Tree
 
 Conversions: TypeAlias = Callable[[str, str, int, str], None]
 """Called as ``notes(code, leaf, row, text)`` for each value that was converted on its way into a column."""
+Notes: TypeAlias = Conversions | None
 
 _CONVERTED = "E106"
 _INTEGERS = {int, *(np.dtype(code).type for code in "bhilqBHILQ")}
@@ -137,7 +138,7 @@ def _tell(spec: LeafSpec, values: Sequence[Any], notes: Conversions, root: str) 
         notes(_CONVERTED, root, row, texts[kind])
 
 
-def _gather(spec: LeafSpec, values: Sequence[Any], notes: Conversions | None, root: str) -> Array:
+def _gather(spec: LeafSpec, values: Sequence[Any], notes: Notes, root: str) -> Array:
     """The column of an array leaf."""
     column = stack(spec, values)
     if column is not None:
@@ -162,7 +163,7 @@ def _refuse_outside(spec: LeafSpec, column: Array, values: Sequence[Any], root: 
         raise BadLeaf("E101", found.row, found.leaf, f"{bound} ({_expected(spec)})", got)
 
 
-def collect(spec: Spec, values: Sequence[Any], notes: Conversions | None = None, root: str = "obs") -> Tree:
+def collect(spec: Spec, values: Sequence[Any], notes: Notes = None, root: str = "obs") -> Tree:
     """Gather the values of n envs into a fresh column that shares no memory with them.
 
     Safe conversions are made and noted: float64 to float32, Python numbers and nested lists to arrays,
@@ -192,22 +193,12 @@ def collect(spec: Spec, values: Sequence[Any], notes: Conversions | None = None,
             return _collect_one_of(spec, values, notes, root)
 
 
-def _check_keys(keys: set[str], value: Any, row: int, root: str) -> None:
-    if not isinstance(value, Mapping):
-        raise BadLeaf("E102", row, root, f"a dict with keys {sorted(keys)}", _shown(value))
-    if value.keys() != keys:
-        missing, unknown = sorted(keys - value.keys()), sorted(map(repr, value.keys() - keys))
-        got = [f"missing {', '.join(map(repr, missing))}"] * bool(missing)
-        got += [f"unknown {', '.join(unknown)}"] * bool(unknown)
-        raise BadLeaf("E105", row, root, f"keys {sorted(keys)}", " and ".join(got))
-
-
 def _check_size(size: int, value: Sequence[Any], row: int, root: str, what: str = "tuple") -> None:
     if len(value) != size:
         raise BadLeaf("E105", row, root, f"a {what} of {size} parts", f"{len(value)} parts: {_shown(value)}")
 
 
-def _as_tuple(value: Any, row: int, notes: Conversions | None, root: str) -> Sequence[Any]:
+def _as_tuple(value: Any, row: int, notes: Notes, root: str) -> Sequence[Any]:
     """A tuple as it is, a list or array with a note; anything else is refused."""
     if isinstance(value, tuple):
         return value
@@ -218,28 +209,37 @@ def _as_tuple(value: Any, row: int, notes: Conversions | None, root: str) -> Seq
     raise BadLeaf("E102", row, root, "a tuple", _shown(value))
 
 
-def _collect_parts(
-    spec: DictSpec | TupleSpec, values: Sequence[Any], notes: Conversions | None, root: str
-) -> Tree:
-    values = [_whole(spec, value, row, notes, root) for row, value in enumerate(values)]
+def _collect_parts(spec: DictSpec | TupleSpec, values: Sequence[Any], notes: Notes, root: str) -> Tree:
+    keys = {key for key, _ in spec.items} if isinstance(spec, DictSpec) else None
+    values = [
+        value if type(value) is dict and value.keys() == keys else _whole(spec, value, row, notes, root)
+        for row, value in enumerate(values)
+    ]
     columns = []
     for key, part in spec.parts:
         columns.append(collect(part, [value[key] for value in values], notes, keyed(root, key)))
     return spec.formed(columns)
 
 
-def _whole(spec: DictSpec | TupleSpec, value: Any, row: int, notes: Conversions | None, root: str) -> Any:
+def _whole(spec: DictSpec | TupleSpec, value: Any, row: int, notes: Notes, root: str) -> Any:
     """A value of a Dict or Tuple that has all its parts."""
     if isinstance(spec, TupleSpec):
         value = _as_tuple(value, row, notes, root)
         _check_size(len(spec.items), value, row, root)
-    else:
-        _check_keys({key for key, _ in spec.items}, value, row, root)
+        return value
+    keys = {key for key, _ in spec.items}
+    if not isinstance(value, Mapping):
+        raise BadLeaf("E102", row, root, f"a dict with keys {sorted(keys)}", _shown(value))
+    if value.keys() != keys:
+        missing, unknown = sorted(keys - value.keys()), sorted(map(repr, value.keys() - keys))
+        got = [f"missing {', '.join(map(repr, missing))}"] * bool(missing)
+        got += [f"unknown {', '.join(unknown)}"] * bool(unknown)
+        raise BadLeaf("E105", row, root, f"keys {sorted(keys)}", " and ".join(got))
     return value
 
 
 def _collect_at(
-    spec: Spec, values: Sequence[Any], where: Callable[[int], tuple[int, str]], notes: Conversions | None
+    spec: Spec, values: Sequence[Any], where: Callable[[int], tuple[int, str]], notes: Notes
 ) -> Tree:
     """Collect values that stand deeper in some of the rows: ``where`` gives the row and path of each."""
 
@@ -255,9 +255,7 @@ def _collect_at(
         raise BadLeaf(bad.code, row, root + bad.leaf, bad.expected, bad.got) from None
 
 
-def _collect_sequence(
-    spec: SequenceSpec, values: Sequence[Any], notes: Conversions | None, root: str
-) -> Tree:
+def _collect_sequence(spec: SequenceSpec, values: Sequence[Any], notes: Notes, root: str) -> Tree:
     lists = [
         _unstack(spec.item, value, row, root) if spec.stack else _as_tuple(value, row, notes, root)
         for row, value in enumerate(values)
@@ -287,7 +285,7 @@ def _unstack(spec: Spec, value: Any, row: int, root: str) -> list[Any]:
     return list(map(spec.formed, zip(*parts, strict=True)))
 
 
-def _collect_one_of(spec: OneOfSpec, values: Sequence[Any], notes: Conversions | None, root: str) -> Tree:
+def _collect_one_of(spec: OneOfSpec, values: Sequence[Any], notes: Notes, root: str) -> Tree:
     pairs = [_as_tuple(value, row, notes, root) for row, value in enumerate(values)]
     for row, pair in enumerate(pairs):
         _check_size(2, pair, row, root, "(choice, value) pair")
