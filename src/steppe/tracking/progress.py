@@ -81,11 +81,7 @@ class Display:
         """Say that it runs: the first iteration of a slow env, of ``steps`` env steps, may take long."""
         if self._quiet or not self._stream.isatty():
             return
-        from rich.text import Text
-
-        text = Text(self._name, style="bold", no_wrap=True, overflow="ellipsis")
-        text.append(f"\n{'steps':<{_LABEL}}", style="cyan not bold")
-        text.append(f"the first figures come after {steps:,} steps", style="not bold")
+        text = self._text({"steps": f"the first figures come after {steps:,} steps"})
         self._started().update(text, refresh=True)
 
     def update(self, result: Mapping[str, Any]) -> None:
@@ -138,11 +134,14 @@ class Display:
 
     def render(self, result: Mapping[str, Any], width: int = 80) -> Text:
         """The lines for a terminal of ``width`` columns."""
+        return self._text(self._lines(result, width))
+
+    def _text(self, lines: Mapping[str, str]) -> Text:
         from rich.text import Text
 
         text = Text(no_wrap=True, overflow="ellipsis" if self._glyphs is UNICODE else "crop")
         text.append(self._name, style="bold")
-        for label, content in self._lines(result, width).items():
+        for label, content in lines.items():
             text.append(f"\n{label:<{_LABEL}}", style="cyan").append(content)
         return text
 

@@ -68,12 +68,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 def keep_jsonl(path: Path, keep: Callable[[Row], bool]) -> None:
     """Remove the rows for which ``keep`` is false."""
-    if not path.exists():
-        return
-    fresh = path.with_name(f".{path.name}.new")
-    with fresh.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(_line(row) for row in read_jsonl(path) if keep(row))
-    os.replace(fresh, path)
+    if path.exists():
+        _replace(path, "".join(_line(row) for row in read_jsonl(path) if keep(row)))
 
 
 def keep_csv(path: Path, keep: Callable[[dict[str, str]], bool]) -> None:

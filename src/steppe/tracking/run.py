@@ -206,8 +206,8 @@ class Run:
         entries.sort(key=lambda entry: entry["steps"])
         self._record[CHECKPOINTS] = entries
         self._write_record()
-        best = self.best()
-        kept = [e for i, e in enumerate(entries, self._keep - len(entries)) if i >= 0 or self._is_at(e, best)]
+        best, newest = self.best(), entries[-self._keep :]
+        kept = [e for e in entries if e in newest or self.checkpoint_dir(e["steps"]) == best]
         self._record[CHECKPOINTS] = kept
         self._write_record()
         self._write_links()
@@ -239,7 +239,8 @@ class Run:
         if self._record["status"] == "running":
             self.finish("interrupted")
         self._close_rows()
-        _detach_log(self._log)
+        _LOGGER.removeHandler(self._log)
+        self._log.close()
 
     def _open_rows(self) -> None:
         self._progress = ProgressCsv(self.path / _PROGRESS)
@@ -255,9 +256,6 @@ class Run:
 
     def _write_record(self) -> None:
         write_json(self.path / RECORD, self._record)
-
-    def _is_at(self, entry: Mapping[str, Any], path: Path | None) -> bool:
-        return self.checkpoint_dir(entry["steps"]) == path
 
     def _write_links(self) -> None:
         for name, target in (("latest", self.latest()), ("best", self.best())):
@@ -364,8 +362,3 @@ def _attach_log(path: Path) -> logging.Handler:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     _LOGGER.addHandler(handler)
     return handler
-
-
-def _detach_log(handler: logging.Handler) -> None:
-    _LOGGER.removeHandler(handler)
-    handler.close()
