@@ -7,6 +7,7 @@ from typing import Any, final
 
 from steppe import spaces
 from steppe.envs.multi_agent import MultiAgentEnv
+from steppe.envs.observing import Observing
 from steppe.errors import CheckpointError, SpaceError
 from steppe.types import AgentID, SlotInfo, SpacePair
 
@@ -25,6 +26,7 @@ class AgentSpaces:
         given: an observation and an action space (or None) that override that.
         maximum: for Sequence spaces that state no maximum.
         pair_for: asked whenever somebody comes whose env does not say.
+        observing: what is done to what the envs return.
 
     Attributes:
         pairs: all pairs so far; more may come.
@@ -40,8 +42,10 @@ class AgentSpaces:
         given: tuple[Any, Any],
         maximum: int | None,
         pair_for: PairFor | None,
+        observing: Observing | None = None,
     ) -> None:
         self._envs, self._given, self._maximum, self._pair_for = envs, given, maximum, pair_for
+        self._observing = observing
         self._known: list[dict[AgentID, int]] = [{} for _ in envs]
         self.pairs: tuple[SpacePair, ...] = ()
         agents: dict[AgentID, int] = {}
@@ -109,11 +113,16 @@ class AgentSpaces:
 
     def _specs(self, i: int, said: Sequence[Any]) -> list[Any]:
         found = [b if a is None else a for a, b in zip(self._given, said, strict=True)]
+        if self._observing is not None and self._observing.policies_say:
+            found[0] = None
         names = [f"{self._name(i)}.{name}_space" for name in ("observation", "action")]
-        return [
+        specs = [
             None if space is None else spaces.spec_of(space, max_sequence_length=self._maximum, name=name)
             for space, name in zip(found, names, strict=True)
         ]
+        if self._observing is not None and specs[0] is not None:
+            specs[0] = self._observing.spec(i, specs[0])
+        return specs
 
     def _index(self, pair: SpacePair) -> int:
         if pair not in self.pairs:

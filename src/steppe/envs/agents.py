@@ -26,12 +26,13 @@ from steppe.envs.guards import (
     share_memory,
 )
 from steppe.envs.multi_agent import LATER, MultiAgentEnv, seeded_reset
+from steppe.envs.observing import Moment, Observing
 from steppe.envs.replay import (
     Generators,
     NotExact,
     NotPlain,
 )
-from steppe.errors import CheckpointError
+from steppe.errors import CheckpointError, EnvError
 from steppe.types import (
     AgentID,
     EpisodeEnd,
@@ -64,6 +65,7 @@ class MultiAgentRows:
         max_sequence_length: for Sequence spaces that state no maximum.
         on_out_of_space: see :class:`~steppe.envs.guards.Guard`.
         pair_for: the spaces of an agent whose env does not say them, asked whenever one comes.
+        observing: what is done to observations before anybody gets them.
         ready: which envs may step now, asked once a poll; others wait, as does one whose reset is ``LATER``.
 
     Raises:
@@ -85,13 +87,16 @@ class MultiAgentRows:
         max_sequence_length: int | None = None,
         on_out_of_space: OutOfSpace = "warn",
         pair_for: PairFor | None = None,
+        observing: Observing | None = None,
         ready: Callable[[], Container[int]] | None = None,
     ) -> None:
         n = len(envs)
         check_copies(n, len(seeds), max_episode_steps)
         self.num_envs, self._envs, self._seeds = n, list(envs), [int(seed) for seed in seeds]
-        given = (observation_space, action_space)
-        self._agent_spaces = AgentSpaces(self._envs, given, max_sequence_length, pair_for)
+        given, self._observing = (observation_space, action_space), observing
+        if observing is not None:
+            observing.meet(self._envs)
+        self._agent_spaces = AgentSpaces(self._envs, given, max_sequence_length, pair_for, observing)
         self.spaces: tuple[SpacePair, ...] = self._agent_spaces.pairs
         self.agents: Mapping[AgentID, int] = self._agent_spaces.agents
         names = [type(env.unwrapped).__name__ for env in envs]
@@ -165,6 +170,10 @@ class MultiAgentRows:
         call = partial(copied_step, step) if self._sharing else step
         result = self._judge.called(episode, partial(call, dict(actions)))  # the env may change its dict
         self.env_steps += 1
+        if self._observing is not None:
+            obs, *rest = self._judge.five(episode, result)
+            seen = self._observed(episode, obs)
+            result = (own(seen) if self._sharing else seen, *rest)
         limit = self._max_steps is not None and episode.t >= self._max_steps
         if not limit and as_before(episode, result):
             obs, rewards, _, _, infos = result
@@ -174,6 +183,17 @@ class MultiAgentRows:
             rows.show(episode, obs.values())
         else:
             self._digest(episode, self._judge.five(episode, result), limit, rows)
+
+    def _observed(self, episode: Episode, obs: ByAgent) -> ByAgent:
+        """What agents get of what the env returned; one that gets nothing is known nevertheless."""
+        if self._observing is None:
+            return obs
+        episode.known |= obs.keys() - episode.ended.keys()
+        slots = episode.live if self._tenants is None else {}  # a replay's slots are nobody's yet
+        moment = Moment(episode.env, episode.number, episode.t, slots)
+        seen: ByAgent = self._judge.called(episode, partial(self._observing.observed, moment, obs))
+        self._judge.expect(episode.env, seen.keys() - obs.keys())
+        return seen
 
     def _digest(self, episode: Episode, five: Sequence[ByAgent], limit: bool, rows: Rows) -> None:
         """Take in a step in which agents came, went or kept silent."""
@@ -224,6 +244,7 @@ class MultiAgentRows:
     def _begin(self, episode: Episode, result: Any, rows: Rows) -> list[Any]:
         """Take in what ``reset`` returned."""
         obs, infos = self._judge.first(episode, result)
+        obs = self._observed(episode, obs)
         for agent in obs:
             self._open(episode, agent, rows)
         self._turn(episode, list(obs))
@@ -289,7 +310,12 @@ class MultiAgentRows:
 
         found = spaces.stack(spec, values) if values else None
         if found is None:
-            found = self._guard.observations(spec, values, where)
+            try:
+                found = self._guard.observations(spec, values, where)
+            except EnvError as error:
+                raise (
+                    error if self._observing is None else self._observing.blame(error, self._guard)
+                ) from None
         if len(seen) == len(step.slot):
             return found
         column = spaces.take(self._slots.last[step.space], step.slot)
@@ -393,7 +419,14 @@ class MultiAgentRows:
             "known": [self._log.knows(one.env, one.number) for one in episodes],
             "log": self._log.save(self._numbers, since),
             "envs": envs,
+            "observing": self._remembered(),
         }
+
+    def _remembered(self) -> list[State]:
+        """What the observation function knows of episodes that are not played again."""
+        function = None if self._observing is None else self._observing.function
+        native = [i for i, own in enumerate(self._generators.native) if own]
+        return [] if function is None else function.get_state(native)
 
     def set_state(self, state: State) -> list[str]:
         """Bring every env back by its own ``set_state``, or by replaying its episode.
@@ -410,6 +443,8 @@ class MultiAgentRows:
         self._seeds[:] = state["seeds"]
         self._rewind()
         self._guard.counts = dict(state.get("health", {}))
+        if self._observing is not None and self._observing.function is not None:
+            self._observing.function.set_state(state.get("observing", []))
         if not state["started"]:
             return []
         self._agent_spaces.load(state["spaces"])

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias, final
+from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 import gymnasium
 import numpy as np
@@ -23,6 +23,9 @@ from steppe.envs.gym import GymEnv
 from steppe.errors import ConfigError
 from steppe.seeding import env_seed
 from steppe.types import AsyncEnv, SlotInfo, SpacePair
+
+if TYPE_CHECKING:
+    from steppe.envs.observing import Observing
 
 GymnasiumEnv = gymnasium.Env[Any, Any]
 logger = logging.getLogger("steppe")
@@ -124,6 +127,7 @@ def build(
     seed_runner: int | None = None,
     created: Callable[[Any, EnvContext], None] | None = None,
     pair_for: Callable[[SlotInfo], SpacePair] | None = None,
+    observing: Observing | None = None,
     **limits: Any,
 ) -> AsyncEnv:
     """Build exactly ``num_envs`` envs of one runner, each with a seed of its own.
@@ -140,10 +144,11 @@ def build(
         seed_runner: place in the tree of seeds, ``worker_index`` if None.
         created: is called with each env once it is built, and with what it was built from.
         pair_for: the spaces of an agent of a multi-agent env that does not say them.
+        observing: what is done to the observations of many agents.
         limits: see :class:`~steppe.envs.guards.Limits`, but for ``runner``.
 
     Raises:
-        ConfigError: the spelling is unknown, or ``env_config`` does not fit.
+        ConfigError: the spelling is unknown, ``env_config`` does not fit, or one agent's are to be observed.
         SpaceError: a space is missing or cannot be handled.
         Exception: whatever the constructor raised.
     """
@@ -164,7 +169,12 @@ def build(
         seeds = [env_seed(run_seed, place, i) for i in range(num_envs)]
         built: AsyncEnv
         every: dict[str, Any] = {"seeds": seeds, "runner": worker_index, **limits}
-        many = {"pair_for": pair_for, **every}
+        many = {"pair_for": pair_for, "observing": observing, **every}
+        if observing is not None and not (is_base(envs[0]) or is_multi_agent(envs[0])):
+            raise ConfigError(
+                f"{env_name(env)} is no env of many agents: leave out observation_fn and add_agent_id, and "
+                "change what it observes in the env, or in a Gymnasium wrapper around it"
+            )
         if is_vector(envs[0]):
             from steppe.envs.vector import VectorRows  # most runs never see one
 

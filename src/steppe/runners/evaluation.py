@@ -93,6 +93,7 @@ class Evaluator:
         if self._training is None:
             return self._play(episodes)
         try:
+            self._training.lend(self.runner)
             sampler.adopt(anew=True)
             # Training episodes that are under way are played to their end, and count for nothing.
             with self.runner.chance or nullcontext():
@@ -102,6 +103,8 @@ class Evaluator:
         except BaseException:
             self._training.sampler.cut_short = True
             raise
+        finally:
+            self._training.lend(self._training)
         return sample
 
     def _play(self, episodes: int | None) -> Sample:

@@ -39,7 +39,9 @@ class LocalRunner:
         worker_index: 0 in the driver's own runner.
         in_evaluation: whether nobody learns from what it samples.
         spaces: of each policy, by id.
-        chance: what mapping functions draw from; None where there is none.
+        observing: what is done to the observations of agents; None where it is nothing.
+        around: what hooks are given beside the episode.
+        chance: what functions of the config draw from; None where there is none.
     """
 
     def __init__(
@@ -57,8 +59,12 @@ class LocalRunner:
         self._place = worker_index if seed_runner is None else seed_runner
         specs = specs_of(config)
         self.mapping = PolicyMapping(config.policy_mapping_fn, specs, self)
-        self.spaces = given_spaces(specs)
+        self.spaces, self.observing = given_spaces(specs), None
         named = len(self.spaces) == len(specs)
+        if config.observation_fn is not None or config.add_agent_id:
+            from steppe.runners.observing import made_observing  # most runs observe what envs return
+
+            self.observing = made_observing(self, config, policies_say=named)
         self.env: AsyncEnv = env or registry.build(
             config.env,
             config.env_config,
@@ -74,8 +80,10 @@ class LocalRunner:
             action_space=config.action_space,
             created=self._created,
             pair_for=(lambda info: self.spaces[self.mapping.ahead(info)]) if named else None,
+            observing=self.observing,
         )
-        drawn = config.policy_mapping_fn is not None  # it may draw from the global generators
+        # They may draw from the global generators.
+        drawn = config.policy_mapping_fn is not None or config.observation_fn is not None
         self.chance = self._made_chance() if drawn else None
         try:
             self.spaces = spaces_of(specs, self.env, self.mapping)
@@ -84,6 +92,7 @@ class LocalRunner:
                 self.env.close()
             raise
         self.sampler: Sampler
+        self.around: Surroundings
 
     def _made_chance(self) -> GlobalChance:
         from steppe.runners.chance import GlobalChance  # most runs ask no mapping function
@@ -129,6 +138,7 @@ class LocalRunner:
                 "batch_mode='complete_episodes': the envs of a vector env step together, so that no episode "
                 "can be waited for alone; use 'truncate_episodes'"
             )
+        self.around = Surroundings(self, self.env, policies)
         self.sampler = Sampler(
             self.env,
             policies,
@@ -140,8 +150,13 @@ class LocalRunner:
             rng=self._stream("noise"),
             runner=self.worker_index,
         )
-        hooks = EpisodeHooks(self._callbacks, Surroundings(self, self.env, policies), self.worker_index)
+        hooks = EpisodeHooks(self._callbacks, self.around, self.worker_index)
         self.sampler.hooks = hooks if hooks.wanted else None
+
+    def lend(self, runner: LocalRunner) -> None:
+        """Let another runner step the envs, until this one is named again."""
+        if self.observing is not None and self.observing.function is not None:
+            self.observing.function.runner = runner
 
     def add_policy(self, id: str, policy: Policy, config: AlgorithmConfig, *, trained: bool) -> None:
         """Let agents be mapped to a further policy, by the mapping of ``config``."""
