@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from examples import (
+    centralized_critic,
     custom_env,
     env_ensemble,
     grouped_agents,
@@ -37,6 +38,7 @@ TINY = {
 }
 GAMES = (pettingzoo_pistonball, rock_paper_scissors, self_play_tictactoe)
 ALONE = (
+    centralized_critic,
     custom_env,
     env_ensemble,
     grouped_agents,
@@ -169,6 +171,30 @@ def test_cars_act_by_either_policy_and_lights_by_their_own():
     assert traffic.policy_of("traffic_light_2") == "traffic_light"
     result = traffic.main(iterations=1, **TINY | {"env_config": {"num_cars": 4, "num_traffic_lights": 2}})
     assert set(result["info"]) == {"car1", "car2", "traffic_light"}
+
+
+def test_the_two_step_game_by_hand():
+    paid = {}
+    for first, second, third in [(0, 0, 0), (1, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 1)]:
+        env = centralized_critic.TwoStepGame({})
+        assert env.reset()[0] == {"agent_0": 0, "agent_1": 0}
+        obs, rewards, terminateds, _, _ = env.step({"agent_0": first, "agent_1": 1})
+        assert obs == {"agent_0": 1 + first, "agent_1": 1 + first}
+        assert (sum(rewards.values()), terminateds) == (0, {"__all__": False})
+        _, rewards, terminateds, _, _ = env.step({"agent_0": second, "agent_1": third})
+        assert terminateds == {"__all__": True}
+        assert rewards["agent_0"] == rewards["agent_1"]
+        paid[first, second, third] = sum(rewards.values())
+    assert paid == {(0, 0, 0): 7, (1, 0, 0): 0, (1, 0, 1): 1, (1, 1, 0): 1, (1, 1, 1): 8}
+
+
+@pytest.mark.parametrize("way", [1, 2])
+def test_either_way_to_a_central_critic_runs_and_acts_without_it(way):
+    with centralized_critic.config(way, **TINY).build() as algo:
+        result = algo.train()
+        assert set(result["info"]) == {"agent_0", "agent_1"}
+        obs = 2 if way == 1 else {"own": 2}
+        assert algo.compute_single_action(obs, policy_id="agent_1") in (0, 1)
 
 
 def test_two_configs_are_two_ways_to_learn():

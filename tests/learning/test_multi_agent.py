@@ -5,7 +5,14 @@ The programs are the examples; ``make learn`` runs this.
 
 import pytest
 
-from examples import multi_agent_cartpole, rock_paper_scissors, self_play_tictactoe, two_configs
+from examples import (
+    centralized_critic,
+    hierarchical_maze,
+    multi_agent_cartpole,
+    rock_paper_scissors,
+    self_play_tictactoe,
+    two_configs,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("seed", [0, 1, 2])]
 
@@ -33,6 +40,13 @@ def test_two_configs_learn_side_by_side(seed):
     assert steps_until(two_configs.config().copy(seed=seed), both, 100_000)
 
 
+def test_the_upper_level_finds_the_goal_of_the_maze(seed):
+    def found(result):  # in 80 of the last 100 episodes
+        return result["episodes_total"] >= 100 and result["policy_reward_mean"]["high"] >= 80
+
+    assert steps_until(hierarchical_maze.config().copy(seed=seed), found, 200_000)
+
+
 def test_rock_paper_scissors_is_won_over_200_episodes(seed):
     config = rock_paper_scissors.config().copy(seed=seed, metrics_num_episodes_for_smoothing=200)
 
@@ -53,3 +67,13 @@ def test_self_play_learns_tictactoe_against_its_own_past(seed):
     assert set(games["policy_reward_mean"]) == {"learned", "any_move"}
     print(games["policy_reward_mean"])
     assert games["policy_reward_mean"]["learned"] >= 0.9
+
+
+@pytest.mark.parametrize("way", [1, 2])
+def test_agents_with_a_central_critic_trust_each_other(seed, way):
+    """To be reached, and to last: the best is 8, and 7 needs no trust."""
+    with centralized_critic.config(way, seed=seed, write_run=False).build() as algo:
+        while (result := algo.train())["timesteps_total"] < 100_000 - 512:
+            pass
+    assert result["timesteps_total"] <= 100_000
+    assert result["episode_reward_mean"] >= 7.9
