@@ -49,6 +49,7 @@ class Batch(ABC):
         mode: when an ended env is reset: DISABLED means when it is asked to.
         can_reset: it can be asked to reset some of its envs.
         odd: said and counted by the adapter: ``(code, leaf, text)``.
+        space_pair: observation and action space of one env, None where there is none.
     """
 
     env: Any
@@ -59,10 +60,7 @@ class Batch(ABC):
     mode: AutoresetMode
     can_reset: bool
     odd: list[tuple[str, str, str]]
-
-    @abstractmethod
-    def space_pair(self) -> tuple[Any, Any]:
-        """Observation and action space of one env, None where there is none."""
+    space_pair: tuple[Any, Any]
 
     @abstractmethod
     def reset(self, seeds: Sequence[int]) -> tuple[Any, Any]:
@@ -87,10 +85,7 @@ class OwnBatch(Batch):
         self.mode = AutoresetMode.DISABLED
         self.odd: list[tuple[str, str, str]] = []
         self._observation = observation
-
-    def space_pair(self) -> tuple[Any, Any]:
-        """Observation and action space of one env."""
-        return getattr(self.env, "observation_space", None), getattr(self.env, "action_space", None)
+        self.space_pair = getattr(env, "observation_space", None), getattr(env, "action_space", None)
 
     def reset(self, seeds: Sequence[int]) -> tuple[Any, Any]:
         """Seed and reset all envs."""
@@ -199,6 +194,8 @@ class GymnasiumBatch(Batch):
         inner: Any = env.unwrapped
         plain = isinstance(inner, (SyncVectorEnv, AsyncVectorEnv))
         self.env, self.num_envs, self.listed = env, int(env.num_envs), False
+        observation = getattr(env, "single_observation_space", None)
+        self.space_pair = observation, getattr(env, "single_action_space", None)
         self.subs = list(inner.envs) if isinstance(inner, SyncVectorEnv) else []
         self.names = [type(sub.unwrapped).__name__ for sub in self.subs] or type(inner).__name__
         self.odd: list[tuple[str, str, str]] = []
@@ -220,22 +217,14 @@ class GymnasiumBatch(Batch):
                 "out, so that all step together"
             )
 
-    def space_pair(self) -> tuple[Any, Any]:
-        """Observation and action space of one env."""
-        names = ("single_observation_space", "single_action_space")
-        observation, action = (getattr(self.env, name, None) for name in names)
-        return observation, action
-
     def reset(self, seeds: Sequence[int]) -> tuple[Any, Any]:
         """Seed and reset all envs."""
         seed_spaces(self.env, seeds[0])
         for sub, word in zip(self.subs, seeds, strict=False):
             seed_spaces(sub, word)
         if self._pooled:  # it only warns of a seed
-            text = (
-                "EnvPool is seeded by make_gymnasium(seed=...) alone: the run's seed does not reach its envs"
-            )
-            self.odd.append(("E401", "seed", text))
+            alone = "EnvPool is seeded by make_gymnasium(seed=...) alone"
+            self.odd.append(("E401", "seed", f"{alone}: the run's seed does not reach its envs"))
             return _two(self.env.reset())
         # Only Gymnasium's own two take a seed for each env; others draw all from one.
         seed: Any = list(seeds) if self._seeds_apart else seeds[0]
@@ -275,8 +264,7 @@ def _parameters(method: Any) -> set[str]:
 
 def own_state(env: Any) -> tuple[Callable[[], Any], Callable[[Any], None]] | None:
     """An env's ``get_state`` and ``set_state``; a wrapper around one may have a state of its own."""
-    names = ("get_state", "set_state")
     if isinstance(env, gymnasium.vector.VectorWrapper):
         return None
-    get, put = (getattr(env, name, None) for name in names)
+    get, put = (getattr(env, name, None) for name in ("get_state", "set_state"))
     return (get, put) if callable(get) and callable(put) else None

@@ -41,14 +41,9 @@ class EnvContext(dict[str, Any]):
         num_envs: int | None = None,
     ) -> EnvContext:
         """A new context; what is None stays as it is here. ``env_config`` replaces the whole dict."""
-        return EnvContext(
-            self if env_config is None else env_config,
-            self.worker_index if worker_index is None else worker_index,
-            self.vector_index if vector_index is None else vector_index,
-            self.num_workers if num_workers is None else num_workers,
-            self.remote if remote is None else remote,
-            self.num_envs if num_envs is None else num_envs,
-        )
+        given: list[Any] = [worker_index, vector_index, num_workers, remote, num_envs]
+        place = [own if new is None else new for own, new in zip(self._place(), given, strict=True)]
+        return EnvContext(self if env_config is None else env_config, *place)
 
     def set_defaults(self, defaults: Mapping[str, Any]) -> None:
         """Add the keys of ``defaults`` that are missing here."""
@@ -62,5 +57,7 @@ class EnvContext(dict[str, Any]):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        place = (self.worker_index, self.vector_index, self.num_workers, self.remote, self.num_envs)
-        return EnvContext, (dict(self), *place)
+        return EnvContext, (dict(self), *self._place())
+
+    def _place(self) -> tuple[Any, ...]:
+        return self.worker_index, self.vector_index, self.num_workers, self.remote, self.num_envs
