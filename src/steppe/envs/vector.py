@@ -90,6 +90,23 @@ class VectorEnv(ABC):
             whose episode ends here is its last one.
         """
 
+    @staticmethod
+    def wrap(make_env: Any = None, existing_envs: Any = None, num_envs: int = 1, **spaces: Any) -> VectorEnv:
+        """Envs of one agent as one vector env, which steps them in turn; old envs are adapted.
+
+        Args:
+            make_env: function of an index that makes the env of that place.
+            existing_envs: the first of them, made already.
+            num_envs: how many there are in the end.
+            spaces: ``observation_space`` and ``action_space``, where those of the first env are not meant.
+
+        Raises:
+            ConfigError: there are fewer envs than ``num_envs``, and nothing to make them.
+        """
+        from steppe.envs.wrapped import WrappedEnvs
+
+        return WrappedEnvs(make_env, list(existing_envs or ()), num_envs, **spaces)
+
     def restart_at(self, index: int) -> None:
         """Repair one env before it begins anew where its episode was lost; by default there is no need."""
         return None
