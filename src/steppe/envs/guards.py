@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from steppe import spaces
-from steppe.errors import CODES, ConfigError, EnvError, SpaceError
+from steppe.errors import CODES, CheckpointError, ConfigError, EnvError, SpaceError
 from steppe.spaces import Spec
-from steppe.types import AgentID, BoolArray, IntArray, Tree
+from steppe.types import AgentID, BoolArray, IntArray, State, Tree
 
 logger = logging.getLogger("steppe.envs")
 
@@ -70,7 +70,7 @@ class Guard:
     Args:
         env_class: class name of the envs, or one name per env.
         runner: worker index, for messages.
-        seeds: seed of each env, for messages; read when needed, so it may change.
+        seeds: seed of each env; the adapter's own list, so that it may change.
         on_out_of_space: what happens to a finite value outside its Box: ``"warn"`` counts it and says so
             once, ``"raise"`` raises, ``"clip"`` counts it, says so once and clips it.
     """
@@ -79,7 +79,7 @@ class Guard:
         self,
         env_class: str | Sequence[str],
         runner: int,
-        seeds: Sequence[int],
+        seeds: list[int],
         on_out_of_space: OutOfSpace = "warn",
     ) -> None:
         if on_out_of_space not in ("warn", "raise", "clip"):
@@ -89,6 +89,23 @@ class Guard:
         self._classes, self._runner, self._seeds = env_class, runner, seeds
         self._mode = on_out_of_space
         self.counts: dict[str, int] = {}
+
+    def state(self, env_steps: int) -> State:
+        """What all adapters that have begun keep alike: steps, seeds, and the counts of what was odd."""
+        health, seeds = dict(self.counts), list(self._seeds)
+        return {"started": True, "env_steps": env_steps, "health": health, "seeds": seeds}
+
+    def adopt(self, state: State) -> None:
+        """Take seeds and counts from an adapter's state.
+
+        Raises:
+            CheckpointError: the state is of another number of envs.
+        """
+        count = len(state["seeds"])
+        if count != len(self._seeds):
+            raise CheckpointError(f"the state is of {count} envs, here are {len(self._seeds)}")
+        self._seeds[:] = state["seeds"]
+        self.counts = dict(state.get("health", {}))
 
     def class_of(self, env: int) -> str:
         """Class name of an env."""

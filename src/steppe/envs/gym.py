@@ -27,7 +27,6 @@ from steppe.envs.guards import (
     show,
 )
 from steppe.envs.replay import EpisodeMemory, NotExact, NotPlain, first_obs, from_leaves, same_columns
-from steppe.errors import CheckpointError
 from steppe.spaces import DiscreteSpec
 from steppe.types import (
     ALONE,
@@ -242,11 +241,7 @@ class GymEnv:
             envs = self._memory.save(self._t)
         except NotPlain as bad:
             raise self._guard.error("E402", str(bad), self._place(bad.env)) from None
-        return {
-            "started": True,
-            "env_steps": self.env_steps,
-            "health": dict(self._guard.counts),
-            "seeds": list(self._seeds),
+        return self._guard.state(self.env_steps) | {
             "episodes": list(self._episode),
             "t": self._t.copy(),
             "reward": self._reward.copy(),
@@ -265,11 +260,7 @@ class GymEnv:
         Raises:
             CheckpointError: the state is of another number of envs.
         """
-        count = len(state["envs"] if state["started"] else state["seeds"])
-        if count != self.num_envs:
-            raise CheckpointError(f"the state is of {count} envs, here are {self.num_envs}")
-        self._seeds[:] = state["seeds"]
-        self._guard.counts = dict(state.get("health", {}))
+        self._guard.adopt(state)
         if not state["started"]:
             self._rewind()
             return []

@@ -23,7 +23,7 @@ from steppe.envs.guards import (
     check_copies,
 )
 from steppe.envs.replay import NotPlain, from_leaves, plain
-from steppe.errors import CheckpointError, ConfigError, EnvError, SteppeError
+from steppe.errors import ConfigError, EnvError, SteppeError
 from steppe.spaces import BadLeaf, Spec
 from steppe.types import (
     ALONE,
@@ -491,11 +491,7 @@ class VectorRows:
             raise self._guard.error(
                 "E402", str(bad), Place(0, int(self._episode[0]), int(self._t[0]))
             ) from None
-        return {
-            "started": True,
-            "env_steps": self.env_steps,
-            "health": dict(self._guard.counts),
-            "seeds": list(self._seeds),
+        return self._guard.state(self.env_steps) | {
             "episodes": self._episode.copy(),
             "t": self._t.copy(),
             "reward": self._reward.copy(),
@@ -512,11 +508,7 @@ class VectorRows:
         Raises:
             CheckpointError: the state is of another number of envs.
         """
-        count = len(state["seeds"])
-        if count != self.num_envs:
-            raise CheckpointError(f"the state is of {count} envs, here are {self.num_envs}")
-        self._seeds[:] = state["seeds"]
-        self._guard.counts = dict(state.get("health", {}))
+        self._guard.adopt(state)
         self._rewind()
         if not state["started"]:
             return []
