@@ -298,6 +298,27 @@ def test_no_rounding_of_many_small_chances_picks_the_illegal():
         assert (found[200:] >= 1000).all()
 
 
+def test_sums_that_wobble_where_nothing_is_legal_pick_nothing_there():
+    """Long sums are taken in blocks, so that they rise and fall by a rounding between two legal choices.
+
+    Noise just beside the sums themselves meets that in some of these rows.
+    """
+    rows, n = np.arange(256), 999
+    d, rng = Distribution(spec_of(spaces.Discrete(n))), np.random.default_rng(0)
+    summed = jax.jit(lambda params: jnp.cumsum(jax.nn.softmax(params), -1))
+    sample, wobbling = jax.jit(d.sample), 0
+    for _ in range(10):
+        legal = rng.random((len(rows), n)) < 0.3
+        params = np.where(legal, 3 * rng.normal(size=legal.shape), MASKED).astype(np.float32)
+        sums = np.asarray(summed(params))
+        noise = np.nextafter(sums[rows, rng.integers(0, n, len(rows))] / sums[:, -1], np.float32(2))
+        noise = noise.clip(SMALLEST_NOISE, LARGEST_NOISE)[:, None]
+        assert legal[rows, np.asarray(sample(params, noise))].all()
+        assert legal[rows, d.actions.choose(params, noise)].all()
+        wobbling += int((np.diff(sums)[~legal[:, 1:]] != 0).sum())
+    assert wobbling > 0, "nothing was tried"
+
+
 @pytest.mark.parametrize(
     ("action", "masks", "said"),
     [
