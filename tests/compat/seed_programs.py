@@ -207,6 +207,9 @@ EDITS = {
         ),
         Edit("... })", '... })\n"""', "the closing quotes are missing"),
     ],
+    "centralized_critic": [
+        Edit("for agent_id in agents],", "for agent_id in agents],\naxis=1)", CLOSING),
+    ],
     "hierarchy": [
         *[Edit("(custom_policy or None, ...)", "(None, None, None, {})", PLACEHOLDER)] * 3,
         Edit("lambda agent_id:", '},\n"policy_mapping_fn":\nlambda agent_id:', MAPPING),
@@ -228,12 +231,7 @@ WAITING = {
     "variables shared between policies": Waiting(
         "with tf.variable_scope(",
         "<create the shared layers here>",
-        "models of one's own with shared layers",
-    ),
-    "a centralized critic": Waiting(
-        "def postprocess_trajectory(policy, sample_batch, other_agent_batches, episode):",
-        "return sample_batch",
-        "multi-agent envs, postprocess_trajectory of a policy of one's own",
+        "nothing: it is TensorFlow's way to say what PPOConfig(share=...) says here",
     ),
     "a policy server": Waiting(
         "trainer_config = {",

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pettingzoo
 import pytest
@@ -470,6 +471,59 @@ def test_a_hierarchy_of_policies(quick):
     assert result["policy_reward_mean"].keys() == levels
     assert result["episode_len_mean"] == 11
     trainer.stop()
+
+
+def test_a_centralized_critic_by_a_trajectory_preprocessor():
+    """Its ``self`` has a session that runs networks; what it adds reaches the loss, row by row."""
+
+    class Session:
+        def run(self, network, feed_dict):
+            return network(**feed_dict)
+
+    def critic_network(obs):
+        assert obs.shape[1:] == (3, 2)
+        return obs.sum(axis=(1, 2))
+
+    names = {"np": np, "self": SimpleNamespace(sess=Session(), critic_network=critic_network)}
+    exec(program("centralized_critic"), names)
+
+    class ThreeAgents(MultiAgentEnv):
+        observation_space, action_space = spaces.Box(-1, 1, (2,)), spaces.Discrete(2)
+        possible_agents = ("agent_1", "agent_2", "agent_3")
+
+        def __init__(self, env_config):
+            self.rng = np.random.default_rng(0)
+
+        def _obs(self):
+            return {agent: self.rng.uniform(-1, 1, 2).astype(np.float32) for agent in self.possible_agents}
+
+        def reset(self):
+            self.t = 0
+            return self._obs()
+
+        def step(self, actions):
+            self.t += 1
+            return self._obs(), dict.fromkeys(actions, 1.0), {"__all__": self.t == 5}, {}
+
+    def with_central_vf(params, batch):
+        own = (batch["global_obs"] == batch["obs"][:, None]).all(axis=2).any(axis=1).all()
+        right = own & jnp.allclose(batch["central_vf"], batch["global_obs"].sum(axis=(1, 2)), atol=1e-5)
+        return jnp.where(right, 1.0, jnp.nan)
+
+    config = steppe.PPOConfig(
+        env=ThreeAgents,
+        postprocess_trajectory=names["postprocess_trajectory"],
+        extra_loss=with_central_vf,
+        observation_filter="NoFilter",
+        train_batch_size=32,
+        num_envs_per_env_runner=2,
+        fcnet_hiddens=[4],
+        write_run=False,
+    )
+    with config.build() as algo:
+        stats = algo.train()["info"]["default_policy"]
+    assert stats["rows"] == 3 * 32
+    assert (stats["extra_loss"], stats["updates_skipped"]) == (1.0, 0.0)
 
 
 def test_a_printed_result_has_the_lines_of_the_page_in_its_order():
