@@ -99,7 +99,7 @@ def test_runs_that_start_at_once_get_folders_of_their_own():
 
     def begin():
         barrier.wait()
-        paths.append(run_module._claim(Path("runs/corridor"), "ppo", None, None).name)
+        paths.append(run_module._claim(Path("runs/corridor"), "ppo", None).name)
 
     threads = [threading.Thread(target=begin) for _ in range(8)]
     for thread in threads:
@@ -124,12 +124,7 @@ def test_env_names_become_folder_names(env, folder):
     assert start(env=env).path.parent == Path("runs") / folder
 
 
-def test_a_name_or_a_folder_of_ones_own():
-    assert start(name="first").path == Path("runs/corridor/first")
-    with pytest.raises(ConfigError, match=r"a run named first exists in runs.corridor"):
-        start(name="first")
-    with pytest.raises(ConfigError, match=r"name '\.\./x'"):
-        start(name="../x")
+def test_a_folder_of_ones_own():
     assert start(directory="deep/er").path == Path("deep/er")
     with pytest.raises(ConfigError, match="not empty"):
         start(directory="deep")

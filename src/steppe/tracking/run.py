@@ -70,7 +70,6 @@ class Run:
         env_name: str,
         algo: str,
         *,
-        name: str | None = None,
         directory: str | os.PathLike[str] | None = None,
         info: Mapping[str, Any],
         config: Mapping[str, Any],
@@ -84,7 +83,6 @@ class Run:
             root: the working folder.
             env_name: short name of the env.
             algo: short name of the algorithm.
-            name: instead of ``<algo>-<n>``.
             directory: this very folder instead, new or empty.
             info: further entries of ``run.json``: ``seed``, ``env`` (as the user wrote it), ``command`` ...
             config: plain settings for ``config.toml`` and ``params.json``.
@@ -97,7 +95,7 @@ class Run:
             settings = toml.dumps(config)
         except TypeError as error:
             raise ConfigError(f"config.toml cannot hold this setting: {error}") from error
-        path = _claim(Path(root) / "runs" / _folder_name(env_name), _folder_name(algo), name, directory)
+        path = _claim(Path(root) / "runs" / _folder_name(env_name), _folder_name(algo), directory)
         (path / "config.toml").write_text(settings, encoding="utf-8", newline="\n")
         write_json(path / "params.json", config)
         record = {
@@ -287,7 +285,7 @@ def _folder_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name.rpartition(":")[2]).strip("-.") or "env"
 
 
-def _claim(base: Path, algo: str, name: str | None, directory: str | os.PathLike[str] | None) -> Path:
+def _claim(base: Path, algo: str, directory: str | os.PathLike[str] | None) -> Path:
     if directory is not None:
         path = Path(directory)
         _make(path)
@@ -298,17 +296,7 @@ def _claim(base: Path, algo: str, name: str | None, directory: str | os.PathLike
             )
         return path
     _make(base)
-    if name is None:
-        return _claim_number(base, algo)
-    if _folder_name(name) != name:
-        raise ConfigError(f"name {name!r}: letters, digits, '_', '-' and '.' make a folder's name")
-    try:
-        (base / name).mkdir()
-    except FileExistsError as error:
-        raise ConfigError(
-            f"a run named {name} exists in {base}: resume it, or choose another name"
-        ) from error
-    return base / name
+    return _claim_number(base, algo)
 
 
 def _make(path: Path) -> None:
