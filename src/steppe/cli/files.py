@@ -8,6 +8,7 @@ import math
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -120,10 +121,6 @@ def _refuse_twice(node: Any, done: dict[int, bool]) -> None:
     done[id(node)] = True
 
 
-def _json(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_unique)
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
@@ -137,7 +134,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     ".toml": tomllib.loads,
     ".yaml": _yaml,
     ".yml": _yaml,
-    ".json": _json,
+    ".json": partial(json.loads, object_pairs_hook=_unique),
 }
 
 

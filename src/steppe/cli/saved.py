@@ -78,10 +78,18 @@ def env_of_run(run: Path) -> str | None:
     env = run_settings(run).get("env")
     if not isinstance(env, str):
         return None
-    if ":" not in env:
-        _refuse_unknown(env, f"{run} was trained with {env}, a class, function or name of the program")
-        return env
-    return _found(run, env, "env")
+    if ":" in env:
+        return _found(run, env, "env")
+    import gymnasium
+
+    from steppe.envs import registry
+
+    if env not in gymnasium.registry and not registry.is_registered(env):
+        raise ConfigError(
+            f"{run} was trained with {env}, a class, function or name of the program: say where it is, "
+            "--env file.py:Class or --env module:Class"
+        )
+    return env
 
 
 def callbacks_of_run(run: Path) -> str | None:
@@ -135,15 +143,6 @@ def env_of(saved: Saved, env: str | None) -> str | None:
     if env is None:
         _refuse_bare(saved.checkpoint)
     return env
-
-
-def _refuse_unknown(env: str, what: str) -> None:
-    import gymnasium
-
-    from steppe.envs import registry
-
-    if env not in gymnasium.registry and not registry.is_registered(env):
-        raise ConfigError(f"{what}: say where it is, --env file.py:Class or --env module:Class")
 
 
 def settings_of(checkpoint: Path) -> dict[str, Any]:

@@ -231,7 +231,9 @@ def _reopen(
         raise ConfigError(
             f"{path} is not in a run's folder (it has no run.json); --resume takes such a folder"
         )
-    stop = {**_first_stop(saved.run), **stop}
+    first = read_record(saved.run).get("stop") or {}
+    kept = ("total_steps", "stop_reward", "stop_iters")  # a time begins anew
+    stop = {**{key: first[key] for key in kept if first.get(key) is not None}, **stop}
     steps, iterations = int(saved.checkpoint.name), meta_of(saved.checkpoint).get("training_iteration", 0)
     _refuse_the_end(path, "total_steps", steps, stop, "steps")
     _refuse_the_end(path, "stop_iters", iterations, stop, "iterations")
@@ -247,10 +249,3 @@ def _refuse_the_end(path: Path, key: str, reached: int, stop: Mapping[str, Any],
     if key in stop and reached >= stop[key]:
         flag = f"--{key.replace('_', '-')} {2 * reached}"
         raise ConfigError(f"{path} is at {reached:,} of {stop[key]:,} {what}; more go on, such as {flag}")
-
-
-def _first_stop(run: Path) -> dict[str, Any]:
-    """When the run was to stop; a total of steps or iterations or a reward, not a time."""
-    stop = read_record(run).get("stop") or {}
-    kept = ("total_steps", "stop_reward", "stop_iters")
-    return {key: stop[key] for key in kept if stop.get(key) is not None}
