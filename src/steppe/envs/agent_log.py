@@ -9,6 +9,7 @@ import numpy as np
 
 from steppe import spaces
 from steppe.envs.replay import from_leaves
+from steppe.spaces import Spec
 from steppe.types import IntArray, SpacePair, State, Tree
 
 BySlot = dict[tuple[int, int], list[tuple[int, Any]]]
@@ -29,6 +30,13 @@ class Answers(NamedTuple):
     episodes: IntArray
     ts: IntArray
     column: Tree
+
+    def by_slot(self, spec: Spec) -> dict[int, Any]:
+        """Values as an env takes them."""
+        # Numpy's integers are what Discrete.sample() gives, and what its contains() is fastest with.
+        discrete = isinstance(spec, spaces.DiscreteSpec) and self.column.dtype == np.int64
+        values = list(self.column) if discrete else spaces.rows(spec, self.column)
+        return dict(zip(self.slots.tolist(), values, strict=True))
 
 
 @final

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from steppe.envs.agent_steps import ByAgent, Episode
+from steppe.envs.agent_steps import ByAgent
 from steppe.types import EpisodeEnd, IntArray, SlotInfo, TimeStep
 
 UNSEEN: Any = object()
@@ -29,19 +28,17 @@ class Rows:
     """The rows of one poll.
 
     Attributes:
-        slots: for each env who has a row and acts next; ``ts`` its env step, ``obs`` all observations.
-        earning: for each env who earned what stands in ``rewards``; all others' rewards are booked already.
+        slots: who has a row and acts next, env by env; ``obs`` their observations, ``rewards`` what they
+            earned, 0 where it is booked already.
         finals: the last rows.
         opened: who came.
         closed: which episodes are over.
         info: by slot.
-        actions: what led here, by env and episode; for messages.
+        actions: what led to the ends of episodes, by env and episode; for messages.
     """
 
-    slots: list[IntArray] = field(default_factory=list)
-    ts: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
     obs: list[Any] = field(default_factory=list)
-    earning: list[IntArray] = field(default_factory=list)
     rewards: list[Any] = field(default_factory=list)
     finals: list[Final] = field(default_factory=list)
     opened: list[SlotInfo] = field(default_factory=list)
@@ -49,24 +46,17 @@ class Rows:
     info: dict[int, dict[str, Any]] = field(default_factory=dict)
     actions: dict[tuple[int, int], ByAgent] = field(default_factory=dict)
 
-    def show(self, episode: Episode, obs: Iterable[Any]) -> None:
-        """Those whose turn it is have a row each."""
-        self.slots.append(episode.slots)
-        self.ts.append(episode.t)
-        self.obs += obs
-
     def whole(self) -> TimeStep:
-        """All rows, final ones last, without rewards; ``obs`` is the list of their observations."""
+        """All rows, final ones last, without times and rewards; ``obs`` is the list of their observations."""
         finals = self.finals
-        slots = np.concatenate([*self.slots, np.array([final.slot for final in finals], np.int64)])
-        t = np.repeat([*self.ts, *(f.t for f in finals)], [*map(len, self.slots), *(1 for _ in finals)])
+        slots = np.array([*self.slots, *(final.slot for final in finals)], np.int64)
         terminated, truncated = np.zeros(len(slots), np.bool_), np.zeros(len(slots), np.bool_)
         active = len(slots) - len(finals)
         terminated[active:] = [final.terminated for final in finals]
         truncated[active:] = ~terminated[active:]
         obs = self.obs + [final.obs for final in finals]
         return TimeStep(
-            slots, t, obs, np.zeros(0), terminated, truncated, self.opened, self.closed, self.info
+            slots, slots, obs, np.zeros(0), terminated, truncated, self.opened, self.closed, self.info
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any, final
 import numpy as np
 
 from steppe import spaces
+from steppe.envs.guards import check_answers
 from steppe.envs.replay import from_leaves, same_columns
 from steppe.types import IntArray, SlotInfo, SpacePair, State, TimeStep, Tree
 
@@ -80,6 +81,18 @@ class Slots:
         for name in _COLUMNS:
             setattr(self, name, longer(getattr(self, name)))
         self.last = [spaces.map_leaves(longer, column) for column in self.last]
+
+    def earn(self, slots: Any, rewards: Any) -> None:
+        """Rewards for those in ``slots``, one or an array of them."""
+        self.waiting[slots] += rewards
+        self.earned[slots] += rewards
+
+    def check_awaited(self, slots: IntArray) -> None:
+        """Raise ValueError if some of ``slots`` await no action, or are named twice."""
+        known = (slots >= 0) & (slots < len(self.awaits))
+        wrong = ~known | ~self.awaits[np.where(known, slots, 0)]
+        if np.count_nonzero(wrong) or np.bincount(slots).max() > 1:
+            check_answers(slots, wrong)
 
     def pending(self, turn: IntArray, live: Sequence[int]) -> list[TimeStep]:
         """The newest rows of those in ``turn`` that await an action; ``opened`` has all in ``live``."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, final
 
 from steppe import spaces
-from steppe.envs.multi_agent import MultiAgentEnv
+from steppe.envs.guards import show
+from steppe.envs.multi_agent import MultiAgentEnv, misnamed
 from steppe.envs.observing import Observing
-from steppe.errors import CheckpointError, SpaceError
+from steppe.errors import CheckpointError, EnvError, SpaceError
 from steppe.types import AgentID, SlotInfo, SpacePair
 
 PairFor = Callable[[SlotInfo], SpacePair]
@@ -50,7 +51,7 @@ class AgentSpaces:
         self.pairs: tuple[SpacePair, ...] = ()
         agents: dict[AgentID, int] = {}
         for i, env in enumerate(envs):
-            for agent in env.possible_agents or list(env.observation_spaces or ()):
+            for agent in _announced(env, i) or list(env.observation_spaces or ()):
                 space = self._stated(i, agent)
                 if space is not None:
                     agents[agent] = space
@@ -130,4 +131,21 @@ class AgentSpaces:
         return self.pairs.index(pair)
 
     def _name(self, i: int) -> str:
-        return type(self._envs[i].unwrapped).__name__
+        return self._envs[i].shown_as
+
+
+def _announced(env: MultiAgentEnv, i: int) -> Sequence[AgentID]:
+    """Everyone who may ever appear.
+
+    Raises:
+        EnvError: E407, somebody has no proper name.
+    """
+    ids: Any = env.possible_agents
+    if isinstance(ids, str) or not isinstance(ids, Collection):
+        wrong = f"is {show(ids)}; give a list"
+    else:
+        wrong = next((f"has {text}" for text in map(misnamed, ids) if text is not None), "")
+    if wrong:
+        leaf = "possible_agents"
+        raise EnvError("E407", f"{leaf} {wrong}", env_class=env.shown_as, env=i, leaf=leaf)
+    return list(ids)

@@ -10,14 +10,13 @@ from typing import Any, final
 import numpy as np
 
 from steppe.envs.guards import Guard, Place, show
-from steppe.envs.multi_agent import ALL, MultiAgentEnv
+from steppe.envs.multi_agent import ALL, MultiAgentEnv, misnamed
 from steppe.errors import EnvError
-from steppe.types import AgentID, IntArray, State
+from steppe.types import AgentID, State
 
 ByAgent = dict[AgentID, Any]
 
 _RESULTS = ("obs", "rewards", "terminateds", "truncateds", "infos")
-_FLAGS = {bool, np.bool_}
 _MOST_SHOWN = 8  # agents whose actions, or names, a message shows
 
 
@@ -33,7 +32,7 @@ class Episode:
         ended: agents that have ended, as keys.
         known: the keys that flags may have at no cost: the live agents and ``"__all__"``.
         turn: who had an observation in the newest step, and acts next.
-        slots: theirs.
+        seats: their slots.
         early: what agents earned before their first observation.
         tenants: ``(slot, agent, space pair)`` of everyone who came, in that order.
         actions: what led to the newest step, for messages.
@@ -46,18 +45,24 @@ class Episode:
     ended: dict[AgentID, None] = field(default_factory=dict)
     known: set[AgentID] = field(default_factory=lambda: {ALL})
     turn: list[AgentID] = field(default_factory=list)
-    slots: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    seats: list[int] = field(default_factory=list)
     early: dict[AgentID, float] = field(default_factory=dict)
     tenants: list[tuple[int, AgentID, int]] = field(default_factory=list)
     actions: ByAgent = field(default_factory=dict)
 
+    def acts_next(self, turn: list[AgentID]) -> None:
+        """These live agents have an observation."""
+        self.turn, self.seats = turn, [self.live[agent] for agent in turn]
+
     def place(self, agent: AgentID | None = None) -> Place:
         """Where the env is, for messages."""
-        actions: Any = self.actions or None
+        actions: Any = None
         if agent is not None and agent != ALL:
             return Place(self.env, self.number, self.t, self.actions.get(agent), agent)
         if len(self.actions) > _MOST_SHOWN:
             actions = f"the actions of {len(self.actions)} agents"
+        elif self.actions:
+            actions = {a: v.item() if isinstance(v, np.generic) else v for a, v in self.actions.items()}
         return Place(self.env, self.number, self.t, actions)
 
     def save(self) -> State:
@@ -72,8 +77,7 @@ class Episode:
         live = {agent: slot for agent, slot in saved["live"]}
         episode = Episode(env, saved["number"], saved["t"], live, dict.fromkeys(saved["ended"]))
         episode.known |= live.keys()
-        episode.turn = list(saved["turn"])
-        episode.slots = np.array([live[agent] for agent in episode.turn], np.int64)
+        episode.acts_next(list(saved["turn"]))
         episode.early = {agent: reward for agent, reward in saved["early"]}
         episode.tenants = [(slot, agent, space) for slot, agent, space in saved["tenants"]]
         return episode
@@ -84,32 +88,31 @@ class Episode:
 
 
 def as_before(episode: Episode, result: Any) -> bool:
-    """Whether just those who acted are back, in the same order, and nobody ended: the common case."""
-    if type(result) is not tuple or len(result) != 5 or {*map(type, result)} != {dict} or not episode.turn:
+    """Whether just those who acted are back, in the same order, and nobody ended: the common case.
+
+    This runs for every step of every env, so it asks what costs least.
+    """
+    if type(result) is not tuple or len(result) != 5:
         return False
-    obs, rewards, terminateds, truncateds, _ = result
-    flags = [*terminateds.values(), *truncateds.values()]
-    return (
-        list(obs) == episode.turn
-        and rewards.keys() == obs.keys()
-        and {*map(type, flags)} <= _FLAGS
-        and True not in flags
-        and ALL in terminateds
-        and terminateds.keys() <= episode.known
-        and truncateds.keys() <= episode.known
-    )
+    obs, rewards, terminateds, truncateds, infos = result
+    if not type(obs) is type(rewards) is type(terminateds) is type(truncateds) is type(infos) is dict:
+        return False
+    turn = episode.turn
+    if not turn or list(obs) != turn or list(rewards) != turn or ALL not in terminateds:
+        return False
+    for flags in (terminateds, truncateds):
+        for flag in flags.values():
+            if flag is not False and (type(flag) is not np.bool_ or flag):
+                return False
+    for info in infos.values():
+        if type(info) is not dict:
+            return False
+    return terminateds.keys() <= episode.known and truncateds.keys() <= episode.known
 
 
 def _near(agent: AgentID, others: Iterable[AgentID]) -> str:
     near = difflib.get_close_matches(repr(agent), map(repr, others), n=1)
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def misnamed(agent: Any) -> str | None:
-    """What is wrong with the name of an agent; None if nothing is."""
-    if isinstance(agent, (str, int)) and not isinstance(agent, bool) and agent != ALL:
-        return None
-    return f'{show(agent)}; name agents by texts (except "__all__") or by whole numbers, as int(agent)'
 
 
 @final
@@ -131,15 +134,23 @@ class Judge:
             self._possible[env] |= dict.fromkeys(agents)
 
     def called(self, episode: Episode, call: Callable[[], Any]) -> Any:
-        """What a call of an env returns. What it raises gets a note; an EnvError gets its place."""
+        """What a call of an env returns; what it raises gets its place."""
         try:
             return call()
-        except EnvError as error:
+        except Exception as error:
+            self.blame(episode, error)
+            raise
+
+    def blame(self, episode: Episode, error: Exception) -> None:
+        """Give what an env raised a note, to be raised again.
+
+        Raises:
+            EnvError: that is what was raised; this one has its place.
+        """
+        if isinstance(error, EnvError):
             place = episode.place()._replace(agent=error.agent)
             raise self._guard.error(error.code, error.text, place, error.leaf) from error.__cause__
-        except Exception as error:
-            self._guard.annotate(error, episode.place())
-            raise
+        self._guard.annotate(error, episode.place())
 
     def first(self, episode: Episode, result: Any) -> tuple[ByAgent, ByAgent]:
         """Observations and infos out of what ``reset`` returned."""
@@ -204,6 +215,8 @@ class Judge:
 
     def flags(self, episode: Episode, name: str, flags: ByAgent) -> dict[AgentID, bool]:
         """The flags of agents that have not ended, and that of all."""
+        if {*map(type, flags.values())} <= {bool} and flags.keys() <= episode.known:
+            return dict(flags)
         agents = list(flags)
         values = self._guard.flags(name, list(flags.values()), lambda row: episode.place(agents[row]))
         self._check_known(episode, agents, name)
@@ -243,12 +256,10 @@ class Judge:
 
     def infos(self, episode: Episode, infos: ByAgent) -> dict[int, dict[str, Any]]:
         """By slot, what there is to tell of live agents."""
-        if not {*map(type, infos.values())} <= {dict}:
-            agents = list(infos)
-            self._guard.infos(list(infos.values()), lambda row: episode.place(agents[row]))
-        if not any(infos.values()):
+        if not infos:
             return {}
-        live = episode.live
+        agents, live = list(infos), episode.live
+        self._guard.infos(list(infos.values()), lambda row: episode.place(agents[row]))
         if not infos.keys() <= live.keys():
             self._lost_infos(episode, infos)
         return {live[agent]: info for agent, info in infos.items() if info and agent in live}

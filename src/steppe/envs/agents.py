@@ -19,7 +19,6 @@ from steppe.envs.guards import (
     OutOfSpace,
     Place,
     check_alive,
-    check_answers,
     check_copies,
     copied_step,
     own,
@@ -27,22 +26,9 @@ from steppe.envs.guards import (
 )
 from steppe.envs.multi_agent import LATER, MultiAgentEnv, seeded_reset
 from steppe.envs.observing import Moment, Observing
-from steppe.envs.replay import (
-    Generators,
-    NotExact,
-    NotPlain,
-)
+from steppe.envs.replay import Generators, NotExact, NotPlain
 from steppe.errors import CheckpointError, EnvError
-from steppe.types import (
-    AgentID,
-    EpisodeEnd,
-    IntArray,
-    SlotInfo,
-    SpacePair,
-    State,
-    TimeStep,
-    Tree,
-)
+from steppe.types import AgentID, EpisodeEnd, IntArray, SlotInfo, SpacePair, State, TimeStep, Tree
 
 
 @final
@@ -99,7 +85,7 @@ class MultiAgentRows:
         self._agent_spaces = AgentSpaces(self._envs, given, max_sequence_length, pair_for, observing)
         self.spaces: tuple[SpacePair, ...] = self._agent_spaces.pairs
         self.agents: Mapping[AgentID, int] = self._agent_spaces.agents
-        names = [type(env.unwrapped).__name__ for env in envs]
+        names = [env.shown_as for env in envs]
         self._guard = Guard(names, runner, self._seeds, on_out_of_space)
         self._judge = Judge(self._guard, self._envs)
         self._max_steps, self._closed = max_episode_steps, False
@@ -150,39 +136,48 @@ class MultiAgentRows:
     def _step(self) -> Sequence[TimeStep]:
         self._slots.recycle()
         for sent in self._sent:
-            values = spaces.rows(self.spaces[sent.space].action, sent.column)
-            self._answers.update(zip(sent.slots.tolist(), values, strict=True))
+            self._answers |= sent.by_slot(self.spaces[sent.space].action)
             self._log.add(sent, self._numbers)
         self._sent.clear()
         able, rows = self._ready(), Rows()
         ready = [i for i in np.flatnonzero(self._awaited == 0).tolist() if i in able]
-        for i in ready:
-            (self._reset if i in self._late else self._advance)(i, rows)
+        self._advance(ready, rows)
         return self._emit(rows) if ready else []
 
-    def _advance(self, i: int, rows: Rows) -> None:
-        """Step env ``i`` with the answers of its agents."""
-        episode, step = self._episodes[i], self._envs[i].step
-        answers = map(self._answers.pop, episode.slots.tolist())
-        actions = rows.actions[i, episode.number] = dict(zip(episode.turn, answers, strict=True))
-        episode.actions = actions
-        episode.t += 1
-        call = partial(copied_step, step) if self._sharing else step
-        result = self._judge.called(episode, partial(call, dict(actions)))  # the env may change its dict
-        self.env_steps += 1
-        if self._observing is not None:
-            obs, *rest = self._judge.five(episode, result)
-            seen = self._observed(episode, obs)
-            result = (own(seen) if self._sharing else seen, *rest)
-        limit = self._max_steps is not None and episode.t >= self._max_steps
-        if not limit and as_before(episode, result):
-            obs, rewards, _, _, infos = result
-            rows.earning.append(episode.slots)
-            rows.rewards += map(rewards.__getitem__, episode.turn)
-            rows.info |= self._judge.infos(episode, infos)
-            rows.show(episode, obs.values())
-        else:
-            self._digest(episode, self._judge.five(episode, result), limit, rows)
+    def _advance(self, ready: Sequence[int], rows: Rows) -> None:
+        """Step some envs with the answers of their agents."""
+        envs, episodes, late, answer = self._envs, self._episodes, self._late, self._answers.pop
+        most, sharing, observing = self._max_steps, self._sharing, self._observing
+        slots, seen, earned = rows.slots, rows.obs, rows.rewards
+        for i in ready:
+            if i in late:
+                self._reset(i, rows)
+                continue
+            episode, step = episodes[i], envs[i].step
+            actions = episode.actions = dict(zip(episode.turn, map(answer, episode.seats), strict=True))
+            episode.t += 1
+            self.env_steps += 1
+            try:  # the env may change its dict
+                result = copied_step(step, actions.copy()) if sharing else step(actions.copy())
+            except Exception as error:
+                self._judge.blame(episode, error)
+                raise
+            if observing is not None:
+                result = self._observed_step(episode, result)
+            limit = most is not None and episode.t >= most
+            if limit or not as_before(episode, result):
+                self._digest(episode, self._judge.five(episode, result), limit, rows)
+                continue
+            slots += episode.seats
+            seen += result[0].values()
+            earned += result[1].values()
+            if any(result[4].values()):
+                rows.info |= self._judge.infos(episode, result[4])
+
+    def _observed_step(self, episode: Episode, result: Any) -> Any:
+        obs, *rest = self._judge.five(episode, result)
+        seen = self._observed(episode, obs)
+        return (own(seen) if self._sharing else seen, *rest)
 
     def _observed(self, episode: Episode, obs: ByAgent) -> ByAgent:
         """What agents get of what the env returned; one that gets nothing is known nevertheless."""
@@ -203,8 +198,7 @@ class MultiAgentRows:
                 self._open(episode, agent, rows)
         for agent, reward in self._judge.rewards(episode, rewards):
             if agent in episode.live:
-                self._slots.waiting[episode.live[agent]] += reward
-                self._slots.earned[episode.live[agent]] += reward
+                self._slots.earn(episode.live[agent], reward)
             else:
                 episode.early[agent] = episode.early.get(agent, 0.0) + reward
         ends, over = self._judge.ends(episode, terminateds, truncateds, limit)
@@ -214,21 +208,20 @@ class MultiAgentRows:
             last = obs.get(agent, UNSEEN)
             value = own(last) if over and last is not UNSEEN else last  # the next reset may write to it
             rows.finals.append(Final(episode.live[agent], episode.t, value, ends[agent]))
-        self._turn(episode, [agent for agent in obs if agent not in ends])
-        rows.show(episode, [obs[agent] for agent in episode.turn])
+        episode.acts_next([agent for agent in obs if agent not in ends])
+        rows.slots += episode.seats
+        rows.rewards += [0.0] * len(episode.seats)
+        rows.obs += [obs[agent] for agent in episode.turn]
         for agent in ends:
             episode.ended[agent] = None
             episode.known.discard(agent)
             if agent in episode.live:
                 self._slots.leave(episode.live.pop(agent))
         if over:
+            rows.actions[episode.env, episode.number] = episode.actions
             self._judge.closed(episode)
             rows.closed.append(EpisodeEnd(episode.env, episode.number, episode.t))
             self._reset(episode.env, rows)
-
-    def _turn(self, episode: Episode, turn: list[AgentID]) -> None:
-        episode.turn = turn
-        episode.slots = np.array([episode.live[agent] for agent in turn], np.int64)
 
     def _reset(self, i: int, rows: Rows) -> list[Any]:
         """Begin the next episode of env ``i``; returns the observations as they came."""
@@ -247,10 +240,12 @@ class MultiAgentRows:
         obs = self._observed(episode, obs)
         for agent in obs:
             self._open(episode, agent, rows)
-        self._turn(episode, list(obs))
+        episode.acts_next(list(obs))
         rows.info |= self._judge.infos(episode, infos)
         values = list(obs.values())
-        rows.show(episode, map(own, values) if self._sharing else values)
+        rows.slots += episode.seats
+        rows.rewards += [0.0] * len(episode.seats)
+        rows.obs += map(own, values) if self._sharing else values
         return values
 
     def _open(self, episode: Episode, agent: AgentID, rows: Rows) -> None:
@@ -276,15 +271,15 @@ class MultiAgentRows:
         """The rows of a poll, by space pair; writes all that changes by slot."""
         known, whole = self._slots, rows.whole()
         slots = whole.slot
+        whole.t = np.array([episode.t for episode in self._episodes])[known.env[slots]]
+        whole.t[len(rows.slots) :] = [final.t for final in rows.finals]
         known.t[slots] = whole.t
-        if rows.earning:
-            earning = np.concatenate(rows.earning)
-            rewards = self._guard.rewards(rows.rewards, lambda row: self._place(int(earning[row]), rows))
-            known.waiting[earning] += rewards
-            known.earned[earning] += rewards
+        active = slots[: len(rows.slots)]
+        if len(active):
+            rewards = self._guard.rewards(rows.rewards, lambda row: self._place(rows.slots[row], rows))
+            known.earn(active, rewards)
         whole.reward = known.reward[slots] = known.waiting[slots]
         known.waiting[slots] = 0.0
-        active = slots[: len(slots) - len(rows.finals)]
         known.awaits[active] = True
         self._awaited += np.bincount(known.env[active], minlength=self.num_envs)
         steps = [whole] if len(self.spaces) < 2 else by_space(whole, known.space[slots])
@@ -324,7 +319,8 @@ class MultiAgentRows:
 
     def _place(self, slot: int, rows: Rows) -> Place:
         info = self._slots.who[slot]
-        action = rows.actions.get((info.env, info.episode), {}).get(info.agent)
+        now, over = self._episodes[info.env], rows.actions.get((info.env, info.episode), {})
+        action = (now.actions if now.number == info.episode else over).get(info.agent)
         return Place(info.env, info.episode, int(self._slots.t[slot]), action, info.agent)
 
     def send_actions(self, slots: IntArray, actions: Tree) -> None:
@@ -343,7 +339,7 @@ class MultiAgentRows:
         if not len(slots):
             return
         slots = np.array(slots, np.int64)
-        self._check_awaited(slots)
+        self._slots.check_awaited(slots)
         space = int(self._slots.space[slots[0]])
         if np.count_nonzero(self._slots.space[slots] != space):
             raise ValueError("the slots are of several space pairs: send the actions of each pair by itself")
@@ -352,17 +348,11 @@ class MultiAgentRows:
         self._awaited -= np.bincount(envs, minlength=self.num_envs)
         self._sent.append(Answers(space, slots, envs, self._numbers[envs], ts[envs], column))
 
-    def _check_awaited(self, slots: IntArray) -> None:
-        awaits = self._slots.awaits
-        known = (slots >= 0) & (slots < len(awaits))
-        wrong = ~known | ~awaits[np.where(known, slots, 0)]
-        check_answers(slots, wrong)
-
     def pending(self) -> Sequence[TimeStep]:
         """The rows that await an action; ``opened`` has their slots and those of silent agents."""
         if not self._started:
             return []
-        turn: IntArray = np.concatenate([episode.slots for episode in self._episodes])
+        turn = np.array([slot for episode in self._episodes for slot in episode.seats], np.int64)
         return self._slots.pending(turn, [slot for one in self._episodes for slot in one.live.values()])
 
     def health(self) -> Mapping[str, int]:
@@ -457,7 +447,7 @@ class MultiAgentRows:
         self._started, self.env_steps, self._guard.counts = True, state["env_steps"], dict(state["health"])
         self._episodes, self._slots = then, slots
         self._answers = {slot: action for one in then for slot, action in answers.get((one.env, one.t), ())}
-        self._awaited = np.array([np.count_nonzero(slots.awaits[one.slots]) for one in then])
+        self._awaited = np.array([np.count_nonzero(slots.awaits[one.seats]) for one in then])
         return [self._renew(i, reason) for i, reason in enumerate(why) if reason]
 
     def _restore(
@@ -499,7 +489,7 @@ class MultiAgentRows:
         for t in range(then.t):
             self._answers.update(answers.get((then.env, t), ()))
             rows = Rows()
-            self._advance(then.env, rows)
+            self._advance([then.env], rows)
             if self._episodes[then.env] is not episode:
                 raise NotExact(f"its episode ended after {t + 1} steps, not {then.t}")
             self._emit(rows)

@@ -73,18 +73,17 @@ class Copies(MultiAgentEnv):
 
     def step(self, action_dict: dict[Any, Any]) -> Any:
         """Step the copies of the agents that act."""
-        results: tuple[dict[Any, Any], ...] = ({}, {}, {}, {}, {})
+        obs: dict[Any, Any] = {}
+        rewards, terminateds, truncateds, infos = obs.copy(), obs.copy(), obs.copy(), obs.copy()
         for agent, action in action_dict.items():
-            for by_agent, value in zip(results, self.envs[agent].step(action), strict=True):
-                by_agent[agent] = value
-        _, _, terminateds, truncateds, _ = results
-        for agent, terminated in terminateds.items():
-            if terminated or truncateds[agent]:
+            seen, rewards[agent], terminated, truncated, infos[agent] = self.envs[agent].step(action)
+            obs[agent], terminateds[agent], truncateds[agent] = seen, terminated, truncated
+            if terminated or truncated:
                 self._terminated[agent] = bool(terminated)
         over = len(self._terminated) == len(self.envs)
         terminateds[ALL] = over and all(self._terminated.values())
         truncateds[ALL] = over and not terminateds[ALL]
-        return results
+        return obs, rewards, terminateds, truncateds, infos
 
     def render(self) -> Any:
         """Draw the first copy."""

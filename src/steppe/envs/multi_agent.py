@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from steppe.envs.guards import show
 from steppe.envs.replay import seed_spaces
 from steppe.types import AgentID
 
@@ -130,3 +131,10 @@ def seeded_reset(env: MultiAgentEnv, seed: int, **options: Any) -> Any:
         return env.reset(seed=seed, **options)
     env.seed(seed)
     return env.reset(**options)
+
+
+def misnamed(agent: Any) -> str | None:
+    """What is wrong with the name of an agent; None if nothing is."""
+    if isinstance(agent, (str, int)) and not isinstance(agent, bool) and agent != ALL:
+        return None
+    return f'{show(agent)}; name agents by texts (except "__all__") or by whole numbers, as int(agent)'
