@@ -474,6 +474,58 @@ def test_slow_envs_hold_up_nobody():
     assert env.env_steps == sum(most.values())
 
 
+class Paced(steppe.BaseEnv):
+    """Env i answers ``paces[i]`` polls after it was told what to do; says how often it has answered."""
+
+    observation_space, action_space, paces = LINE, Discrete(2), (1, 2, 5)
+    num_envs = len(paces)
+
+    def __init__(self):
+        self.polls, self.steps, self.due = 0, [0, 0, 0], {0: 0, 1: 0, 2: 0}
+
+    def poll(self):
+        ready = [i for i, poll in self.due.items() if poll == self.polls]
+        self.polls += 1
+        told = {i: {"agent0": np.float32(10 * i + self.steps[i])} for i in ready}
+        for i in ready:
+            del self.due[i]
+            self.steps[i] += 1
+        return six(told, {i: {"agent0": 1.0 * (self.steps[i] > 1)} for i in ready})
+
+    def send_actions(self, action_dict):
+        self.due |= {i: self.polls + self.paces[i] - 1 for i in action_dict}
+
+
+class Batches(steppe.Policy):
+    """Keeps the batches that it is asked about."""
+
+    def __init__(self):
+        self.asked = []
+
+    def act_batch(self, obs, state, rng):
+        self.asked.append(obs.tolist())
+        return np.zeros(len(obs), np.int64)
+
+    def act(self, obs, state, rng):
+        raise NotImplementedError
+
+
+def test_whoever_is_ready_is_one_batch_for_the_policy():
+    """In poll n those envs are ready whose pace divides n, and all of them are asked about at once."""
+    asked = Batches()
+    policies = {"default_policy": steppe.PolicySpec(policy_class=asked), "idle": steppe.PolicySpec()}
+    mapping = {"policies": policies, "policy_mapping_fn": lambda agent_id: "default_policy"}
+    sizes = {"train_batch_size": 12, "minibatch_size": 12, "num_epochs": 1, "fcnet_hiddens": [4]}
+    own = {"num_envs_per_env_runner": 3, "seed": 0, "write_run": False, "policies_to_train": ["idle"]}
+    with steppe.PPOConfig(env=Paced, **sizes, **mapping, **own).build() as algo:
+        ((sample,),) = [algo.runner.sample()]
+    polls = [[i for i, pace in enumerate(Paced.paces) if n % pace == 0] for n in range(9)]
+    expected = [[10.0 * i + n // Paced.paces[i] for i in ready] for n, ready in enumerate(polls)]
+    assert asked.asked == expected[:-1]  # the last rows wait for the next fragment
+    assert sample.env_steps == sum(map(len, polls[1:])) == 13  # the first one of 12 or more
+    assert sample.agent_steps == sum(map(len, polls[:-1]))
+
+
 class Two(MultiAgentEnv):
     """Agents 0 and 1 get a reward of 1 a step, 25 steps long."""
 
@@ -630,7 +682,8 @@ class PolledWalks(steppe.BaseEnv):
         return dict(enumerate(self.envs)) if as_dict else self.envs
 
 
-KINDS = {
+SAME = gymnasium.vector.AutoresetMode.SAME_STEP
+KINDS = {  # whatever can be brought, and a function that makes it
     "class": (Walk, 2),
     "object": (Walk(), 1),
     "creator": (lambda env_config: Walk(), 2),
@@ -638,6 +691,9 @@ KINDS = {
     "old object": (OldWalk(), 1),
     "many agents": (SoloWalk, 2),
     "many agents, object": (SoloWalk(), 1),
+    "creator of many agents": (lambda env_config: SoloWalk(), 2),
+    "creator of an old one": (lambda env_config: OldWalk(), 2),
+    "Gymnasium's vector": (lambda: gymnasium.vector.SyncVectorEnv([Walk, Walk], autoreset_mode=SAME), 2),
     "vector": (ManyWalks, 2),
     "vector object": (ManyWalks(), 2),
     "creator of a vector": (lambda: ManyWalks(), 2),

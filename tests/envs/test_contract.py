@@ -6,18 +6,22 @@ earned, reuses one buffer for all of them, and keeps books of its own. A new kin
 """
 
 import json
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from pettingzoo import AECEnv, ParallelEnv
 
 from steppe.envs.agents import MultiAgentRows
 from steppe.envs.base_env import BaseEnvRows
 from steppe.envs.base_view import RowsView
+from steppe.envs.copies import make_multi_agent
 from steppe.envs.gym import GymEnv
 from steppe.envs.legacy_gym import modern_step, modernize
 from steppe.envs.multi_agent import MultiAgentEnv
+from steppe.envs.pettingzoo import ParallelPettingZooEnv, PettingZooEnv
 from steppe.envs.registry import build
 from steppe.envs.vector import VectorEnv, VectorRows
 from steppe.types import EpisodeEnd
@@ -151,6 +155,10 @@ def fleet_of(n, books):
     return VectorRows(Fleet([Known(books, i) for i in range(n)]), seeds=seeds(n))
 
 
+def wrap_of(n, books):
+    return VectorRows(VectorEnv.wrap(lambda i: Known(books, i), num_envs=n), seeds=seeds(n))
+
+
 def sync_of(mode):
     def factory(n, books):
         makers = [lambda i=i: Known(books, i) for i in range(n)]
@@ -176,8 +184,133 @@ class Solo(MultiAgentEnv):
         return {self.agent: obs}, {self.agent: reward}, *flags, {self.agent: info}
 
 
+class OldSolo(MultiAgentEnv):
+    """The same in the older spelling."""
+
+    def __init__(self, inner):
+        self.inner, self.agent = inner, f"solo_{inner.index}"
+        self.observation_space, self.action_space = inner.observation_space, inner.action_space
+
+    def seed(self, seed=None):
+        gymnasium.Env.reset(self.inner, seed=seed)
+
+    def reset(self):
+        return {self.agent: self.inner.reset()[0]}
+
+    def step(self, action_dict):
+        obs, reward, terminated, truncated, _ = self.inner.step(action_dict[self.agent])
+        infos = {self.agent: {"TimeLimit.truncated": truncated}}
+        return {self.agent: obs}, {self.agent: reward}, {"__all__": terminated or truncated}, infos
+
+
+class Together(ParallelEnv):
+    """A counter as a PettingZoo env of one."""
+
+    metadata, render_mode = {"name": "together_v0"}, None
+
+    def __init__(self, inner):
+        self.inner, self.possible_agents = inner, [f"solo_{inner.index}"]
+
+    def observation_space(self, agent):
+        return self.inner.observation_space
+
+    def action_space(self, agent):
+        return self.inner.action_space
+
+    def reset(self, seed=None, options=None):
+        self.agents = list(self.possible_agents)
+        obs, info = self.inner.reset(seed=seed)
+        return {self.agents[0]: obs}, {self.agents[0]: info}
+
+    def step(self, actions):
+        ((agent, action),) = actions.items()
+        five = self.inner.step(action)
+        self.agents = [] if five[2] or five[3] else self.agents
+        return tuple({agent: part} for part in five)
+
+
+class Turns(AECEnv):
+    """A counter as a game by turns, in which one agent has them all."""
+
+    metadata = {"name": "turns_v0", "render_modes": []}  # noqa: RUF012 - as PettingZoo has it
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.possible_agents, self.render_mode = inner, [f"solo_{inner.index}"], None
+
+    def observation_space(self, agent):
+        return self.inner.observation_space
+
+    def action_space(self, agent):
+        return self.inner.action_space
+
+    def reset(self, seed=None, options=None):
+        self.agents, self.agent_selection = list(self.possible_agents), self.possible_agents[0]
+        self.seen, info = self.inner.reset(seed=seed)
+        self.infos = {self.agent_selection: info}
+        zero = {self.agent_selection: 0.0}
+        self.rewards, self._cumulative_rewards = dict(zero), dict(zero)
+        self.terminations, self.truncations = ({self.agent_selection: False} for _ in range(2))
+
+    def observe(self, agent):
+        return self.seen
+
+    def step(self, action):
+        agent = self.agent_selection
+        if self.terminations[agent] or self.truncations[agent]:
+            self._was_dead_step(action)
+            return
+        self._cumulative_rewards[agent] = 0.0
+        self.seen, self.rewards[agent], *flags, self.infos[agent] = self.inner.step(action)
+        self.terminations[agent], self.truncations[agent] = flags
+        self._accumulate_rewards()
+
+
+class Parts:
+    """Takes the one member out of each group's tuple, so that its rows read like all others."""
+
+    def __init__(self, env):
+        self.env = env
+
+    def __getattr__(self, name):
+        return getattr(self.env, name)
+
+    def poll(self):
+        return [replace(step, obs=step.obs[0]) for step in self.env.poll()]
+
+    def pending(self):
+        return [replace(step, obs=step.obs[0]) for step in self.env.pending()]
+
+    def send_actions(self, slots, actions):
+        self.env.send_actions(slots, (actions,))
+
+
 def agents_of(n, books):
     return MultiAgentRows([Solo(Counter(books, i)) for i in range(n)], seeds=seeds(n))
+
+
+def old_agents_of(n, books):
+    return MultiAgentRows([OldSolo(Counter(books, i)) for i in range(n)], seeds=seeds(n))
+
+
+def groups_of(n, books):
+    grouped = [Solo(Counter(books, i)).with_agent_groups({"alone": [f"solo_{i}"]}) for i in range(n)]
+    return Parts(MultiAgentRows(grouped, seeds=seeds(n)))
+
+
+def copies_of(n, books):
+    made = iter(range(n))
+    creator = make_multi_agent(lambda config: Counter(books, next(made)))
+    return build(lambda ctx: creator({"num_agents": 1}), num_envs=n, run_seed=3)
+
+
+def parallel_of(n, books):
+    envs = [ParallelPettingZooEnv(Together(Counter(books, i))) for i in range(n)]
+    return MultiAgentRows(envs, seeds=seeds(n))
+
+
+def turns_of(n, books):
+    return MultiAgentRows([PettingZooEnv(Turns(Counter(books, i))) for i in range(n)], seeds=seeds(n))
 
 
 def base_of(n, books):
@@ -190,12 +323,18 @@ ADAPTERS = [
     ("built", built_of),
     ("own state", lambda n, books: gym_of(n, books, Known)),
     ("vector", fleet_of),
+    ("VectorEnv.wrap", wrap_of),
     ("agents", agents_of),
+    ("agents of old", old_agents_of),
+    ("groups", groups_of),
+    ("make_multi_agent", copies_of),
+    ("PettingZoo, together", parallel_of),
+    ("PettingZoo, by turns", turns_of),
     ("base env", base_of),
     *[(f"gymnasium vector, {mode.value}", sync_of(mode)) for mode in AutoresetMode],
 ]
 adapters = pytest.mark.parametrize("factory", [f for _, f in ADAPTERS], ids=[name for name, _ in ADAPTERS])
-exact = [(name, f) for name, f in ADAPTERS if f is not base_of]  # it begins new episodes, and says so
+exact = [(name, f) for name, f in ADAPTERS if f not in (base_of, wrap_of)]  # they begin anew, and say so
 
 
 class Follower:
