@@ -279,3 +279,33 @@ def test_make_multi_agent_refuses_what_it_cannot_copy():
         steppe.make_multi_agent(Asked)()
     with pytest.raises(ConfigError, match="no env named 'CartPoll-v1'"):
         steppe.make_multi_agent("CartPoll-v1")
+
+
+@pytest.mark.parametrize(
+    ("dones", "infos", "terminated", "truncated"),
+    [
+        ({0: True, 1: True, "__all__": True}, {0: {"TimeLimit.truncated": True}}, [1], [0]),
+        ({0: True, 1: True, "__all__": True}, {0: {"TimeLimit.truncated": False}, 1: {"x": 1}}, [0, 1], []),
+        ({"__all__": True}, {i: {"TimeLimit.truncated": True} for i in range(2)}, [], [0, 1]),
+        ({"__all__": True}, {}, [0, 1], []),
+        ({0: True, "__all__": False}, {0: {"TimeLimit.truncated": True}}, [], [0]),
+    ],
+)
+def test_old_envs_say_in_infos_who_was_cut_off(dones, infos, terminated, truncated):
+    class Old(Pair):
+        def step(self, action_dict):
+            return {0: np.zeros(2, np.float32), 1: np.zeros(2, np.float32)}, {}, dones, infos
+
+        def reset(self):
+            return {0: np.zeros(2, np.float32), 1: np.zeros(2, np.float32)}
+
+    env = MultiAgentRows([Old(observation_space=BOX, action_space=TWO, possible_agents=[0, 1])], seeds=[0])
+    (step,) = env.poll()
+    who = {info.slot: info.agent for info in step.opened}
+    env.send_actions(step.slot, np.zeros(2, np.int64))
+    (step,) = env.poll()
+    ended = [
+        sorted(who[slot] for slot in step.slot[flags].tolist()) for flags in (step.terminated, step.truncated)
+    ]
+    assert ended == [terminated, truncated]
+    assert [end.length for end in step.closed] == [1] * dones["__all__"]

@@ -626,3 +626,101 @@ def test_a_game_trains_for_an_iteration(kind, name):
 def crew(agent, *args, **kwargs):
     """Agents of one crew have the same spaces: ``adversary_0`` is of ``adversary``."""
     return agent.rstrip("0123456789").rstrip("_")
+
+
+STATE = gymnasium.spaces.Box(-1e6, 1e6, (3,), np.float32)
+
+
+class Stated(Scripted):
+    """Has a global state, written to one buffer: moves so far, who lives, and whose turn it is."""
+
+    state_space, whole = STATE, np.zeros(3, np.float32)
+
+    def state(self):
+        turn = self.possible_agents.index(self.agent_selection) if self.agents else -1
+        self.whole[:] = self.at, len(self.agents), turn
+        return self.whole
+
+
+def test_the_global_state_by_turns_number_by_number():
+    """The state of an agent's last row is that of the moment when PettingZoo comes to it."""
+    env = PettingZooEnv(Stated("ab", [Move(next=1), Move(), Move(terminates=("a", "b"))]), state=True)
+    space = gymnasium.spaces.Dict({"observation": BOX, "state": STATE})
+    assert env.get_observation_space("b") == env.observation_spaces["a"] == space
+    env.reset(seed=1)
+    told = [copy.deepcopy(env.step({env.env.agent_selection: 0})[0]) for _ in range(3)]
+    plain = [{a: (*one["observation"], *one["state"]) for a, one in obs.items()} for obs in told]
+    assert plain == [
+        {"b": (1, 1, 1, 2, 1)},
+        {"a": (2, 0, 2, 2, 0)},
+        {"a": (3, 0, 3, 2, 0), "b": (3, 1, 3, 1, 1)},
+    ]
+
+
+def test_the_global_state_of_agents_that_move_together():
+    class Cross(Together):
+        state_space = STATE
+
+        def state(self):
+            return np.array([len(self.taken), len(self.agents), 7], np.float32)
+
+    nobody = {"a": False, "b": False}
+    steps = [
+        (["a", "b"], {"a": 3, "b": 4}, {"a": 1, "b": 1}, nobody, nobody, {"a": {}, "b": {}}),
+        ([], {"a": 5, "b": 6}, {"a": 1, "b": 1}, {"a": True, "b": True}, nobody, {"a": {}, "b": {}}),
+    ]
+    env = ParallelPettingZooEnv(Cross(steps), state=True)
+    first, _ = env.reset()
+    told = [{a: (one["observation"], one["state"].tolist()) for a, one in first.items()}]
+    for _ in steps:
+        obs, *_ = env.step({"a": 0, "b": 0})
+        told.append({a: (one["observation"], one["state"].tolist()) for a, one in obs.items()})
+    assert told == [
+        {"a": (1, [0, 2, 7]), "b": (2, [0, 2, 7])},
+        {"a": (3, [1, 2, 7]), "b": (4, [1, 2, 7])},
+        {"a": (5, [2, 0, 7]), "b": (6, [2, 0, 7])},
+    ]
+
+
+def test_a_dict_gets_the_state_as_another_key_and_what_has_none_is_refused():
+    class Masked(Stated):
+        def observation_space(self, agent):
+            return gymnasium.spaces.Dict({"observation": BOX, "action_mask": STATE})
+
+        def observe(self, agent):
+            return {"observation": super().observe(agent), "action_mask": np.ones(3, np.float32)}
+
+    env = PettingZooEnv(Masked("ab", [Move()]), state=True)
+    obs, _ = env.reset()
+    assert (
+        set(obs["a"]) == set(env.get_observation_space("a").spaces) == {"observation", "action_mask", "state"}
+    )
+
+    class Taken(Stated):
+        def observation_space(self, agent):
+            return gymnasium.spaces.Dict({"state": BOX})
+
+    with pytest.raises(steppe.ConfigError, match='observes has a key "state" already'):
+        PettingZooEnv(Taken("ab", [Move()]), state=True)
+    for kind, inner in ((PettingZooEnv, Scripted("ab", [Move()])), (ParallelPettingZooEnv, Together([]))):
+        with pytest.raises(steppe.ConfigError, match="has no state_space, so it has no global state"):
+            kind(inner, state=True)
+
+
+def test_a_critic_sees_the_state_of_a_game_and_its_agents_do_not(tmp_path):
+    from mpe2 import simple_spread_v3
+
+    def spread(config):
+        return ParallelPettingZooEnv(simple_spread_v3.parallel_env(max_cycles=10), state=True)
+
+    small = {"train_batch_size": 40, "minibatch_size": 20, "num_epochs": 1, "fcnet_hiddens": [8]}
+    small |= {"num_envs_per_env_runner": 2, "write_run": False, "seed": 0}
+    with steppe.PPOConfig(env=spread, critic_only=["state"], **small).build() as algo:
+        result = algo.train()
+        path = algo.save(tmp_path / "c")
+    assert result["episode_len_mean"] == 10
+    assert result["env_health"] == {}
+    policy = steppe.load_policy(path)
+    seen = {"observation": np.linspace(-1, 1, 18, dtype=np.float32)}
+    actions = [policy.act({**seen, "state": np.full(54, fill, np.float32)}) for fill in (-9, 0, 9)]
+    assert len(set(map(int, actions))) == 1

@@ -51,7 +51,7 @@ class _Wrapped(MultiAgentEnv):
 
     def _seen(self, obs: dict[AgentID, Any]) -> dict[AgentID, Any]:
         """Observations, with the global state in each if it is wanted."""
-        if self._state_space is None or not obs:
+        if self._state_space is None or not obs or not isinstance(obs, dict):
             return obs
         state = self.env.state()
         return {
@@ -177,7 +177,7 @@ class ParallelPettingZooEnv(_Wrapped):
         self._seeds, seed = _next_seed(self._seeds, seed)
         obs, infos = self.env.reset(seed=seed, options=options)
         self._live, self._left = list(self.env.agents), set()
-        return obs, infos
+        return self._seen(obs), infos
 
     def step(self, action_dict: dict[AgentID, Any]) -> Any:
         """Move all agents at once."""
