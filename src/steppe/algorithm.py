@@ -7,7 +7,6 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -23,7 +22,7 @@ from steppe.learning.independent import IndependentLearner
 from steppe.learning.startup import give_back_memory, prepare_jax
 from steppe.loading import POLICIES
 from steppe.policies.acting import actions_for
-from steppe.resuming import adopt_learner, check_spaces, read_run, saved_config
+from steppe.resuming import adopt_learner, check_spaces, read_run, saved_config, settings_of
 from steppe.runners.evaluation import Evaluator
 from steppe.runners.local import LocalRunner
 from steppe.runners.policies import made_policies, specs_of, trained_ids
@@ -105,18 +104,9 @@ class Algorithm:
     def run(self) -> Run | None:
         """The run folder, made when first asked for or trained; None with ``write_run=False``."""
         if self._run is None and self.config.write_run:
-            from steppe.tracking.run import Run
+            from steppe.tracking.run import new_run
 
-            config = self.config
-            self._run = Run.create(
-                Path(),
-                registry.env_name(config.env),
-                config.algo_name.lower(),
-                directory=config.run_dir,
-                info={"seed": config.seed, "run_id": self._run_id},
-                config=config.to_toml_dict(),
-                keep=config.keep_checkpoints_num,
-            )
+            self._run = new_run(self.config, self._run_id)
         return self._run
 
     @run.setter
@@ -450,11 +440,8 @@ class Algorithm:
             CheckpointError: the folder holds something else; it is left alone.
         """
         meta = {
+            **settings_of(self.config),
             "run_id": self._run_id,
-            "algo": self.config.algo_name,
-            "config": self.config.to_dict(),
-            "code": self.config.code_fields(),
-            "steppe": metadata.version("steppe"),
             "timesteps_total": self._env_steps,
             "training_iteration": self._iteration,
             "total_s": self._total_s,

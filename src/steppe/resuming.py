@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,12 @@ def read_run(path: str | os.PathLike[str]) -> tuple[Path, dict[str, State], dict
             f"{folder} is no checkpoint of a training: it holds no {absent[0]}, only {', '.join(owners)}"
         )
     return folder, owners, meta
+
+
+def settings_of(config: AlgorithmConfig) -> dict[str, Any]:
+    """What the meta data of a checkpoint say of the settings; :func:`saved_config` takes it back."""
+    settings = {"config": config.to_dict(), "code": config.code_fields()}
+    return {"algo": config.algo_name, "steppe": metadata.version("steppe"), **settings}
 
 
 def saved_config(folder: Path, meta: Mapping[str, Any], code: Mapping[str, Any]) -> AlgorithmConfig:

@@ -24,7 +24,7 @@ import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, final, get_args
+from typing import TYPE_CHECKING, Any, Self, final, get_args
 
 from steppe.errors import ConfigError
 from steppe.tracking import record as records
@@ -33,7 +33,10 @@ from steppe.tracking.record import CHECKPOINTS, RECORD, RunSummary, Status, chec
 from steppe.tracking.rows import JsonLines, ProgressCsv, flatten, keep_csv, keep_jsonl, read_jsonl, write_json
 from steppe.tracking.tensorboard import EventWriter
 
-__all__ = ["Run", "RunSummary", "Status", "checkpoint_of", "list_runs"]
+if TYPE_CHECKING:
+    from steppe.config import AlgorithmConfig
+
+__all__ = ["Run", "RunSummary", "Status", "checkpoint_of", "list_runs", "new_run"]
 
 _LOGGER = logging.getLogger("steppe")
 _PROGRESS, _RESULTS, _EPISODES = "progress.csv", "result.jsonl", "episodes.jsonl"
@@ -328,6 +331,21 @@ def _claim_number(base: Path, algo: str) -> Path:
             n += 1
         else:
             return path
+
+
+def new_run(config: AlgorithmConfig, run_id: str) -> Run:
+    """The folder of a training that begins; see :meth:`Run.create`."""
+    from steppe.envs import registry  # who reads runs needs no envs
+
+    return Run.create(
+        Path(),
+        registry.env_name(config.env),
+        config.algo_name.lower(),
+        directory=config.run_dir,
+        info={"seed": config.seed, "run_id": run_id},
+        config=config.to_toml_dict(),
+        keep=config.keep_checkpoints_num,
+    )
 
 
 def _point(link: Path, target: Path | None) -> None:
