@@ -358,3 +358,42 @@ def test_groups_are_observed_as_groups():
         assert 0 <= algo.train()["episode_reward_mean"] <= 20
         (pair,) = algo.runner.env.spaces
     assert [name for name, _ in pair.observation.items] == ["agent_id", "bits"]
+
+
+def test_pettingzoo_copies_and_low_level_envs_are_observed_alike(tmp_path):
+    def mean(agent_obs, episode):
+        memory = episode.user_data["mean"] = np.mean(list(agent_obs.values()), axis=0, dtype=np.float32)
+        return {agent: np.concatenate([own, memory]) for agent, own in agent_obs.items()}
+
+    def spread(config):
+        from mpe2 import simple_spread_v3
+
+        return steppe.ParallelPettingZooEnv(simple_spread_v3.parallel_env(max_cycles=7))
+
+    copies = steppe.make_multi_agent("CartPole-v1")
+    for env, size in ((spread, 18), (copies, 4), (lambda ctx: steppe.to_base_env(copies, 2), 4)):
+        space = Box(-np.inf, np.inf, (2 * size,), np.float32)
+        config = steppe.PPOConfig(env=env, observation_fn=mean, observation_space=space, **TINY)
+        if env is spread:
+            same_after(config, tmp_path, iterations=1)
+        with config.build() as algo:
+            result = algo.train()
+        assert result["timesteps_this_iter"] >= 40
+        assert result["env_health"] == {}
+
+
+def test_old_dicts_name_the_function_too():
+    config = steppe.PPOConfig.from_dict(
+        {"env": Poles, "multiagent": {"observation_fn": share}, "observation_space": SHARED, **TINY}
+    )
+    assert config.observation_fn is share
+    assert config.code_fields() == ["env", "observation_fn"]
+    with pytest.raises(steppe.ConfigError, match="observation_fn=3 must be a function"):
+        config.multi_agent(observation_fn=3)
+
+
+def test_a_function_is_asked_for_again_where_a_checkpoint_is_loaded(tmp_path):
+    with poles().build() as algo:
+        path = algo.save(tmp_path / "c")
+    with pytest.raises(steppe.SteppeError, match="observation_fn"):
+        steppe.load(path, env=Poles)
