@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, final
 
 import numpy as np
@@ -228,29 +229,27 @@ class Infos(Mapping[int, dict[str, Any]]):
 
     def __init__(self, parts: Sequence[tuple[Any, IntArray, IntArray]], n: int) -> None:
         self._parts, self._n = parts, n
-        self._found: dict[int, dict[str, Any]] | None = None
 
+    @cached_property
     def _all(self) -> dict[int, dict[str, Any]]:
-        if self._found is None:
-            self._found = {
-                slot: info
-                for infos, slots, envs in self._parts
-                for slot, info in zip(slots.tolist(), split_infos(infos, envs, self._n), strict=True)
-                if info
-            }
-        return self._found
+        return {
+            slot: info
+            for infos, slots, envs in self._parts
+            for slot, info in zip(slots.tolist(), split_infos(infos, envs, self._n), strict=True)
+            if info
+        }
 
     def __getitem__(self, slot: int) -> dict[str, Any]:
-        return self._all()[slot]
+        return self._all[slot]
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._all())
+        return iter(self._all)
 
     def __len__(self) -> int:
-        return len(self._all())
+        return len(self._all)
 
     def __repr__(self) -> str:
-        return repr(self._all())
+        return repr(self._all)
 
 
 def split_infos(infos: Any, envs: IntArray, n: int) -> list[dict[str, Any]]:

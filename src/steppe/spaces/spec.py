@@ -24,6 +24,19 @@ def _set(spec: Any, **values: Any) -> None:
         object.__setattr__(spec, name, value)
 
 
+def _alike(a: Any, b: Any, *arrays: str) -> bool:
+    """Whether two leaves of one kind are equal, with these arrays of theirs."""
+    pairs = [(getattr(a, name), getattr(b, name)) for name in arrays]
+    return (a.shape, a.dtype) == (b.shape, b.dtype) and all(np.array_equal(*pair) for pair in pairs)
+
+
+def _some(kind: str, items: Iterable[Any]) -> tuple[Any, ...]:
+    parts = tuple(items)
+    if not parts:
+        raise SpaceError(f"an empty {kind} holds no values: leave it out of its space")
+    return parts
+
+
 def _frozen(values: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """A read-only array of ``shape``; equal values take no memory (a view of one element)."""
     array = np.broadcast_to(np.asarray(values), shape)
@@ -95,13 +108,7 @@ class BoxSpec:
         _set(self, shape=shape, dtype=dtype, low=low, high=high, limits=limits)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, BoxSpec):
-            return NotImplemented
-        return (
-            (self.shape, self.dtype) == (other.shape, other.dtype)
-            and np.array_equal(self.low, other.low)
-            and np.array_equal(self.high, other.high)
-        )
+        return _alike(self, other, "low", "high") if isinstance(other, BoxSpec) else NotImplemented
 
     def __hash__(self) -> int:
         return hash((BoxSpec, self.shape, self.dtype))
@@ -165,12 +172,8 @@ class MultiDiscreteSpec:
         _set(self, nvec=nvec, start=start, dtype=dtype, shape=nvec.shape, limits=limits)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, MultiDiscreteSpec):
-            return NotImplemented
         return (
-            self.dtype == other.dtype
-            and np.array_equal(self.nvec, other.nvec)
-            and np.array_equal(self.start, other.start)
+            _alike(self, other, "nvec", "start") if isinstance(other, MultiDiscreteSpec) else NotImplemented
         )
 
     def __hash__(self) -> int:
@@ -202,9 +205,7 @@ class DictSpec:
     items: tuple[tuple[str, Spec], ...]
 
     def __post_init__(self) -> None:
-        if not self.items:
-            raise SpaceError("an empty Dict holds no values: leave it out of its space")
-        for key, _ in self.items:
+        for key, _ in _some("Dict", self.items):
             if not isinstance(key, str):
                 raise SpaceError(f"key {key!r} of a Dict is {type(key).__name__}: use text keys")
         _set(self, items=tuple(sorted(self.items, key=lambda item: item[0])))
@@ -231,9 +232,7 @@ class TupleSpec:
     items: tuple[Spec, ...]
 
     def __post_init__(self) -> None:
-        _set(self, items=tuple(self.items))
-        if not self.items:
-            raise SpaceError("an empty Tuple holds no values: leave it out of its space")
+        _set(self, items=_some("Tuple", self.items))
 
     @property
     def parts(self) -> Iterable[tuple[Any, Spec]]:
@@ -276,9 +275,7 @@ class OneOfSpec:
     items: tuple[Spec, ...]
 
     def __post_init__(self) -> None:
-        _set(self, items=tuple(self.items))
-        if not self.items:
-            raise SpaceError("an empty OneOf holds no values: leave it out of its space")
+        _set(self, items=_some("OneOf", self.items))
 
 
 LeafSpec: TypeAlias = BoxSpec | DiscreteSpec | MultiDiscreteSpec | MultiBinarySpec
