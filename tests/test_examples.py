@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from examples import (
+    base_env,
     centralized_critic,
     custom_env,
     env_ensemble,
@@ -38,6 +39,7 @@ TINY = {
 }
 GAMES = (pettingzoo_pistonball, rock_paper_scissors, self_play_tictactoe)
 ALONE = (
+    base_env,
     centralized_critic,
     custom_env,
     env_ensemble,
@@ -67,6 +69,8 @@ def needs_games(example):
 def test_a_program_runs(example, capsys):
     needs_games(example)
     small = {"train_batch_size": 8} if example is pettingzoo_pistonball else {}
+    if example is base_env:  # its episodes begin when its threads say so, and end by themselves
+        small = {"max_episode_steps": None}
     more = {"n_pistons": 2} if example is pettingzoo_pistonball else {}
     result = example.main(iterations=1, **{**TINY, **small}, **more)
     assert result["training_iteration"] == 1
@@ -195,6 +199,24 @@ def test_either_way_to_a_central_critic_runs_and_acts_without_it(way):
         assert set(result["info"]) == {"agent_0", "agent_1"}
         obs = 2 if way == 1 else {"own": 2}
         assert algo.compute_single_action(obs, policy_id="agent_1") in (0, 1)
+
+
+def test_a_slow_tank_holds_up_no_other():
+    tanks = base_env.Tanks(EnvContext({}, num_envs=3))
+    tanks.seed([1, 2, 3])
+    tanks.tanks[0].delay, tanks.tanks[1].delay, tanks.tanks[2].delay = 0.2, 0.0, 0.0
+    steps = [0, 0, 0]
+    while max(steps) < 40:
+        obs, _, terminateds, truncateds, *_ = tanks.poll()
+        for i in obs:
+            steps[i] += 1
+            over = terminateds[i]["__all__"] or truncateds[i]["__all__"]
+            if over:
+                tanks.try_reset(i)
+            else:
+                tanks.send_actions({i: {"agent0": int(obs[i]["agent0"][0] < 0.5)}})
+    tanks.stop()
+    assert steps[0] < min(steps[1:]) // 2
 
 
 def test_two_configs_are_two_ways_to_learn():
