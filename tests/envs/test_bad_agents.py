@@ -7,12 +7,15 @@ import logging
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
 from pettingzoo import AECEnv, ParallelEnv
 
 import steppe
 from steppe.envs.agents import MultiAgentRows
 from steppe.envs.base_env import BaseEnvRows
 from steppe.envs.multi_agent import ALL, MultiAgentEnv
+from steppe.envs.vector import VectorRows
 from steppe.errors import EnvError
 from steppe.spaces import map_leaves, zeros
 
@@ -409,3 +412,46 @@ def test_an_agent_whose_name_is_no_key_is_the_envs_own_error():
     with pytest.raises(TypeError, match="unhashable") as caught:
         play(KINDS["new"][1](lambda *_: ({["red"]: 1},)), 9)
     assert "Duel, runner 4, env 1, episode 1, step 2, seed 8" in caught.value.__notes__[0]
+
+
+def test_a_group_that_has_ended_earns_nothing():
+    class Apart(Duel):
+        def step(self, action_dict):
+            o, r, f, *rest = super().step(action_dict)
+            if self.t == 1:
+                return o, r, {**f, "blue": True}, *rest
+            return {"red": o["red"]}, {"red": 1.0, "blue": 0.5 * (self.t == 3)}, {ALL: False}, *rest
+
+    env = MultiAgentRows([Apart().with_agent_groups({"r": ["red"], "b": ["blue"]})], seeds=[7])
+    play(env, 3)  # nothing is nothing, also for who has ended
+    with pytest.raises(
+        EnvError, match=r"(?s)E403 .*rewards has 0.5 for agent 'b', which ended.*step 3"
+    ):
+        play(env, 2)
+
+
+class Late(VectorEnv):
+    """Two envs of two steps each that are reset by the step after; the first then earns something."""
+
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 - as Gymnasium has it
+    num_envs, single_observation_space, single_action_space = 2, BOX, MOVES
+    observation_space, action_space = batch_space(BOX, 2), batch_space(MOVES, 2)
+
+    def __init__(self, earned):
+        self.earned, self.t = earned, 0
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros((2, 2), np.float32), {}
+
+    def step(self, actions):
+        self.t += 1
+        rewards = np.array([self.earned if self.t == 3 else 1.0, 1.0])
+        return np.zeros((2, 2), np.float32), rewards, np.array([self.t == 2, False]), np.zeros(2, bool), {}
+
+
+def test_the_step_that_resets_an_env_earns_nothing():
+    assert len(play(VectorRows(Late(0.0), seeds=[7, 8]), 5)) == 3
+    env = VectorRows(Late(0.5), seeds=[7, 8], runner=4)
+    text = r"rewards has 0.5 in the step that resets the env; give it with the end"
+    with pytest.raises(EnvError, match=rf"(?s)E403 .*{text}.*in Late, runner 4, env 0, episode 1, step 0"):
+        play(env, 5)

@@ -21,6 +21,7 @@ from steppe.envs.guards import (
     check_alive,
     check_answers,
     check_copies,
+    is_reward,
 )
 from steppe.envs.replay import NotPlain, from_leaves, plain
 from steppe.errors import ConfigError, EnvError, SteppeError
@@ -360,6 +361,10 @@ class VectorRows:
             column = batch_values.over_envs(name, values, n)
             if len(envs) < n:
                 array = isinstance(column, np.ndarray)
+                for env in np.flatnonzero(~live).tolist() if name == "rewards" else ():
+                    if is_reward(column[env]) and column[env]:
+                        text = f"rewards has {column[env]} in the step that resets the env"
+                        raise self._guard.error("E403", f"{text}; give it with the end", place(env), name)
                 column = column[live] if array else [column[i] for i in envs.tolist()]
             given.append(column)
 
