@@ -409,14 +409,8 @@ class MultiAgentRows:
             "known": [self._log.knows(one.env, one.number) for one in episodes],
             "log": self._log.save(self._numbers, since),
             "envs": envs,
-            "observing": self._remembered(),
+            "observing": [] if self._observing is None else self._observing.get_state(native),
         }
-
-    def _remembered(self) -> list[State]:
-        """What the observation function knows of episodes that are not played again."""
-        function = None if self._observing is None else self._observing.function
-        native = [i for i, own in enumerate(self._generators.native) if own]
-        return [] if function is None else function.get_state(native)
 
     def set_state(self, state: State) -> list[str]:
         """Bring every env back by its own ``set_state``, or by replaying its episode.
@@ -433,8 +427,8 @@ class MultiAgentRows:
         self._seeds[:] = state["seeds"]
         self._rewind()
         self._guard.counts = dict(state.get("health", {}))
-        if self._observing is not None and self._observing.function is not None:
-            self._observing.function.set_state(state.get("observing", []))
+        if self._observing is not None:
+            self._observing.set_state(state.get("observing", []))
         if not state["started"]:
             return []
         self._agent_spaces.load(state["spaces"])

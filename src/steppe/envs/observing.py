@@ -110,6 +110,16 @@ class Observing:
         numbers = self._numbers[moment.env]
         return {agent: _identified(value, agent, numbers) for agent, value in own.items()}
 
+    def get_state(self, native: Sequence[bool]) -> list[State]:
+        """What the function remembers; episodes that are played again are not in it."""
+        envs = [i for i, own in enumerate(native) if own]
+        return [] if self.function is None else self.function.get_state(envs)
+
+    def set_state(self, state: Sequence[State]) -> None:
+        """Go on from :meth:`get_state`."""
+        if self.function is not None:
+            self.function.set_state(state)
+
     def blame(self, error: EnvError, guard: Guard) -> EnvError:
         """The same error; it says where to declare a space if the function may have made the observation."""
         if self.function is None:
