@@ -109,7 +109,7 @@ def zeros(spec: Spec, *lead: int) -> Tree:
     """Allocate a column of zeros with any leading shape, such as ``(rows, lanes)``."""
     if isinstance(spec, SequenceSpec):
         return {"items": zeros(spec.item, *lead, spec.maximum), "length": np.zeros(lead, np.int64)}
-    whole = laid_out(spec)
+    whole = laid_out(spec) if isinstance(spec, OneOfSpec) else spec
     if isinstance(whole, DictSpec | TupleSpec):
         return whole.formed(zeros(part, *lead) for _, part in whole.parts)
     return np.zeros(lead + whole.shape, whole.dtype)
