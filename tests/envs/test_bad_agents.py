@@ -424,9 +424,7 @@ def test_a_group_that_has_ended_earns_nothing():
 
     env = MultiAgentRows([Apart().with_agent_groups({"r": ["red"], "b": ["blue"]})], seeds=[7])
     play(env, 3)  # nothing is nothing, also for who has ended
-    with pytest.raises(
-        EnvError, match=r"(?s)E403 .*rewards has 0.5 for agent 'b', which ended.*step 3"
-    ):
+    with pytest.raises(EnvError, match=r"(?s)E403 .*rewards has 0.5 for agent 'b', which ended.*step 3"):
         play(env, 2)
 
 
