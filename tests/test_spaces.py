@@ -316,6 +316,14 @@ def test_values_in_fortran_order_keep_their_places():
     assert column.flags.c_contiguous
 
 
+def test_a_scalar_among_arrays_is_left_to_collect_which_names_it():
+    spec = spaces.spec_of(gs.Box(-9, 9, (2,)))
+    values = [np.zeros(2, F32), np.array(0, F32)]
+    assert spaces.stack(spec, values) is None
+    with pytest.raises(spaces.BadLeaf, match="E103.* of row 1"):
+        spaces.collect(spec, values)
+
+
 # Safe conversions ---------------------------------------------------------------------------------------
 
 FLOATS = gs.Box(-9, 9, (2,))

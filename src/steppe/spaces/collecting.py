@@ -140,12 +140,13 @@ def _tell(spec: LeafSpec, values: Sequence[Any], notes: Conversions, root: str) 
 
 def _gather(spec: LeafSpec, values: Sequence[Any], notes: Notes, root: str) -> Array:
     """The column of an array leaf."""
-    column = stack(spec, values)
+    column = stack(spec, values, judged=False)
     if column is not None:
-        return np.ascontiguousarray(column)
-    column = _converted(spec, values, root)
-    if notes is not None:
-        _tell(spec, values, notes, root)
+        column = np.ascontiguousarray(column)
+    else:
+        column = _converted(spec, values, root)
+        if notes is not None:
+            _tell(spec, values, notes, root)
     if not isinstance(spec, BoxSpec):
         _refuse_outside(spec, column, values, root)
     elif spec.dtype.kind == "f" and not np.isfinite(column).all():

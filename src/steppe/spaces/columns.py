@@ -175,11 +175,12 @@ _ARRAYS = {np.ndarray}
 _INTEGERS = {int, np.int64, np.int32}
 
 
-def stack(spec: Spec, values: Sequence[Any]) -> Array | None:
+def stack(spec: Spec, values: Sequence[Any], *, judged: bool = True) -> Array | None:
     """The column when nothing at all is to be said about the values of a leaf; else None.
 
     That is: each is what the space itself would hand out, finite, and inside its bounds. The column shares
-    no memory with the values. Whatever else comes is for :func:`~steppe.spaces.collect`.
+    no memory with the values. Whatever else comes is for :func:`~steppe.spaces.collect`, which judges by
+    itself whether they are finite and inside.
     """
     if isinstance(spec, _OF_ARRAYS) and spec.shape:
         # Equal first axes here and equal other axes by concatenate: so all have the shape of the first.
@@ -191,12 +192,16 @@ def stack(spec: Spec, values: Sequence[Any]) -> Array | None:
             column = np.concatenate(values, dtype=spec.dtype, casting="no").reshape(len(values), *spec.shape)
         except (TypeError, ValueError):
             return None
+        if not judged:
+            return column
         fine = np.isfinite(column)
     elif isinstance(spec, DiscreteSpec) and set(map(type, values)) <= _INTEGERS:
         try:
             column = np.array(values, np.int64)
         except OverflowError:
             return None
+        if not judged:
+            return column
         fine = np.ones(len(values), np.bool_)
     else:
         return None
