@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from steppe.errors import ConfigError, EnvError
+from steppe.errors import ConfigError, EnvError, SpaceError, SteppeError
 from steppe.models.actions import Actions, Choices
 from steppe.models.observations import MASK, Sight
 from steppe.spaces import (
@@ -138,8 +138,14 @@ def check_mask(mask: Array, actions: Actions) -> None:
         raise BadLeaf("E107", row, _PATH, f"a legal action{which}, marked by 1", f"{len(part)} zeros")
 
 
-def unanswerable(bad: BadLeaf, env: AsyncEnv, info: SlotInfo, step: int, runner: int) -> EnvError:
-    """The error of an env that asks for an action and forbids all; to be raised by the caller."""
+def unanswerable(bad: BadLeaf, env: AsyncEnv, info: SlotInfo, step: int, runner: int) -> SteppeError:
+    """The error of an env that asks for an action and forbids all, or of a policy whose action is none.
+
+    To be raised by the caller.
+    """
+    if bad.code == "E305":
+        place = f"runner {runner}, env {info.env}, episode {info.episode}, step {step}, agent {info.agent!r}"
+        return SpaceError(f"{bad.leaf}: expected {bad.expected}, got {bad.got}\n  in {place}")
     own = env.get_sub_environments()
     culprit = own[info.env] if info.env < len(own) else env  # envs that step as one have no parts
     fix = "let one action be legal wherever one is asked for, if only one that does nothing"

@@ -8,7 +8,7 @@ from typing import Any, final
 
 import numpy as np
 
-from steppe.errors import ConfigError, SpaceError
+from steppe.errors import ConfigError
 from steppe.spaces import BadLeaf, Spec, collect, leaves, map_leaves, rows, take
 from steppe.types import Decision, FloatArray, State, Tree, Weights
 
@@ -101,10 +101,8 @@ class ScriptedPolicy:
         try:
             return collect(self.action, actions, None, "action")
         except BadLeaf as bad:
-            raise SpaceError(
-                f"policy {self._id!r}, {type(self._policy).__name__}: {bad.leaf}: expected {bad.expected}, "
-                f"got {bad.got}"
-            ) from None
+            whose = f"policy {self._id!r}, {type(self._policy).__name__}: {bad.leaf}"
+            raise BadLeaf("E305", bad.row, whose, bad.expected, bad.got) from None
 
     def initial_state(self, n: int) -> Tree:
         """``n`` fresh memories, or None."""
