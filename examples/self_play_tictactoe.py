@@ -7,7 +7,7 @@ import pettingzoo
 
 import steppe
 
-MOST = 20  # past versions that play at the same time
+MOST = 4  # past versions that play at the same time, beside the first one
 
 
 class AnyMove(steppe.Policy):
@@ -18,13 +18,16 @@ class AnyMove(steppe.Policy):
 
 
 class PastVersions(steppe.Callbacks):
-    """After each iteration a frozen copy of the learned policy joins, and the oldest one leaves."""
+    """After each iteration a frozen copy of the learned policy joins, and the oldest one leaves.
+
+    The very first version stays: who moves anyhow comes to squares that good players do not leave open.
+    """
 
     def on_train_result(self, *, algorithm, result):
         algorithm.add_policy(f"past_{result['training_iteration']}", like="learned")
-        oldest, *newer = past_of(algorithm.runner)
-        if len(newer) >= MOST:
-            algorithm.remove_policy(oldest)
+        _, *others = past_of(algorithm.runner)
+        if len(others) > MOST:
+            algorithm.remove_policy(others[0])
 
 
 def past_of(worker):
@@ -44,7 +47,8 @@ def env_creator(env_config):
 def config():
     steppe.register_env("tictactoe", env_creator)
     policies = {"learned": None, "past_0": None, "any_move": steppe.PolicySpec(AnyMove)}
-    ppo = {"lr": 1e-3, "gamma": 0.95, "lambda_": 0.9, "entropy_coeff": 0.01, "fcnet_hiddens": [128, 128]}
+    ppo = {"gamma": 0.95, "lambda_": 0.9, "minibatch_size": 256, "fcnet_hiddens": [128, 128]}
+    ppo |= {"lr": [[0, 2e-3], [120_000, 1e-4]], "entropy_coeff": [[0, 0.03], [120_000, 0.003]]}
     games = {"evaluation_interval": 5, "evaluation_num_envs": 10, "evaluation_duration": 200}
     return steppe.PPOConfig(
         env="tictactoe",

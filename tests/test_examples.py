@@ -305,7 +305,7 @@ def test_past_versions_play_and_the_oldest_leaves(monkeypatch):
     )
     games = {"evaluation_interval": 1, "evaluation_duration": 20}
     result = self_play_tictactoe.main(iterations=3, **TINY, **games)
-    assert made[0].runner.policy_ids == ["learned", "any_move", "past_2", "past_3"]
+    assert made[0].runner.policy_ids == ["learned", "past_0", "any_move", "past_2", "past_3"]
     assert result["policy_reward_mean"].keys() <= {"learned", "past_0", "past_1", "past_2"}
     assert result["evaluation"]["policy_reward_mean"].keys() == {"learned", "any_move"}
     assert result["reward_per_step"] == 0.0  # what one wins the other loses: no move was illegal
