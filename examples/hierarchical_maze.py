@@ -47,7 +47,7 @@ class WindyMaze(steppe.MultiAgentEnv):
 
 def config():
     # The upper level decides 8 times in 200 env steps. Its rows are few, so steps are large until it knows
-    # the way, and minibatches small. The wind does not care what a lower agent did: that one need not look on.
+    # the way, and minibatches small. The wind does not care what a lower agent did: it need not look ahead.
     high = {"gamma": 0.9, "minibatch_size": 64}
     return steppe.PPOConfig(env=WindyMaze, lr=[[0, 3e-3], [200_000, 3e-4]], seed=0).multi_agent(
         policies={"high": {"config": high}, "low": {"config": {"gamma": 0.0}}},
