@@ -234,7 +234,7 @@ def test_a_restore_that_fails_at_the_envs_leaves_the_learner_as_it_was(tmp_path)
         algo.train()
         before = hashes(algo)["learner"]
         owners, meta = checkpoint.load(saved)
-        del owners["runner"]["env"]["envs"][0]
+        del owners["runner"]["env"]["seeds"][0]
         with pytest.raises(steppe.CheckpointError, match="envs"):
             algo._adopt(owners, meta)
         assert hashes(algo)["learner"] == before
@@ -458,9 +458,8 @@ def test_weights_go_out_and_in():
         weights = algo.get_weights()
         other.set_weights(weights)
         obs = [np.array([x, 0.1, -x, 0.0], np.float32) for x in np.linspace(-1, 1, 5)]
-        other._learner._learners["default_policy"]._state = other._learner._learners[
-            "default_policy"
-        ]._state._replace(normalizer=algo._learner._learners["default_policy"]._state.normalizer)
+        one, two = (algorithm._learner.learners["default_policy"] for algorithm in (algo, other))
+        two.state = two.state._replace(normalizer=one.state.normalizer)
         other.set_weights(weights)
         for x in obs:
             assert algo.compute_single_action(x) == other.compute_single_action(x)

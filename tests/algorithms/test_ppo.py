@@ -265,6 +265,6 @@ def test_values_of_a_truncated_task_bootstrap():
     with steppe.PPOConfig(env=NeverEnds, **settings).build() as algo:
         for _ in range(40):
             algo.train()
-        learner = algo._learner._learners["default_policy"]
+        learner = algo._learner.learners["default_policy"]
         model = learner.networks.layout.unravel(jnp.asarray(learner.state.params))
         assert float(model.value(jnp.zeros(2))) == pytest.approx(10.0, abs=0.7)
