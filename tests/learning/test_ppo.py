@@ -42,9 +42,10 @@ def best_within(env, seed, bar, steps):
             return best
 
 
-def test_hot_and_cold_within_five_and_ten_iterations(seed):
+def test_hot_and_cold_within_five_and_ten_iterations(seed, measured):
     runs = islice(results(f"{EXAMPLE}:Example_v0", seed), 10)
     means = [result["episode_reward_mean"] for result in runs]
+    measured(score=means[9])
     assert means[4] >= 7.8
     assert means[9] >= 8.3
 
@@ -58,5 +59,7 @@ def test_hot_and_cold_within_five_and_ten_iterations(seed):
         ("LunarLander-v3", 150, 700_000),
     ],
 )
-def test_score_within_steps(env, bar, steps, seed):
-    assert best_within(env, seed, bar, steps) >= bar
+def test_score_within_steps(env, bar, steps, seed, measured):
+    best = best_within(env, seed, bar, steps)
+    measured(score=best)
+    assert best >= bar
