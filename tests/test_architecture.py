@@ -18,6 +18,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 COMPREHENSIONS = ("<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>")
 ABOVE_CORE = ("cli", "compat", "tune", "algorithm.py", "resuming.py", "loading.py", "tracking")
 ABOVE_CORE += ("serving", "offline", "doctor")
+COLLECTION = ("algorithms", "models", "policies", "learning", "buffers", "jaxenvs")
+"""Bounded by the piece: docs/decisions/0006-what-everything-is.md."""
 
 
 def docstring_lines(tree):
@@ -81,7 +83,8 @@ def test_the_whole_and_its_core_stay_small():
     core = [file for file in loaded if file.relative_to(SOURCE).parts[0] not in ABOVE_CORE]
     assert len(core) > 40
     assert sum(map(sloc, core)) <= 7_500
-    assert sum(map(sloc, FILES)) <= 14_000
+    rest = [file for file in FILES if file.relative_to(SOURCE).parts[0] not in COLLECTION]
+    assert sum(map(sloc, rest)) <= 14_000
 
 
 @pytest.mark.parametrize(

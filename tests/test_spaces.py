@@ -320,7 +320,7 @@ def test_a_scalar_among_arrays_is_left_to_collect_which_names_it():
     spec = spaces.spec_of(gs.Box(-9, 9, (2,)))
     values = [np.zeros(2, F32), np.array(0, F32)]
     assert spaces.stack(spec, values) is None
-    with pytest.raises(spaces.BadLeaf, match="E103.* of row 1"):
+    with pytest.raises(spaces.BadLeaf, match=r"E103.* of row 1"):
         spaces.collect(spec, values)
 
 
