@@ -1,0 +1,328 @@
+"""How policies learn from what they remember: what is the same whatever the loss is.
+
+An algorithm gives one step's update and its networks; here they become a learner: fragments go to a replay
+buffer, minibatches are drawn from it, and all updates that the env steps since the last call are worth run in
+one compiled program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, Protocol, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from steppe.learning.independent import PolicyLearner
+from steppe.learning.learner import Stats
+from steppe.learning.networks import arrays_of, refilled
+from steppe.learning.schedules import Schedule, points
+from steppe.models.encoders import norm_merge, normalize
+from steppe.seeding import stream
+from steppe.spaces import Spec, leaves, take
+from steppe.types import Array, FloatArray, Policy, Rollout, State, Tree, Weights
+
+_MOST = 64
+"""Updates of one compiled call: bounds the memory of its minibatches, and how old their priorities are."""
+
+
+class LearnerState(NamedTuple):
+    """Everything that learning changes.
+
+    Attributes:
+        params: ``(p,)``, all parameters, those that act first, those that have targets last.
+        target: ``(q,)``, slowly following copies of the last ``q`` parameters.
+        opt: of the optimizers, whatever the algorithm has.
+        normalizer: observation statistics, empty where observations are left alone.
+    """
+
+    params: Any
+    target: Any
+    opt: Any
+    normalizer: Any = ()
+
+
+class Method(NamedTuple):
+    """What one algorithm is made of; hashable, for compiled programs are keyed by it.
+
+    Attributes:
+        hyper: a NamedTuple class of the numbers that may change without compiling anew.
+        update: one step, a pure function of ``static``, state, batch, hyper and a random key: the new state,
+            parts to be averaged and reported, and a TD error ``(n,)`` per row. The batch holds obs, action,
+            reward (over n steps), discount (0 where that ended), next_obs and weight, ``(n, ...)`` each;
+            ``number``, which counts the updates; ``sync``, whether the targets are due.
+        values: function of ``static``, parameters and observations: their values ``(n,)``.
+        static: the networks' layouts and choices, hashable.
+        observation: what networks see, and statistics are of.
+    """
+
+    hyper: Any
+    update: Callable[..., tuple[LearnerState, dict[str, jax.Array], jax.Array]]
+    values: Callable[..., jax.Array]
+    static: Any
+    observation: Spec
+
+
+class Buffer(Protocol):
+    """What the learner needs of a replay buffer."""
+
+    def add(self, rollout: Rollout) -> int:
+        """Take a fragment."""
+
+    def __len__(self) -> int:
+        """Rows that can be drawn."""
+
+    @property
+    def sample(self) -> Callable[..., dict[str, Any]]:
+        """Draw columns ``(batches, size, ...)``, with ``index`` and ``weight``."""
+
+    def get_state(self) -> State:
+        """All of it."""
+
+    def set_state(self, state: State) -> None:
+        """Go on from that."""
+
+
+class Priorities(NamedTuple):
+    """Rows are drawn by how wrong their values were.
+
+    Attributes:
+        update: takes the indices and TD errors of rows that were learned from.
+        beta: how far weights make up for it, given to ``sample``.
+    """
+
+    update: Callable[[Array, Array], None]
+    beta: Schedule
+
+
+def followed(target: jax.Array, params: jax.Array, sync: Any, tau: Any) -> jax.Array:
+    """The targets after an update: where it is due, moved by ``tau`` towards the last parameters."""
+    step = jnp.where(sync, tau, 0.0)
+    return (1.0 - step) * target + step * params[params.shape[0] - target.shape[0] :]
+
+
+@lru_cache(maxsize=64)
+def _compiled(method: Method) -> tuple[Any, Any]:
+    """The updates of a call, and values; shared by all policies of this structure."""
+    return jax.jit(partial(_updates, method)), jax.jit(partial(_values, method))
+
+
+def _values(method: Method, params: Any, normalizer: Any, obs: Tree) -> jax.Array:
+    if normalizer:
+        obs = normalize(method.observation, normalizer, obs)
+    return method.values(method.static, params, obs)
+
+
+def _updates(
+    method: Method, state: LearnerState, batches: dict[str, Any], count: Any, hyper: Any, seed: Any
+) -> tuple[LearnerState, dict[str, jax.Array], jax.Array]:
+    """Updates, one after the other; one that is not finite changes nothing and counts as skipped.
+
+    Args:
+        method: of the algorithm.
+        state: as it is.
+        batches: columns ``(k, n, ...)``.
+        count: how many of the ``k`` are learned from: a traced loop bound, so that shapes are few.
+        hyper: coefficients.
+        seed: of the random keys, one an update.
+
+    Returns:
+        The new state; the means of the parts, and ``skipped``; the TD errors ``(k, n)``.
+    """
+    if state.normalizer:
+        spec, real = method.observation, jnp.arange(batches["number"].shape[0])[:, None] < count
+        real = jnp.broadcast_to(real, batches["reward"].shape)
+        state = state._replace(normalizer=norm_merge(spec, state.normalizer, batches["obs"], real))
+        seen = {name: normalize(spec, state.normalizer, batches[name]) for name in ("obs", "next_obs")}
+        batches = batches | seen
+
+    def one(state: LearnerState, i: Any) -> Any:
+        batch = jax.tree.map(lambda a: a[i], batches)
+        key = jax.random.fold_in(jax.random.key(seed), batch["number"])
+        return method.update(method.static, state, batch, hyper, key)
+
+    def step(i: Any, carry: Any) -> Any:
+        state, sums, errors = carry
+        new, parts, error = one(state, i)
+        fine = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((new, parts))]).all()
+        parts = {name: jnp.where(fine, part, 0.0) for name, part in parts.items()} | {"skipped": ~fine}
+        state = jax.tree.map(partial(jnp.where, fine), new, state)
+        error = jnp.where(fine, error, 0.0)
+        return (
+            state,
+            jax.tree.map(jnp.add, sums, parts),
+            jax.lax.dynamic_update_index_in_dim(errors, error, i, 0),
+        )
+
+    shapes = jax.eval_shape(one, state, 0)[1]
+    sums = {name: jnp.float32(0.0) for name in (*shapes, "skipped")}
+    errors = jnp.zeros(batches["reward"].shape, jnp.float32)
+    state, sums, errors = jax.lax.fori_loop(0, count, step, (state, sums, errors))
+    learned = jnp.maximum(count - sums["skipped"], 1.0)
+    means = {name: total if name == "skipped" else total / learned for name, total in sums.items()}
+    return state, means, errors
+
+
+@final
+class OffPolicyLearner(PolicyLearner):
+    """Learns one policy from a replay buffer.
+
+    Args:
+        method: of the algorithm.
+        policy: what runners act with; its flat parameters are the first of the state's.
+        state: before the first update.
+        seed: minibatches and noise of updates are drawn from streams of their own.
+        replay: what fragments are added to and minibatches are drawn from.
+        coefficients: the fields of the method's ``hyper``, each a number or a schedule over env steps.
+        scalars: numbers that acting needs, such as ``epsilon``; likewise.
+        acting: how many of the parameters act.
+        batch_size: rows of one update.
+        updates_per_step: updates an env step is worth; what is left over waits for the next call.
+        learning_starts: env steps before the first update.
+        target_update_freq: env steps between updates of the targets; 0 moves them at each update.
+        priorities: of a prioritized buffer.
+        about: the summary's text.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        policy: Policy,
+        state: LearnerState,
+        seed: int,
+        *,
+        replay: Buffer,
+        coefficients: Mapping[str, Schedule],
+        acting: int,
+        batch_size: int,
+        updates_per_step: float,
+        learning_starts: int,
+        target_update_freq: int = 0,
+        scalars: Mapping[str, Schedule] | None = None,
+        priorities: Priorities | None = None,
+        about: str = "",
+    ) -> None:
+        self.policy, self.state, self._replay = policy, state, replay
+        self._method, (self._updates, self._values) = method, _compiled(method)
+        self._rng = stream(seed, "minibatches")
+        self._seed = np.uint32(stream(seed, "updates").integers(1 << 32))
+        self._points = {name: points(given) for name, given in coefficients.items()}
+        self._scalars = {name: points(given) for name, given in (scalars or {}).items()}
+        self._priorities, self._about, self._acting = priorities, about, acting
+        self._beta = None if priorities is None else points(priorities.beta)
+        self._size, self._ratio, self._starts = batch_size, updates_per_step, learning_starts
+        self._freq = target_update_freq
+        self._version = self._skipped = self._number = self._env_steps = 0
+        self._owed = 0.0
+
+    def add(self, rollout: Rollout) -> None:
+        """Remember a fragment."""
+        if rollout.action is not None:  # else nobody has acted yet, and the next fragment has these rows too
+            self._replay.add(rollout)
+
+    def update(self, env_steps: int) -> Stats:
+        """Learn as often as the env steps since the last call are worth; {} where that is not yet."""
+        before, self._env_steps = self._env_steps, env_steps
+        if env_steps < self._starts or len(self._replay) < self._size:
+            return {}
+        self._owed += (env_steps - before) * self._ratio
+        count = int(self._owed)
+        if not count:
+            return {}
+        self._owed -= count
+        hyper = self._method.hyper(
+            **{name: np.float32(np.interp(env_steps, *given)) for name, given in self._points.items()}
+        )
+        sync = self._due(before, env_steps, count)
+        sums: dict[str, float] = {}
+        for start in range(0, count, _MOST):
+            part = sync[start : start + _MOST]
+            for name, value in self._learn(part, hyper).items():
+                sums[name] = sums.get(name, 0.0) + value * (1.0 if name == "skipped" else len(part))
+        self._version += 1
+        self._skipped += int(sums.pop("skipped"))
+        stats = {name: total / count for name, total in sums.items()}
+        stats |= {f"cur_{name}": self._scalar(given) for name, given in self._scalars.items()}
+        counts = {"updates": self._number, "updates_skipped": self._skipped, "replay_rows": len(self._replay)}
+        return stats | {"cur_lr": float(hyper.lr)} | {name: float(n) for name, n in counts.items()}
+
+    def _due(self, before: int, now: int, count: int) -> Array:
+        """After which of ``count`` updates, spread evenly over the env steps, the targets move."""
+        if not self._freq:
+            return np.ones(count, np.bool_)
+        steps = np.linspace(before, now, count + 1)
+        due: Array = np.diff(steps // self._freq) > 0
+        return due
+
+    def _learn(self, sync: Array, hyper: Any) -> dict[str, float]:
+        """One compiled call: as many updates as ``sync`` is long."""
+        count = len(sync)
+        padded = 1 << (count - 1).bit_length()
+        beta = () if self._beta is None else (float(np.interp(self._env_steps, *self._beta)),)
+        batches = self._replay.sample(self._rng, padded, self._size, *beta)
+        if self.on_batch is not None:
+            self.on_batch(batches)
+        index = batches.pop("index")
+        batches["number"] = np.arange(self._number, self._number + padded, dtype=np.uint32)
+        batches["sync"] = np.resize(sync, padded)
+        self._number += count
+        told = self._updates(self.state, batches, np.int32(count), hyper, self._seed)
+        self.state, parts, errors = told
+        if self._priorities is not None:
+            self._priorities.update(index[:count], np.asarray(errors)[:count])
+        return {name: float(value) for name, value in jax.device_get(parts).items()}
+
+    def _scalar(self, given: Any) -> float:
+        return float(np.interp(self._env_steps, *given))
+
+    def values(self, obs: Tree) -> FloatArray:
+        """What the critic makes of some observations ``(n, ...)``: ``(n,)``."""
+        n = len(leaves(obs)[0])
+        index = np.minimum(np.arange(1 << (n - 1).bit_length()), n - 1)  # padded: few shapes to compile
+        found = self._values(self.state.params, self.state.normalizer, take(obs, index))
+        return np.asarray(found)[:n]
+
+    def publish(self) -> Weights:
+        """The parameters that act, statistics of what they observe, and schedules at this env step."""
+        actor = np.asarray(self.state.params)[: self._acting]
+        scalars = {name: self._scalar(given) for name, given in self._scalars.items()}
+        return Weights(self._version, actor, tuple(map(np.asarray, self.state.normalizer)), scalars)
+
+    def get_weights(self) -> FloatArray:
+        """All parameters but the targets, flat."""
+        flat: FloatArray = np.asarray(self.state.params).copy()
+        return flat
+
+    def set_weights(self, weights: Array) -> None:
+        """Replace the parameters, and the targets with them; the optimizer keeps its moments."""
+        params = np.array(weights, np.float32)
+        target = params[len(params) - len(self.state.target) :].copy()
+        self.state = self.state._replace(params=params, target=target)
+        self._version += 1
+
+    def summary(self) -> str:
+        """Network and parameter count."""
+        return self._about
+
+    def get_state(self) -> State:
+        """Parameters, optimizer, statistics, replay, stream and counters."""
+        return {
+            "arrays": arrays_of(self.state),
+            "rng": self._rng.bit_generator.state,
+            "replay": self._replay.get_state(),
+            "counters": [self._version, self._skipped, self._number, self._env_steps],
+            "owed": self._owed,
+        }
+
+    def checked(self, state: State) -> LearnerState:
+        """The arrays in their places."""
+        return refilled(self.state, state["arrays"])
+
+    def set_state(self, state: State, checked: LearnerState) -> None:
+        """Go on from ``state``."""
+        self.state, self._owed = checked, float(state["owed"])
+        self._rng.bit_generator.state = state["rng"]
+        self._replay.set_state(state["replay"])
+        self._version, self._skipped, self._number, self._env_steps = map(int, state["counters"])
