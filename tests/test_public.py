@@ -10,6 +10,8 @@ import pytest
 import steppe
 
 NAMES = {
+    "A2CConfig",
+    "APPOConfig",
     "Algorithm",
     "BaseEnv",
     "Callbacks",
@@ -17,7 +19,9 @@ NAMES = {
     "ConfigError",
     "EnvContext",
     "EnvError",
+    "IMPALAConfig",
     "MultiAgentEnv",
+    "PGConfig",
     "PPOConfig",
     "ParallelPettingZooEnv",
     "PettingZooEnv",

@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from steppe.algorithm import Algorithm, load
+    from steppe.algorithms.a2c import A2CConfig
+    from steppe.algorithms.appo import APPOConfig
+    from steppe.algorithms.impala import IMPALAConfig
+    from steppe.algorithms.pg import PGConfig
     from steppe.algorithms.ppo import PPOConfig
     from steppe.envs.base_env import BaseEnv
     from steppe.envs.base_view import to_base_env
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
     from steppe.types import Policy
 
 _HOME = {
+    "A2CConfig": "algorithms.a2c",
+    "APPOConfig": "algorithms.appo",
     "Algorithm": "algorithm",
     "BaseEnv": "envs.base_env",
     "Callbacks": "sampling.callbacks",
@@ -29,7 +35,9 @@ _HOME = {
     "ConfigError": "errors",
     "EnvContext": "envs.context",
     "EnvError": "errors",
+    "IMPALAConfig": "algorithms.impala",
     "MultiAgentEnv": "envs.multi_agent",
+    "PGConfig": "algorithms.pg",
     "PPOConfig": "algorithms.ppo",
     "ParallelPettingZooEnv": "envs.pettingzoo",
     "PettingZooEnv": "envs.pettingzoo",
@@ -48,6 +56,8 @@ _HOME = {
 }
 __version__ = "0.1.0"
 __all__ = [
+    "A2CConfig",
+    "APPOConfig",
     "Algorithm",
     "BaseEnv",
     "Callbacks",
@@ -55,7 +65,9 @@ __all__ = [
     "ConfigError",
     "EnvContext",
     "EnvError",
+    "IMPALAConfig",
     "MultiAgentEnv",
+    "PGConfig",
     "PPOConfig",
     "ParallelPettingZooEnv",
     "PettingZooEnv",

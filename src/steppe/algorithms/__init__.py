@@ -10,7 +10,13 @@ from steppe.errors import ConfigError
 if TYPE_CHECKING:
     from steppe.config import AlgorithmConfig
 
-ALGORITHMS = {"PPO": "steppe.algorithms.ppo:PPOConfig"}
+ALGORITHMS = {
+    "A2C": "steppe.algorithms.a2c:A2CConfig",
+    "APPO": "steppe.algorithms.appo:APPOConfig",
+    "IMPALA": "steppe.algorithms.impala:IMPALAConfig",
+    "PG": "steppe.algorithms.pg:PGConfig",
+    "PPO": "steppe.algorithms.ppo:PPOConfig",
+}
 """Where each algorithm's config lives; imported when asked for."""
 
 

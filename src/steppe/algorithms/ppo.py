@@ -147,7 +147,7 @@ def ppo_loss(
 
 
 def gae_targets(
-    reward: jax.Array, value: jax.Array, ends: tuple[jax.Array, ...], hyper: Hyper
+    reward: jax.Array, value: jax.Array, log_ratio: jax.Array, ends: tuple[jax.Array, ...], hyper: Hyper
 ) -> tuple[jax.Array, jax.Array]:
     """Advantages and value targets by generalised advantage estimation (equations 11 and 12 of the paper)."""
     return returns.gae(reward, value, *ends, gamma=hyper.gamma, lam=hyper.lam)

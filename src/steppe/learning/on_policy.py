@@ -40,10 +40,14 @@ class Method(NamedTuple):
             anew; among them ``lr`` and ``kl_stop``.
         loss: function of the model, the action distribution, rows and hyper: the loss and its parts. Rows are
             obs, action, logp, advantage, target, weight (1 where a row counts), ``(n, ...)`` each.
-        targets: function of rewards, values, the columns terminated, truncated and filled, all
+        targets: function of rewards, values, log-ratios, the columns terminated, truncated and filled, all
             ``(rows, lanes)``, and hyper: advantages and value targets.
         parts: names of the loss's parts, ``kl`` and ``total_loss`` among them.
         told: coefficients that are reported.
+        corrects: it corrects for rows that older weights acted: log-ratios are the log-probability of the
+            action by the weights before the update less when it was chosen, and a column ``log_ratio`` of
+            the rows; else they are 0.
+        standardized: advantages are brought to mean 0 and deviation 1 over the batch.
     """
 
     hyper: Any
@@ -51,6 +55,8 @@ class Method(NamedTuple):
     targets: Callable[..., tuple[jax.Array, jax.Array]]
     parts: tuple[str, ...]
     told: tuple[str, ...] = ()
+    corrects: bool = False
+    standardized: bool = True
 
 
 class LearnerState(NamedTuple):
@@ -63,7 +69,7 @@ class LearnerState(NamedTuple):
 
 
 class Static(NamedTuple):
-    """What the compiled programs of one policy are keyed by."""
+    """What the compiled programs of one policy are keyed by; ``minibatch`` 0 is the whole batch."""
 
     method: Method
     observation: Spec
@@ -141,15 +147,21 @@ def _rows(
     # A first batch's ratios start from the policy as its fresh statistics make it.
     then = flat(batch["logp"])
     logp = jax.lax.cond(first, lambda: static.distribution.logp(actor(obs), action), lambda: then)
-    ends = (batch["terminated"], batch["truncated"], batch["filled"])
-    advantage, target = static.method.targets(reward, value, ends, hyper)
+    log_ratio, ends = jnp.zeros(acted.shape), (batch["terminated"], batch["truncated"], batch["filled"])
+    if static.method.corrects:
+        now = static.distribution.logp(actor(obs), action)
+        log_ratio = jnp.where(acted, (now - logp).reshape(acted.shape), 0.0)
+    advantage, target = static.method.targets(reward, value, log_ratio, ends, hyper)
     advantage = batch.get("advantages", advantage)
     if "value_targets" in batch:
         target = batch["value_targets"] / (deviation(return_scale) if static.scale_rewards else 1.0)
-    mean, variance = moments(advantage, acted)
-    scaled = (advantage - mean) / (jnp.sqrt(variance) + 1e-8)
+    if static.method.standardized:
+        mean, variance = moments(advantage, acted)
+        advantage = (advantage - mean) / (jnp.sqrt(variance) + 1e-8)
     unexplained, total = moments(target - value, acted)[1], moments(target, acted)[1]
-    rows = {"obs": obs, "action": action, "logp": logp, "advantage": flat(scaled), "target": flat(target)}
+    rows = {"obs": obs, "action": action, "logp": logp, "advantage": flat(advantage), "target": flat(target)}
+    if static.method.corrects:
+        rows["log_ratio"] = flat(log_ratio)
     if static.extra_loss is not None:
         rows |= {name: flat(column) for name, column in batch.items() if name not in (*COLUMNS, *rows)}
     return rows, (normalizer, return_scale), 1.0 - unexplained / jnp.maximum(total, 1e-8)
@@ -201,7 +213,8 @@ def _loss(
 def _epochs(team: Team, params: Any, opt: Any, rows: Any, orders: Any, counts: Any, hypers: Any) -> Any:
     """Minibatch steps, epoch by epoch, until all are done or a policy has moved too far."""
     members, optimizer = range(len(team.members)), clipped_adam(team.members[0].grad_clip)
-    sizes, alone = [member.minibatch for member in team.members], len(team.members) == 1
+    sizes = [team.members[k].minibatch or orders[k].shape[1] for k in members]
+    alone = len(team.members) == 1
     if alone:
         minibatches = jnp.maximum((counts[0] + sizes[0] // 2) // sizes[0], 1)
     else:  # as many for all, so that each step has rows of everybody
@@ -279,7 +292,7 @@ class OnPolicyLearner(PolicyLearner):
         seed: parameters and minibatches are drawn from streams of their own.
         coefficients: the fields of the method's ``hyper`` but ``kl_coeff``, each a number or a schedule.
         train_batch_size: env steps that one update learns from.
-        minibatch_size: rows of one gradient step.
+        minibatch_size: rows of one gradient step; None takes the whole batch.
         num_epochs: passes over each batch.
         grad_clip: largest norm of a gradient, or None.
         scale_rewards: divide rewards by the running deviation of the discounted return.
@@ -293,7 +306,7 @@ class OnPolicyLearner(PolicyLearner):
 
     Attributes:
         state: everything that learning changes.
-        pace: what policies that share parameters must agree on: lr, num_epochs and grad_clip.
+        pace: what policies that share parameters must agree on, by name.
         share: parts of the networks by the name that they are shared under.
         static: what its compiled programs are keyed by.
     """
@@ -306,7 +319,7 @@ class OnPolicyLearner(PolicyLearner):
         *,
         coefficients: Mapping[str, Schedule],
         train_batch_size: int,
-        minibatch_size: int,
+        minibatch_size: int | None,
         num_epochs: int,
         grad_clip: float | None,
         scale_rewards: bool,
@@ -320,7 +333,7 @@ class OnPolicyLearner(PolicyLearner):
         self._rng, self.share = stream(seed, "minibatches"), dict(share)
         distribution = Distribution(pair.action, **actions)
         self.networks = nets = ActorCriticNetworks(pair, distribution, stream(seed, "parameters"), **model)
-        size = min(minibatch_size, train_batch_size)
+        size = min(minibatch_size or 0, train_batch_size)
         about = (nets.seen, distribution, nets.layout, size, grad_clip, scale_rewards, extra_loss)
         self.static = Static(method, *about)
         arrays = Layout.of([np.zeros(shape) for shape in nets.layout.shapes])
@@ -328,7 +341,8 @@ class OnPolicyLearner(PolicyLearner):
         self._rows, self._update = compiled_rows(self.static), compiled_update(alone)
         self._points = {name: points(given) for name, given in coefficients.items()}
         self._epochs, self._kl_target = num_epochs, kl_target
-        self.pace = (coefficients["lr"], num_epochs, grad_clip)
+        steps = {"num_epochs": num_epochs, "minibatch_size=None": minibatch_size is None}
+        self.pace: dict[str, Any] = {"lr": coefficients["lr"], **steps, "grad_clip": grad_clip}
         self._penalty = {} if kl_coeff is None else {"kl_coeff": kl_coeff}
         self.policy = nets.policy
         opt = clipped_adam_init(nets.params)
@@ -359,7 +373,7 @@ class OnPolicyLearner(PolicyLearner):
         if (taken := self._queue.take(self.on_batch)) is None:
             return None
         batch, acted, continues = taken
-        size = self.static.minibatch
+        size = self.static.minibatch or 1  # a whole batch is of any size
         order, count = shuffled(self._rng, acted, self._epochs, size, self._capacity)
         self._capacity = order.shape[1]
         *measured, old = self.state.return_scale

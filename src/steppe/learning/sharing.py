@@ -87,12 +87,8 @@ class Sharing:
                     f"policies {a!r} and {b!r} share {name!r}, whose arrays have shapes {shapes[0]} in one, "
                     f"{shapes[1]} in the other; give them the same fcnet_hiddens and observations"
                 )
-            for setting, one, other in zip(
-                ("lr", "num_epochs", "grad_clip"),
-                self._learners[a].pace,
-                self._learners[b].pace,
-                strict=True,
-            ):
+            for setting, one in self._learners[a].pace.items():
+                other = self._learners[b].pace[setting]
                 if one != other:
                     raise ConfigError(
                         f"policies {a!r} and {b!r} share {name!r}, which is stepped once for both: their "
