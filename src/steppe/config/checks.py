@@ -172,7 +172,8 @@ def _notes(config: AlgorithmConfig) -> list[str]:
     notes = []
     fragment = config.fragment_length * config.envs
     batch = math.ceil(config.train_batch_size / fragment) * fragment
-    if batch != config.train_batch_size and config.batch_mode == "truncate_episodes":
+    replays = "replay_buffer_capacity" in vars(config)  # then a batch is of remembered rows
+    if batch != config.train_batch_size and config.batch_mode == "truncate_episodes" and not replays:
         notes.append(
             f"{config.spelt('train_batch_size')} is no multiple of {config.envs} envs x "
             f"{config.fragment_length} steps: each update learns from {batch} steps"

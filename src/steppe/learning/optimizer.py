@@ -10,13 +10,13 @@ import optax
 from steppe.types import FloatArray
 
 
-def clipped_adam(grad_clip: float | None) -> optax.GradientTransformation:
-    """Gradients clipped by their global norm, then Adam (Kingma & Ba, 2015) with epsilon 1e-5.
+def clipped_adam(grad_clip: float | None, epsilon: float = 1e-5) -> optax.GradientTransformation:
+    """Gradients clipped by their global norm, then Adam (Kingma & Ba, 2015).
 
     The result is to be multiplied by the negative learning rate, which may change from step to step.
     """
     clip = optax.identity() if grad_clip is None else optax.clip_by_global_norm(grad_clip)
-    return optax.chain(clip, optax.scale_by_adam(eps=1e-5))
+    return optax.chain(clip, optax.scale_by_adam(eps=epsilon))
 
 
 def clipped_adam_init(params: FloatArray) -> Any:

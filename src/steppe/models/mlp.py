@@ -13,7 +13,7 @@ import numpy as np
 from steppe.errors import ConfigError
 from steppe.models.initial import HIDDEN_GAIN, orthogonal
 
-_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
     "relu": jax.nn.relu,
     "swish": jax.nn.silu,
@@ -55,9 +55,9 @@ class MLP(eqx.Module):
         Raises:
             ConfigError: unknown activation, fewer than two sizes, or a width below 1.
         """
-        if activation not in _ACTIVATIONS:
+        if activation not in ACTIVATIONS:
             raise ConfigError(
-                f"activation {activation!r} is unknown; choose one of {', '.join(_ACTIVATIONS)}"
+                f"activation {activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}"
             )
         if len(sizes) < 2 or min(sizes) < 1:
             raise ConfigError(
@@ -73,7 +73,7 @@ class MLP(eqx.Module):
 
     def hidden(self, x: jax.Array) -> jax.Array:
         """The activated features ``(f,)`` before the last layer, of one input ``(in,)``."""
-        function = _ACTIVATIONS[self.activation]
+        function = ACTIVATIONS[self.activation]
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             x = function(x @ weight + bias)
         return x

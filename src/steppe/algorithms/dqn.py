@@ -1,0 +1,273 @@
+"""Deep Q-networks (Mnih et al., 2015), with the parts of Rainbow (Hessel et al., 2018, arXiv:1710.02298)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from steppe.buffers.prioritized import Prioritized
+from steppe.buffers.replay import Replay
+from steppe.config import (
+    AlgorithmConfig,
+    Schedule,
+    above,
+    at_least,
+    between,
+    policy_field,
+    run_field,
+    scheduled,
+)
+from steppe.config.checks import FRAGMENT
+from steppe.errors import ConfigError
+from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, Priorities, followed
+from steppe.learning.optimizer import clipped_adam, clipped_adam_init
+from steppe.models.observations import norm_init
+from steppe.models.q_network import QNetwork, make_q_network, scaled_noise
+from steppe.models.sight import sight_of
+from steppe.policies.actor_critic import Layout
+from steppe.policies.q import QPolicy
+from steppe.seeding import stream
+from steppe.spaces import DiscreteSpec, summary
+from steppe.types import SpacePair, Tree
+
+_RAINBOW: dict[str, Any] = {
+    "n_step": 3,
+    "num_atoms": 51,
+    "noisy": True,
+    "epsilon": 0.0,
+    "prioritized_replay": True,
+}
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class DQNConfig(AlgorithmConfig):
+    """Settings of DQN."""
+
+    algo_name: ClassVar[str] = "DQN"
+
+    rollout_fragment_length: int | Literal["auto"] = run_field(4, section="env_runners", check=FRAGMENT)
+    """Env steps per env between updates; "auto" splits train_batch_size evenly over the envs."""
+    observation_filter: Literal["MeanStdFilter", "NoFilter"] = run_field("NoFilter", section="env_runners")
+    """Observations are shifted and scaled by their running mean and deviation, or left alone."""
+    min_sample_timesteps_per_iteration: int = run_field(1000, section="reporting", check=at_least(0))
+    """An iteration goes on until it has sampled so many env steps."""
+    lr: Schedule = policy_field(5e-4, check=scheduled(at_least(0)))
+    """Learning rate, or a schedule [[env steps, value], ...]."""
+    train_batch_size: int = policy_field(64, check=at_least(1))
+    """Rows of one update."""
+    training_intensity: float | None = policy_field(None, check=above(0))
+    """Rows learned from for each env step; None is train_batch_size, one update an env step."""
+    grad_clip: float | None = policy_field(10.0, check=above(0))
+    """Largest global norm of a gradient; None does not clip."""
+    adam_epsilon: float = policy_field(1e-5, check=above(0))
+    """What Adam adds to the deviation that it divides by."""
+    fcnet_activation: Literal["tanh", "relu", "swish", "silu", "elu", "linear"] = policy_field("relu")
+    """Activation of the hidden layers."""
+
+    double_q: bool = policy_field(True)
+    """The network chooses the action whose value its target says; otherwise the target does both."""
+    dueling: bool = policy_field(True)
+    """Value and advantages have streams of their own, which part before the last hidden layer."""
+    n_step: int = policy_field(1, check=at_least(1))
+    """Rewards that are summed before the value of a state stands for the rest."""
+    num_atoms: int = policy_field(1, check=at_least(1))
+    """Points of the distribution of returns; 1 learns its mean only."""
+    v_min: float = policy_field(-10.0)
+    """Lowest return of that distribution."""
+    v_max: float = policy_field(10.0)
+    """Highest return of that distribution."""
+    noisy: bool = policy_field(False)
+    """The weights of the streams are noisy, and explore by that."""
+    sigma0: float = policy_field(0.5, check=above(0))
+    """Initial deviation of that noise, times the root of a layer's inputs."""
+    rainbow: bool = policy_field(False)
+    """Turns on what Rainbow combines: n_step 3, num_atoms 51, noisy without epsilon, prioritized_replay."""
+    td_error_loss_fn: Literal["huber", "mse"] = policy_field("huber")
+    """How errors count: squared up to 1 and linear beyond, or squared."""
+    epsilon: Schedule = policy_field([[0, 1.0], [10_000, 0.02]], check=scheduled(between(0, 1)))
+    """Probability of a random action, or a schedule [[env steps, value], ...]."""
+    target_network_update_freq: int = policy_field(500, check=at_least(0))
+    """Env steps between updates of the target network; 0 moves it after each update."""
+    tau: float = policy_field(1.0, check=between(0, 1))
+    """How far the target then moves towards the network."""
+    num_steps_sampled_before_learning_starts: int = policy_field(1000, check=at_least(0))
+    """Env steps before the first update."""
+    replay_buffer_capacity: int = policy_field(50_000, check=at_least(1))
+    """Rows that are remembered."""
+    prioritized_replay: bool = policy_field(False)
+    """Rows are drawn by their last TD error instead of evenly."""
+    prioritized_replay_alpha: float = policy_field(0.6, check=at_least(0))
+    """How much the error decides; 0 draws evenly."""
+    prioritized_replay_beta: Schedule = policy_field(0.4, check=scheduled(between(0, 1)))
+    """How far weights make up for drawing unevenly, or a schedule [[env steps, value], ...]."""
+    prioritized_replay_eps: float = policy_field(1e-6, check=above(0))
+    """Added to each error, so that no row is forgotten."""
+
+    def make_learner(self, id: str, pair: SpacePair, seed: int) -> OffPolicyLearner:
+        """The learner of one policy; ``seed`` is its place in the run's tree.
+
+        Raises:
+            ConfigError: actions that have no values each, or a setting that DQN has no use for.
+        """
+        if self.rainbow:
+            own = {name: value for name, value in _RAINBOW.items() if name not in self.changes()}
+            return self.copy(rainbow=False, **own).make_learner(id, pair, seed)
+        self._check(id, pair)
+        sight = sight_of(pair, (), False)
+        spec = pair.action
+        assert isinstance(spec, DiscreteSpec)
+        network = make_q_network(
+            sight.actor,
+            int(spec.n),
+            stream(seed, "parameters"),
+            hiddens=self.fcnet_hiddens,
+            activation=self.fcnet_activation,
+            conv_filters=self.conv_filters,
+            dueling=self.dueling,
+            support=(self.v_min, self.v_max, self.num_atoms) if self.num_atoms > 1 else None,
+            sigma0=self.sigma0 if self.noisy else None,
+            masked=sight.masked,
+        )
+        layout, normalizes = Layout.of(network), self.observation_filter == "MeanStdFilter"
+        params, normalizer = layout.ravel(network), norm_init(sight.actor) if normalizes else ()
+        loss = self.double_q, self.td_error_loss_fn
+        static = Static(layout, *loss, self.grad_clip, self.adam_epsilon)
+        replay = Replay(self.replay_buffer_capacity, n_step=self.n_step, gamma=self.gamma)
+        drawn: Any = replay
+        priorities = None
+        if self.prioritized_replay:
+            alpha, eps = self.prioritized_replay_alpha, self.prioritized_replay_eps
+            drawn = Prioritized(replay, alpha=alpha, eps=eps)
+            priorities = Priorities(drawn.update, self.prioritized_replay_beta)
+        return OffPolicyLearner(
+            Method(Hyper, update, values, static, sight.actor),
+            QPolicy(sight, spec, network, Layout.of((network, normalizer))),
+            LearnerState(params, params.copy(), clipped_adam_init(params), normalizer),
+            seed,
+            replay=drawn,
+            coefficients={"lr": self.lr, "tau": self.tau},
+            acting=layout.size,
+            batch_size=self.train_batch_size,
+            updates_per_step=(self.training_intensity or self.train_batch_size) / self.train_batch_size,
+            learning_starts=self.num_steps_sampled_before_learning_starts,
+            target_update_freq=self.target_network_update_freq,
+            scalars={"epsilon": self.epsilon},
+            priorities=priorities,
+            about=f"{layout.size} parameters\n{network}",
+        )
+
+    def _check(self, id: str, pair: SpacePair) -> None:
+        if not isinstance(pair.action, DiscreteSpec):
+            raise ConfigError(
+                f"policy {id!r}: DQN gives each action of a Discrete space a value, and this one is "
+                f"{summary(pair.action)}; use PPOConfig, which takes any"
+            )
+        for name in ("critic_only", "share", "extra_loss"):
+            if getattr(self, name):
+                raise ConfigError(
+                    f"policy {id!r}: {self.spelt(name)} is not for DQN, whose one network acts and judges; "
+                    "leave it out, or use PPOConfig"
+                )
+        if self.num_atoms > 1 and self.v_min >= self.v_max:
+            raise ConfigError(
+                f"policy {id!r}: v_min={self.v_min} must be below v_max={self.v_max}: they bound the returns"
+            )
+
+
+class Hyper(NamedTuple):
+    """Numbers that may change from update to update without compiling anew."""
+
+    lr: Any
+    tau: Any
+
+
+class Static(NamedTuple):
+    """What compiled programs are keyed by."""
+
+    layout: Layout
+    double_q: bool
+    td_error_loss: str
+    grad_clip: float | None
+    adam_epsilon: float
+
+
+def dqn_loss(
+    network: QNetwork, target: QNetwork, rows: Mapping[str, Any], static: Any, noise: Any = (None,) * 3
+) -> tuple[jax.Array, tuple[dict[str, jax.Array], jax.Array]]:
+    """The weighted loss of chosen actions' values against their targets (equation 1 of the Rainbow paper).
+
+    Args:
+        network: what learns.
+        target: its slowly following copy.
+        rows: see :class:`~steppe.learning.off_policy.Method`.
+        static: ``double_q`` and ``td_error_loss``.
+        noise: of the noisy layers: of the network, of the target, and of the network as it chooses.
+
+    Returns:
+        The loss, its parts, and an error ``(n,)`` per row: of values the TD error, of distributions the loss.
+    """
+    out = jax.vmap(network, (0, None))(rows["obs"], noise[0])
+    taken = rows["action"][:, None, None] == np.arange(network.actions)[:, None]
+    chosen = jnp.where(taken, out, 0.0).sum(1)  # no gather: its gradient is a slow scatter on CPU
+    after = rows["next_obs"]
+    then = jax.vmap(target, (0, None))(after, noise[1])
+    judged = jax.vmap(network, (0, None))(after, noise[2]) if static.double_q else then
+    best = jax.vmap(network.legal)(network.expected(judged), after).argmax(-1)
+    outcome = jax.lax.stop_gradient(jnp.take_along_axis(then, best[:, None, None], 1)[:, 0])
+    if network.support is None:
+        error = chosen[:, 0] - (rows["reward"] + rows["discount"] * outcome[:, 0])
+        small = 0.5 * error**2
+        by_row = (
+            small
+            if static.td_error_loss == "mse"
+            else jnp.where(jnp.abs(error) <= 1.0, small, jnp.abs(error) - 0.5)
+        )
+    else:
+        wanted = projected(jax.nn.softmax(outcome), rows["reward"], rows["discount"], network.support)
+        by_row = error = -(wanted * jax.nn.log_softmax(chosen)).sum(-1)
+    loss, q = (rows["weight"] * by_row).mean(), network.expected(chosen)
+    parts = {"total_loss": loss, "mean_q": q.mean(), "min_q": q.min(), "max_q": q.max()}
+    return loss, ({**parts, "mean_td_error": error.mean()}, error)
+
+
+def projected(
+    p: jax.Array, reward: jax.Array, discount: jax.Array, support: tuple[float, float, int]
+) -> jax.Array:
+    """A distribution of returns ``(n, atoms)`` after a step, on its support again (algorithm 1 of C51).
+
+    Each atom moves to reward + discount * atom, and its probability to the two nearest by their distance.
+    """
+    low, high, atoms = support
+    moved = reward[:, None] + discount[:, None] * np.linspace(*support, dtype=np.float32)
+    place = (jnp.clip(moved, low, high) - low) * ((atoms - 1) / (high - low))
+    near = jnp.clip(1.0 - jnp.abs(place[:, :, None] - np.arange(atoms)), 0.0, 1.0)
+    return (p[:, :, None] * near).sum(1)
+
+
+def update(
+    static: Static, state: LearnerState, batch: dict[str, Any], hyper: Hyper, key: jax.Array
+) -> tuple[LearnerState, dict[str, jax.Array], jax.Array]:
+    """One step of Adam, then of the target; see :class:`~steppe.learning.off_policy.Method`."""
+    network, target = static.layout.unravel(state.params), static.layout.unravel(state.target)
+    noise: Any = (None,) * 3
+    if network.noise_size:
+        noise = scaled_noise(jax.random.normal(key, (3, network.noise_size)))
+    gradient, (parts, error) = jax.grad(dqn_loss, has_aux=True)(network, target, batch, static, noise)
+    flat = jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(gradient)])
+    change, opt = clipped_adam(static.grad_clip, static.adam_epsilon).update(flat, state.opt)
+    params = state.params - hyper.lr * change
+    after = followed(state.target, params, batch["sync"], hyper.tau)
+    parts["grad_norm"] = jnp.linalg.norm(flat)
+    return state._replace(params=params, target=after, opt=opt), parts, error
+
+
+def values(static: Static, params: jax.Array, obs: Tree) -> jax.Array:
+    """The value of the best action, ``(n,)``."""
+    network = static.layout.unravel(params)
+    best: jax.Array = jax.vmap(lambda one: network.legal(network.expected(network(one)), one).max())(obs)
+    return best
