@@ -17,6 +17,7 @@ NAMES = {
     "Callbacks",
     "CheckpointError",
     "ConfigError",
+    "DQNConfig",
     "EnvContext",
     "EnvError",
     "IMPALAConfig",

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from steppe.algorithm import Algorithm, load
     from steppe.algorithms.a2c import A2CConfig
     from steppe.algorithms.appo import APPOConfig
+    from steppe.algorithms.dqn import DQNConfig
     from steppe.algorithms.impala import IMPALAConfig
     from steppe.algorithms.pg import PGConfig
     from steppe.algorithms.ppo import PPOConfig
@@ -33,6 +34,7 @@ _HOME = {
     "Callbacks": "sampling.callbacks",
     "CheckpointError": "errors",
     "ConfigError": "errors",
+    "DQNConfig": "algorithms.dqn",
     "EnvContext": "envs.context",
     "EnvError": "errors",
     "IMPALAConfig": "algorithms.impala",
@@ -63,6 +65,7 @@ __all__ = [
     "Callbacks",
     "CheckpointError",
     "ConfigError",
+    "DQNConfig",
     "EnvContext",
     "EnvError",
     "IMPALAConfig",

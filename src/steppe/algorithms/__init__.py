@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 ALGORITHMS = {
     "A2C": "steppe.algorithms.a2c:A2CConfig",
     "APPO": "steppe.algorithms.appo:APPOConfig",
+    "DQN": "steppe.algorithms.dqn:DQNConfig",
     "IMPALA": "steppe.algorithms.impala:IMPALAConfig",
     "PG": "steppe.algorithms.pg:PGConfig",
     "PPO": "steppe.algorithms.ppo:PPOConfig",

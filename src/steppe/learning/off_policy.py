@@ -219,8 +219,7 @@ class OffPolicyLearner(PolicyLearner):
 
     def add(self, rollout: Rollout) -> None:
         """Remember a fragment."""
-        if rollout.action is not None:  # else nobody has acted yet, and the next fragment has these rows too
-            self._replay.add(rollout)
+        self._replay.add(rollout)
 
     def update(self, env_steps: int) -> Stats:
         """Learn as often as the env steps since the last call are worth; {} where that is not yet."""
@@ -322,7 +321,7 @@ class OffPolicyLearner(PolicyLearner):
 
     def set_state(self, state: State, checked: LearnerState) -> None:
         """Go on from ``state``."""
+        self._replay.set_state(state["replay"])  # first: it refuses one of another size
         self.state, self._owed = checked, float(state["owed"])
         self._rng.bit_generator.state = state["rng"]
-        self._replay.set_state(state["replay"])
         self._version, self._skipped, self._number, self._env_steps = map(int, state["counters"])
