@@ -28,8 +28,10 @@ from steppe.types import Array, FloatArray, Tree
 
 MASKED = -1e9
 """Logit of a forbidden choice: far below any other, and finite, so that no gradient becomes NaN."""
+LOG_STD_RANGE = (-20.0, 2.0)
+"""Where log standard deviations are kept that a network gives off-policy learners (Haarnoja et al., 2018)."""
 _UNBOUNDED = 1e9  # wider bounds, such as the limits of int32 or float32, say nothing about the action's scale
-_SQUASH_EDGE = 1.0 - 1e-6
+SQUASH_EDGE = 1.0 - 1e-6
 
 
 class ActionLeaf(ABC):
@@ -185,7 +187,7 @@ class Numbers(ActionLeaf):
         offset = np.asarray(action, self.work) - self.middle
         x = np.divide(offset, self.half, out=np.zeros_like(offset), where=self.half != 0.0)
         if self.squash:
-            x = np.where(self.squashed, np.arctanh(np.clip(x, -_SQUASH_EDGE, _SQUASH_EDGE)), x)
+            x = np.where(self.squashed, np.arctanh(np.clip(x, -SQUASH_EDGE, SQUASH_EDGE)), x)
         units: Array = x.astype(np.float32)
         return units
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, final
 
 import numpy as np
 
-from steppe.models.actions import MASKED, Actions
+from steppe.models.actions import LOG_STD_RANGE, MASKED, Actions
 from steppe.models.observations import CLIP, EPSILON, MASK, normalized_leaves, visit
 from steppe.models.sight import check_mask, shown, without
 from steppe.spaces import BoxSpec, Spec, collect, from_description, map_leaves, narrowed, zeros
@@ -46,12 +46,15 @@ class Network:
             raise LookupError(f"network of kind {description['kind']!r}; only 'actor' is known")
         self.observation: Spec = from_description(description["observation"])
         self.actions = Actions(from_description(description["action"]), **description["distribution"])
-        # Of a checkpoint from before there were masks: neither of these.
+        # Older checkpoints lack some of these.
         self._masked, self._hidden = description.get("masked", False), description.get("critic_only", ())
+        self._bounded = description.get("bounded_log_std", 0)
         self._seen = without(self.observation, [MASK] if self._masked else [])
         self._statistics = _statistics(self._seen, arrays) if description["normalizer"] else []
         self._encoder = _encoder(description["encoder"], "encoder", arrays)
         self._mlp = _mlp(description["mlp"], "mlp", arrays)
+        # Of action values: which action is best, however much is explored; and the returns they are means of.
+        self._greedy, self._support = description.get("greedy", False), description.get("support")
         self._log_std = arrays["log_std"] if description["free_log_std"] else np.zeros(0, np.float32)
         found, size = self.params(zeros(self.observation, 1)).shape[1], self.actions.param_size
         if found != size:
@@ -66,14 +69,19 @@ class Network:
         return collect(self.observation, shown(observations, self._hidden) if self._hidden else observations)
 
     def params(self, column: Tree) -> FloatArray:
-        """Distribution parameters ``(n, P)`` of a column of at least one observation."""
+        """Distribution parameters, or action values, ``(n, P)`` of a column of at least one observation."""
         with np.errstate(all="ignore"):  # as compiled code is: silent, and the result says it
             column = map_leaves(_narrow, narrowed(self.observation, column))
             if self._statistics:
                 column = _normalized(self._seen, self._statistics, column)
             heads = self._mlp(self._encoder(column))
+            if self._support is not None:
+                heads = _expected(heads, *self._support)
             if self._masked:
                 heads = np.where(column[MASK] != 0, heads, np.float32(MASKED))
+            if self._bounded:
+                scales = np.clip(heads[:, -self._bounded :], *LOG_STD_RANGE)
+                return np.concatenate([heads[:, : -self._bounded], scales], axis=1)
             scales = np.broadcast_to(self._log_std, (len(heads), self._log_std.size))
             return np.concatenate([heads, scales], axis=1)
 
@@ -87,7 +95,15 @@ class Network:
             check_mask(column[MASK], self.actions)
         params = self.params(column)
         with np.errstate(all="ignore"):
-            return self.actions.to_env_direct(self.actions.choose(params, noise))
+            return self.actions.to_env_direct(self.actions.choose(params, None if self._greedy else noise))
+
+
+def _expected(heads: FloatArray, low: float, high: float, atoms: int) -> FloatArray:
+    """Mean returns ``(n, A)`` of logits ``(n, A * atoms)`` over a support."""
+    logits = heads.reshape(len(heads), -1, atoms)
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    mean: FloatArray = p @ np.linspace(low, high, atoms, dtype=np.float32) / p.sum(-1)
+    return mean
 
 
 def _narrow(leaf: Array) -> Array:

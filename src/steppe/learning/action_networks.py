@@ -1,0 +1,131 @@
+"""The networks of learners whose critics judge actions: an actor, and several critics side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from steppe.errors import ConfigError
+from steppe.models.action_values import ActionValue, action_inputs, action_values, make_action_values
+from steppe.models.actions import Numbers
+from steppe.models.catalog import Actor, make_actor
+from steppe.models.distributions import Distribution
+from steppe.models.observations import Sight, norm_init
+from steppe.policies.actor_critic import ActorCriticPolicy, Layout
+from steppe.spaces import DictSpec, DiscreteSpec, Spec, summary
+from steppe.types import Array, FloatArray, SpacePair, Tree
+
+
+class Structure(NamedTuple):
+    """The form of actor and critics; hashable.
+
+    Attributes:
+        seen: what networks see of an observation: all but a mask of the actions.
+        distribution: of the actions.
+        actor: layout of the actor in a flat vector.
+        critics: likewise, of all critics.
+    """
+
+    seen: Spec
+    distribution: Distribution
+    actor: Layout
+    critics: Layout
+
+    def values(self, critics: ActionValue, obs: Tree, action: Tree) -> jax.Array:
+        """What each critic makes of the actions that were taken: ``(critics, n)``."""
+        values = action_values(critics, obs, action_inputs(self.distribution.actions, action))
+        if not isinstance(self.distribution.spec, DiscreteSpec):
+            return values[..., 0]
+        return jnp.where(action[:, None] == np.arange(values.shape[-1]), values, 0.0).sum(-1)
+
+
+class Networks(NamedTuple):
+    """Before training.
+
+    Attributes:
+        structure: their form.
+        policy: acts with the actor.
+        actor: its parameters, flat.
+        critics: theirs.
+        normalizer: observation statistics of no rows; empty when observations are left alone.
+    """
+
+    structure: Structure
+    policy: ActorCriticPolicy
+    actor: FloatArray
+    critics: FloatArray
+    normalizer: tuple[Array, ...]
+
+
+def make_action_networks(
+    pair: SpacePair,
+    rng: np.random.Generator,
+    *,
+    algorithm: str,
+    discrete: bool,
+    count: int,
+    normalize: bool,
+    hiddens: Sequence[int],
+    activation: str,
+    conv_filters: Sequence[Sequence[int]] | None,
+    log_std: float | None = None,
+) -> Networks:
+    """Draw an actor and critics of actions; Boxes are squashed to their bounds.
+
+    Args:
+        pair: observation and action spaces.
+        rng: source of the parameters.
+        algorithm: its name, for messages.
+        discrete: whether it can do with Discrete actions, too.
+        count: how many critics.
+        normalize: keep observation statistics.
+        hiddens: widths of the hidden layers, of actor and critics alike.
+        activation: after each hidden layer.
+        conv_filters: of images; chosen by size if None.
+        log_std: of the actions, the same for all; the actor's own, for every observation, if None.
+
+    Raises:
+        ConfigError: actions that the algorithm cannot learn.
+    """
+    whole = pair.observation
+    sight = Sight(whole, whole, whole, whole)
+    if isinstance(whole, DictSpec):
+        from steppe.models.sight import sight_of  # only a Dict has a mask
+
+        sight = sight_of(pair, (), False)
+    distribution = Distribution(pair.action, squash=True)
+    choices = isinstance(pair.action, DiscreteSpec)
+    bounded = all(isinstance(x, Numbers) and x.squashed.all() for x in distribution.actions.leaves)
+    if not (bounded or (choices and discrete)):
+        can = "Boxes with finite bounds" + (" or a Discrete" if discrete else "")
+        other = "DQNConfig or PPOConfig" if choices else "PPOConfig"
+        raise ConfigError(
+            f"{algorithm} chooses in {can}, and the action space is {summary(pair.action)}; use {other}, "
+            "which can, or give the space bounds"
+        )
+    layers: dict[str, Any] = {"hiddens": hiddens, "activation": activation, "conv_filters": conv_filters}
+    free = log_std is not None
+    scale = {"free_log_std": free, "bounded": not free, "initial_log_std": log_std or 0.0}
+    actor = make_actor(sight.actor, distribution, rng, masked=sight.masked, **scale, **layers)
+    inputs, outputs = (0, distribution.param_size) if choices else (distribution.noise_size, 1)
+    critics = make_action_values(sight.critic, inputs, outputs, rng, count=count, **layers)
+    statistics = norm_init(sight.critic) if normalize else ()
+    structure = Structure(sight.critic, distribution, Layout.of(actor), Layout.of(critics))
+    policy = ActorCriticPolicy(sight, distribution, Layout.of((actor, statistics)))
+    return Networks(
+        structure, policy, structure.actor.ravel(actor), structure.critics.ravel(critics), statistics
+    )
+
+
+def likeliest(structure: Structure, actor: Actor, obs: Tree) -> Tree:
+    """The actor's likeliest actions, in policy units."""
+    return structure.distribution.mode(jax.vmap(actor)(obs))
+
+
+def flat(tree: Any) -> jax.Array:
+    """A gradient as one vector, in the order of the parameters."""
+    return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(tree)])
