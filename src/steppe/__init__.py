@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from steppe.algorithms.impala import IMPALAConfig
     from steppe.algorithms.pg import PGConfig
     from steppe.algorithms.ppo import PPOConfig
+    from steppe.algorithms.sac import SACConfig
+    from steppe.algorithms.td3 import TD3Config
     from steppe.envs.base_env import BaseEnv
     from steppe.envs.base_view import to_base_env
     from steppe.envs.context import EnvContext
@@ -46,8 +48,10 @@ _HOME = {
     "Policy": "policies.scripted",
     "PolicySpec": "config",
     "Result": "sampling.metrics",
+    "SACConfig": "algorithms.sac",
     "SpaceError": "errors",
     "SteppeError": "errors",
+    "TD3Config": "algorithms.td3",
     "VectorEnv": "envs.vector",
     "load": "algorithm",
     "load_policy": "loading",
@@ -77,8 +81,10 @@ __all__ = [
     "Policy",
     "PolicySpec",
     "Result",
+    "SACConfig",
     "SpaceError",
     "SteppeError",
+    "TD3Config",
     "VectorEnv",
     "load",
     "load_policy",

@@ -17,6 +17,8 @@ ALGORITHMS = {
     "IMPALA": "steppe.algorithms.impala:IMPALAConfig",
     "PG": "steppe.algorithms.pg:PGConfig",
     "PPO": "steppe.algorithms.ppo:PPOConfig",
+    "SAC": "steppe.algorithms.sac:SACConfig",
+    "TD3": "steppe.algorithms.td3:TD3Config",
 }
 """Where each algorithm's config lives; imported when asked for."""
 

@@ -14,10 +14,14 @@ from steppe.models.action_values import ActionValue, action_inputs, action_value
 from steppe.models.actions import Numbers
 from steppe.models.catalog import Actor, make_actor
 from steppe.models.distributions import Distribution
-from steppe.models.observations import Sight, norm_init
+from steppe.models.observations import norm_init
+from steppe.models.sight import sight_of
 from steppe.policies.actor_critic import ActorCriticPolicy, Layout
-from steppe.spaces import DictSpec, DiscreteSpec, Spec, summary
+from steppe.spaces import DiscreteSpec, Spec, summary
 from steppe.types import Array, FloatArray, SpacePair, Tree
+
+UNUSED = ("critic_only", "share", "extra_loss", "vf_share_layers")
+"""Settings that mean nothing here."""
 
 
 class Structure(NamedTuple):
@@ -66,6 +70,7 @@ def make_action_networks(
     rng: np.random.Generator,
     *,
     algorithm: str,
+    unused: Sequence[str],
     discrete: bool,
     count: int,
     normalize: bool,
@@ -80,6 +85,7 @@ def make_action_networks(
         pair: observation and action spaces.
         rng: source of the parameters.
         algorithm: its name, for messages.
+        unused: settings that it has no use for, as they were written.
         discrete: whether it can do with Discrete actions, too.
         count: how many critics.
         normalize: keep observation statistics.
@@ -89,14 +95,11 @@ def make_action_networks(
         log_std: of the actions, the same for all; the actor's own, for every observation, if None.
 
     Raises:
-        ConfigError: actions that the algorithm cannot learn.
+        ConfigError: actions that the algorithm cannot learn, or an unused setting.
     """
-    whole = pair.observation
-    sight = Sight(whole, whole, whole, whole)
-    if isinstance(whole, DictSpec):
-        from steppe.models.sight import sight_of  # only a Dict has a mask
-
-        sight = sight_of(pair, (), False)
+    if unused:
+        raise ConfigError(f"{unused[0]} has no meaning for {algorithm}; leave it out, or use PPOConfig")
+    sight = sight_of(pair, (), False)
     distribution = Distribution(pair.action, squash=True)
     choices = isinstance(pair.action, DiscreteSpec)
     bounded = all(isinstance(x, Numbers) and x.squashed.all() for x in distribution.actions.leaves)
