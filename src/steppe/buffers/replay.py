@@ -203,7 +203,7 @@ class Replay:
         if due.fragment != (rollout.incarnation, rollout.sequence):
             return number, due.number, filled & begun & (rollout.sequence > 0)
         lane = np.flatnonzero(filled[: len(due.number)])
-        lane = lane[(_who(rollout, 0, lane) == due.who[lane]).all(axis=1)]
+        lane = lane[(_who(rollout, np.zeros_like(lane), lane) == due.who[lane]).all(axis=1)]
         number[lane] = due.number[lane]
         lost = np.delete(due.number, lane)
         forgotten = (number >= 0) & (number < oldest)  # it has been silent for so long: stored anew
@@ -316,7 +316,7 @@ class Replay:
         return stack
 
 
-def _who(rollout: Rollout, row: Any, lane: IntArray) -> Array:
+def _who(rollout: Rollout, row: IntArray, lane: IntArray) -> Array:
     """Whose rows they are, and when: ``(n, 4)``."""
     columns = rollout.env, rollout.agent, rollout.episode, rollout.t
     return np.stack([column[row, lane] for column in columns], axis=1)
