@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import equinox as eqx
 import gymnasium
 import jax
@@ -92,7 +94,9 @@ def test_the_losses_of_a_box_equal_hand_computed_numbers():
         "weight": jnp.ones(1),
     }
     noise = (jnp.full((1, 1), 0.5), jnp.full((1, 1), 0.5))
-    _, (parts, td_error) = sac_losses(structure, (actor, log_alpha, critics), targets, rows, noise, -1.0)
+    _, (parts, td_error) = jax.jit(partial(sac_losses, structure))(
+        (actor, log_alpha, critics), targets, rows, noise, -1.0
+    )
     normal = -0.5 * np.log(2 * np.pi)
     then = normal - np.log(
         1 - np.tanh(3.0) ** 2
@@ -117,7 +121,9 @@ def test_the_losses_of_choices_are_means_over_all_of_them():
         "weight": jnp.full(1, 2.0),
     }
     noise = (jnp.full((1, 1), 0.5),) * 2
-    _, (parts, td_error) = sac_losses(CHOICES, (actor, log_alpha, critics), targets, rows, noise, 0.6)
+    _, (parts, td_error) = jax.jit(partial(sac_losses, CHOICES))(
+        (actor, log_alpha, critics), targets, rows, noise, 0.6
+    )
     target = 1.0 + 0.5 * ((4.0 + 0.0) / 2 + 0.1 * np.log(2.0))
     assert td_error[0] == pytest.approx(4.0 - target, rel=1e-5)
     assert parts["critic_loss"] == pytest.approx(((4.0 - target) ** 2 + (2.0 - target) ** 2), rel=1e-5)
@@ -164,9 +170,9 @@ def test_each_loss_moves_its_own_parameters_alone():
         value, logp = outlook(structure, actor, critics, rows["obs"], noise[0])
         return (0.3 * logp - value).mean() if place == 0 else -(log_alpha * (logp - 1.0)).mean()
 
-    together = jax.grad(whole)(parts)
+    together = jax.jit(jax.grad(whole))(parts)
     for place in range(3):
-        alone = jax.grad(lambda own, place=place: naive(place, own))(parts[place])
+        alone = jax.jit(jax.grad(partial(naive, place)))(parts[place])
         pairs = zip(jax.tree.leaves(together[place]), jax.tree.leaves(alone), strict=True)
         assert all(np.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in pairs), place
 
@@ -176,9 +182,9 @@ def test_an_update_takes_a_step_of_each_rate_and_the_targets_follow_where_due():
     size = nets.structure.actor.size
     params = np.concatenate([nets.actor, [np.float32(0.0)], nets.critics])
     state = LearnerState(params, nets.critics + 1.0, clipped_adam_init(params))
+    update = jax.jit(partial(sac_update, Static(nets.structure, None)))
     for due in (True, False):
-        rows = batch() | {"sync": np.bool_(due)}
-        new, _, _ = sac_update(Static(nets.structure, None), state, rows, hyper, jax.random.key(0))
+        new, _, _ = update(state, batch() | {"sync": np.bool_(due)}, hyper, jax.random.key(0))
         moved = np.abs(new.params - params)
         # the first step of Adam is the rate itself, wherever the gradient is far above epsilon
         assert moved[:size].max() == pytest.approx(1e-3, rel=0.1)
