@@ -95,9 +95,11 @@ class DQNConfig(AlgorithmConfig):
     """Env steps between updates of the target network; 0 moves it after each update."""
     tau: float = policy_field(1.0, check=between(0, 1))
     """How far the target then moves towards the network."""
-    num_steps_sampled_before_learning_starts: int = policy_field(1000, check=at_least(0))
+    num_steps_sampled_before_learning_starts: int = policy_field(
+        1000, check=at_least(0), alias="learning_starts"
+    )
     """Env steps before the first update."""
-    replay_buffer_capacity: int = policy_field(50_000, check=at_least(1))
+    replay_buffer_capacity: int = policy_field(50_000, check=at_least(1), alias="buffer_size")
     """Rows that are remembered."""
     prioritized_replay: bool = policy_field(False)
     """Rows are drawn by their last TD error instead of evenly."""
