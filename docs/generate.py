@@ -10,13 +10,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from steppe import PPOConfig
+from steppe.algorithms import ALGORITHMS, config_class
 from steppe.config import AlgorithmConfig, FieldSpec, field_docs, field_specs
 from steppe.config.names import GROUPS, KEYS, Key
 
 DOCS = Path(__file__).resolve().parent
 MARK = "<!-- From here on made by docs/generate.py: make docs -->"
-ALGORITHMS: tuple[type[AlgorithmConfig], ...] = (PPOConfig,)
 
 
 def pages() -> dict[str, str]:
@@ -49,7 +48,7 @@ def configuration() -> str:
     parts = [
         f"## {section}\n\n{setting_table(specs, docs)}" for section, specs in by_section(shared.values())
     ]
-    for cls in ALGORITHMS:
+    for cls in map(config_class, ALGORITHMS):
         changed = {name: spec for name, spec in field_specs(cls).items() if differs(spec, shared.get(name))}
         text = setting_table(list(changed.values()), field_docs(cls))
         parts.append(f"## training, of {cls.algo_name} alone\n\n{text}")

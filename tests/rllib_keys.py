@@ -710,6 +710,79 @@ def _released(
     return values
 
 
+_A2C_CONFIG: dict[str, Any] = {
+    "use_critic": True,
+    "use_gae": True,
+    "rollout_fragment_length": 20,
+    "lambda": 1.0,
+    "grad_clip": 40.0,
+    "lr": 0.0001,
+    "lr_schedule": None,
+    "vf_loss_coeff": 0.5,
+    "entropy_coeff": 0.01,
+    "min_iter_time_s": 10,
+    "sample_async": False,
+    "microbatch_size": None,
+}
+_IMPALA_CONFIG: dict[str, Any] = {
+    "vtrace": True,
+    "vtrace_clip_rho_threshold": 1.0,
+    "vtrace_clip_pg_rho_threshold": 1.0,
+    "rollout_fragment_length": 50,
+    "train_batch_size": 500,
+    "min_iter_time_s": 10,
+    "num_workers": 2,
+    "num_gpus": 1,
+    "num_data_loader_buffers": 1,
+    "num_multi_gpu_tower_stacks": 1,
+    "minibatch_buffer_size": 1,
+    "num_sgd_iter": 1,
+    "replay_proportion": 0.0,
+    "replay_buffer_num_slots": 0,
+    "learner_queue_size": 16,
+    "learner_queue_timeout": 300,
+    "max_sample_requests_in_flight_per_worker": 2,
+    "broadcast_interval": 1,
+    "num_aggregation_workers": 0,
+    "grad_clip": 40.0,
+    "opt_type": "adam",
+    "lr": 0.0005,
+    "lr_schedule": None,
+    "decay": 0.99,
+    "momentum": 0.0,
+    "epsilon": 0.1,
+    "vf_loss_coeff": 0.5,
+    "entropy_coeff": 0.01,
+    "entropy_coeff_schedule": None,
+    "after_train_step": None,
+}
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "PG": {"num_workers": 0, "lr": 0.0004},
+    "A2C": _A2C_CONFIG,
+    "IMPALA": _IMPALA_CONFIG,
+    "APPO": {
+        **_IMPALA_CONFIG,
+        "use_critic": True,
+        "use_gae": True,
+        "lambda": 1.0,
+        "clip_param": 0.4,
+        "use_kl_loss": False,
+        "kl_coeff": 1.0,
+        "kl_target": 0.01,
+        "num_gpus": 0,
+        "replay_buffer_num_slots": 100,
+    },
+}
+"""What the ``DEFAULT_CONFIG`` of other algorithms adds to the settings of all."""
+
+
+def algorithm_config(algo: str) -> dict[str, Any]:
+    """The whole ``DEFAULT_CONFIG`` of an algorithm but PPO, among the settings of release 1.2."""
+    common = _released(_COMMON_CONFIG, _COMMON_CONFIG_CHANGES, "1.2.0")
+    model = _released(_MODEL_DEFAULTS, _MODEL_DEFAULTS_CHANGES, "1.2.0")
+    return {**common, **ALGORITHMS[algo], "model": model}
+
+
 def default_config(release: str) -> dict[str, Any]:
     """PPO's whole ``DEFAULT_CONFIG`` of a release."""
     ppo = _released(_PPO_CONFIG, _PPO_CONFIG_CHANGES, release)

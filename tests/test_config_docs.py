@@ -6,6 +6,7 @@ import pytest
 
 import steppe
 from docs import generate
+from steppe.algorithms import ALGORITHMS, config_class
 from steppe.config import AlgorithmConfig, field_docs, field_specs
 from steppe.config.names import KEYS
 
@@ -31,7 +32,7 @@ def test_a_page_without_its_mark_is_named(tmp_path):
 
 def test_every_setting_has_a_row_with_its_default_and_what_it_does():
     text = (generate.DOCS / "configuration.md").read_text()
-    for cls in (AlgorithmConfig, steppe.PPOConfig):
+    for cls in (AlgorithmConfig, *map(config_class, ALGORITHMS)):
         docs = field_docs(cls)
         for name, spec in field_specs(cls).items():
             row = re.search(rf"^\| `{name}` \|(.*)\|$", text, re.MULTILINE)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import steppe.config
 from steppe import PPOConfig
+from steppe.algorithms import config_class
 from steppe.config import field_specs
 from steppe.config.names import ALIASES, GROUPS, KEYS, NONE, UNSET, YIELDS
 from steppe.config.reading import read
@@ -47,6 +48,11 @@ def every_key():
     return found | {f"model.{key}" for key in [*rllib.LATER_MODEL_DEFAULTS, *rllib.MODEL_CONFIG]}
 
 
+def of_algorithms():
+    """Keys of the settings of other algorithms than PPO."""
+    return {key for algo in rllib.ALGORITHMS for key in paths(rllib.algorithm_config(algo))}
+
+
 def fates(key):
     """Which of the classes a key is in."""
     in_table = [KEYS[key].kind] if key in KEYS else []
@@ -73,7 +79,7 @@ def test_every_key_of_rllib_has_exactly_one_fate():
 
 
 def test_the_table_names_no_key_that_rllib_never_had():
-    assert set(KEYS) - every_key() == set()
+    assert set(KEYS) - every_key() - of_algorithms() == set()
     assert set(YIELDS) <= set(KEYS)
     assert set(UNSET) <= {*KEYS, *FIELDS}
     assert set(NONE) <= set(FIELDS)
@@ -96,6 +102,36 @@ def test_a_whole_default_config_passes_without_a_word(release, caplog):
     assert (config.lr, config.lambda_, config.num_epochs, config.minibatch_size) == (5e-5, 1.0, 30, 128)
     assert (config.fcnet_hiddens, config.vf_share_layers, config.num_env_runners) == ([256, 256], False, 2)
     assert (config.train_batch_size, config.rollout_fragment_length, config.policies) == (4000, 200, None)
+
+
+@pytest.mark.parametrize("algo", rllib.ALGORITHMS)
+def test_a_whole_default_config_of_another_algorithm_passes_without_a_word(algo, caplog):
+    given = rllib.algorithm_config(algo)
+    config = config_class(algo).from_dict(given)
+    assert caplog.messages == []
+    assert (config.lr, config.train_batch_size) == (given["lr"], given["train_batch_size"])
+    assert (config.grad_clip, config.fcnet_hiddens) == (given.get("grad_clip", 0.5), [256, 256])
+    assert config.min_time_s_per_iteration == given["min_iter_time_s"]
+
+
+@pytest.mark.parametrize("algo", rllib.ALGORITHMS)
+def test_other_values_of_another_algorithm_are_said_or_refused(algo):
+    cls = config_class(algo)
+    own = {spec.alias or name for name, spec in field_specs(cls).items()}
+    for key in rllib.ALGORITHMS[algo].keys() - own:
+        kind = KEYS[key].kind
+        if kind == "no effect":
+            assert read(cls, {key: -7.5}).notes == [f"{key} is accepted and has no effect: {KEYS[key].why}"]
+        else:
+            assert f"{key}=-7.5" in refusal(lambda key=key: cls.from_dict({key: -7.5}))
+            assert kind == "refused" or KEYS[key].field in own
+
+
+def test_what_only_other_algorithms_have_is_no_setting_of_ppo():
+    assert "has no setting 'vtrace'" in refusal(lambda: PPOConfig.from_dict({"vtrace": True}))
+    assert "has no setting 'clip_param'" in refusal(
+        lambda: config_class("IMPALA").from_dict({"clip_param": 0.2})
+    )
 
 
 def test_every_setter_takes_what_it_takes_in_rllib(caplog):
