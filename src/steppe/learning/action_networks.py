@@ -112,7 +112,7 @@ def make_action_networks(
         )
     layers: dict[str, Any] = {"hiddens": hiddens, "activation": activation, "conv_filters": conv_filters}
     free = log_std is not None
-    scale = {"free_log_std": free, "bounded": not free, "initial_log_std": log_std or 0.0}
+    scale: dict[str, Any] = {"free_log_std": free, "bounded": not free, "initial_log_std": log_std or 0.0}
     actor = make_actor(sight.actor, distribution, rng, masked=sight.masked, **scale, **layers)
     inputs, outputs = (0, distribution.param_size) if choices else (distribution.noise_size, 1)
     critics = make_action_values(sight.critic, inputs, outputs, rng, count=count, **layers)
