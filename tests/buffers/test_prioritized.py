@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steppe import checkpoint
@@ -113,6 +113,7 @@ def test_a_row_without_error_is_still_drawn():
     assert replay.sample(np.random.default_rng(0), 1, 2, 1.0)["weight"].tolist() == [[1, 1]]
 
 
+@settings(max_examples=25)
 @given(scripts, POLICIES, st.sampled_from([2, 7, 20, 10_000]), st.integers(1, 3), st.integers(0, 9))
 def test_what_has_a_priority_is_what_may_be_sampled(drawn, policy, capacity, n_step, seed):
     inner, rng = Replay(capacity, n_step=n_step, framestack=2), np.random.default_rng(seed)

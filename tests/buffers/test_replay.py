@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steppe import checkpoint
@@ -239,6 +239,7 @@ def test_each_row_is_as_probable_as_any_other():
     assert (columns["weight"] == 1).all()
 
 
+@settings(max_examples=15)
 @given(scripts, POLICIES, sizes)
 def test_a_replay_goes_on_from_its_state(drawn, policy, size):
     replay = Replay(**size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -129,12 +130,13 @@ class Replay:
             end = np.where(going, self._next[end], end)
             reward += np.where(going, discount * self._reward[end], 0.0)
             discount[going] *= self._gamma
+        both = take(self._obs, self._stack(np.stack([index, end])))  # one large allocation, not two
         return {
-            "obs": take(self._obs, self._stack(index)),
+            "obs": take(both, 0),
             "action": take(self._action, index),
             "reward": reward.astype(np.float32),
             "discount": (discount * ~self._terminated[end]).astype(np.float32),
-            "next_obs": take(self._obs, self._stack(end)),
+            "next_obs": take(both, 1),
             "index": index,
         }
 
@@ -160,12 +162,8 @@ class Replay:
                 )
         self._stored, self._count = int(state["stored"]), len(state["ready"])
         columns = {name: tupled(column) for name, column in state["columns"].items()}
-        self._obs, self._action = (
-            map_leaves(lambda a: np.zeros((self.capacity, *a.shape[1:]), a.dtype), columns[name])
-            if name in columns
-            else None
-            for name in ("obs", "action")
-        )
+        self._obs = self._room(np.empty, columns["obs"]) if "obs" in columns else None
+        self._action = self._room(np.zeros, columns["action"]) if "action" in columns else None
         held = slice(min(self._stored, self.capacity))
         for name, column in self._columns().items():
             put(column, held, columns[name])
@@ -238,22 +236,24 @@ class Replay:
         kept = at[row, lane] >= 0
         row, lane = row[kept], lane[kept]
         new = at[row, lane]
+        obs = take(rollout.obs, (row, lane))
         if self._obs is None:
-            self._obs = self._room(rollout.obs)
-        put(self._obs, new, take(rollout.obs, (row, lane)))
+            self._obs = self._room(np.empty, obs)
+        put(self._obs, new, obs)
         self._reward[new] = rollout.reward[row, lane]
         self._terminated[new] = rollout.terminated[row, lane]
         self._truncated[new] = rollout.truncated[row, lane]
         self._next[new] = self._previous[new] = NONE
         if rollout.action is not None:
-            if self._action is None:
-                self._action = self._room(rollout.action)
             kept = at >= 0
-            put(self._action, at[kept], take(rollout.action, kept))
+            action = take(rollout.action, kept)
+            if self._action is None:
+                self._action = self._room(np.zeros, action)
+            put(self._action, at[kept], action)
 
-    def _room(self, column: Tree) -> Tree:
-        """Rows like those of ``column (rows, lanes, ...)``; memory that is never written is never taken."""
-        return map_leaves(lambda a: np.zeros((self.capacity, *a.shape[2:]), a.dtype), column)
+    def _room(self, make: Callable[..., Array], rows: Tree) -> Tree:
+        """A ring of rows like these. Memory is taken when it is written; by np.empty in huge pages."""
+        return map_leaves(lambda a: make((self.capacity, *a.shape[1:]), a.dtype), rows)
 
     def _link(self, rollout: Rollout, at: IntArray, unknown: BoolArray) -> Array:
         """Rows learn who came before and who comes next; returns those that are an outcome."""
