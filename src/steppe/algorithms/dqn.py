@@ -36,7 +36,6 @@ from steppe.spaces import DiscreteSpec, summary
 from steppe.types import SpacePair, Tree
 
 _RAINBOW: dict[str, Any] = {
-    "n_step": 3,
     "num_atoms": 51,
     "noisy": True,
     "epsilon": 0.0,
@@ -49,6 +48,22 @@ class DQNConfig(AlgorithmConfig):
     """Settings of DQN."""
 
     algo_name: ClassVar[str] = "DQN"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "rllib": {
+            "num_envs_per_env_runner": 1,
+            "rollout_fragment_length": 1,
+            "train_batch_size": 32,
+            "grad_clip": 40.0,
+            "adam_epsilon": 1e-8,
+            "fcnet_hiddens": [256, 256],
+            "fcnet_activation": "tanh",
+            "n_step": 1,
+            "td_error_loss_fn": "huber",
+            "epsilon": [[0, 1.0], [10_000, 0.05]],
+            "target_network_update_freq": 500,
+            "prioritized_replay": True,
+        }
+    }
 
     rollout_fragment_length: int | Literal["auto"] = run_field(4, section="env_runners", check=FRAGMENT)
     """Env steps per env between updates; "auto" splits train_batch_size evenly over the envs."""
@@ -73,7 +88,7 @@ class DQNConfig(AlgorithmConfig):
     """The network chooses the action whose value its target says; otherwise the target does both."""
     dueling: bool = policy_field(True)
     """Value and advantages have streams of their own, which part before the last hidden layer."""
-    n_step: int = policy_field(1, check=at_least(1))
+    n_step: int = policy_field(3, check=at_least(1))
     """Rewards that are summed before the value of a state stands for the rest."""
     num_atoms: int = policy_field(1, check=at_least(1))
     """Points of the distribution of returns; 1 learns its mean only."""
@@ -86,12 +101,12 @@ class DQNConfig(AlgorithmConfig):
     sigma0: float = policy_field(0.5, check=above(0))
     """Initial deviation of that noise, times the root of a layer's inputs."""
     rainbow: bool = policy_field(False)
-    """Turns on what Rainbow combines: n_step 3, num_atoms 51, noisy without epsilon, prioritized_replay."""
-    td_error_loss_fn: Literal["huber", "mse"] = policy_field("huber")
+    """Turns on what Rainbow adds: num_atoms 51, noisy without epsilon, prioritized_replay; see v_min."""
+    td_error_loss_fn: Literal["huber", "mse"] = policy_field("mse")
     """How errors count: squared up to 1 and linear beyond, or squared."""
     epsilon: Schedule = policy_field([[0, 1.0], [10_000, 0.02]], check=scheduled(between(0, 1)))
     """Probability of a random action, or a schedule [[env steps, value], ...]."""
-    target_network_update_freq: int = policy_field(500, check=at_least(0))
+    target_network_update_freq: int = policy_field(100, check=at_least(0))
     """Env steps between updates of the target network; 0 moves it after each update."""
     tau: float = policy_field(1.0, check=between(0, 1))
     """How far the target then moves towards the network."""
