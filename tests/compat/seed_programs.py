@@ -223,11 +223,6 @@ PRINTED: dict[str, list[str]] = {}
 """What programs printed in this test run, line by line; shown at its end."""
 
 WAITING = {
-    "two car policies and a traffic light": Waiting(
-        'trainer = pg.PGAgent(env="my_multiagent_env", config={',
-        'trainer = pg.PGAgent(env="my_multiagent_env", config={',
-        "PG; with PPO in its place it runs",
-    ),
     "variables shared between policies": Waiting(
         "with tf.variable_scope(",
         "<create the shared layers here>",

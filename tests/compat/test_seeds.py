@@ -17,7 +17,7 @@ import pytest
 from gymnasium import spaces
 
 import steppe
-from steppe.compat.agents import ppo
+from steppe.compat.agents import pg, ppo
 from steppe.compat.ray.rllib.env import MultiAgentEnv
 from steppe.compat.ray.tune.registry import register_env
 from steppe.envs import registry
@@ -355,16 +355,16 @@ def test_a_multi_agent_env_step_by_step():
 
 @pytest.fixture
 def traffic(quick):
-    """What the page's program finds: an env under its name, spaces, and an algorithm in the place of PG."""
+    """What the page's program finds: an env under its name, spaces, and PG."""
     register_env("my_multiagent_env", lambda config: MultiAgentTrafficEnv(2, 1))
     car, light = ((MultiAgentTrafficEnv.observation_space, MultiAgentTrafficEnv.action_space),) * 2
     names = {"car_obs_space": car[0], "car_act_space": car[1], "tl_obs_space": light[0]}
-    agent = SimpleNamespace(PGAgent=ppo.PPOTrainer)
-    return {**names, "tl_act_space": light[1], "pg": agent, "random": random}
+    return {**names, "tl_act_space": light[1], "pg": pg, "random": random}
 
 
-def test_two_car_policies_and_a_traffic_light_by_ppo(traffic):
-    traffic["print"] = show = until(3, "two_cars")
+@pytest.mark.parametrize("agent", [pg.PGAgent, ppo.PPOTrainer], ids=["PG", "PPO"])
+def test_two_car_policies_and_a_traffic_light(traffic, agent):
+    traffic |= {"print": (show := until(3, "two_cars")), "pg": SimpleNamespace(PGAgent=agent)}
     with pytest.raises(EnoughError):
         exec(compile(program("two_cars"), "two_cars.py", "exec"), traffic)
     result = show.kept[2]
@@ -372,6 +372,7 @@ def test_two_car_policies_and_a_traffic_light_by_ppo(traffic):
     assert result["policy_reward_mean"]["traffic_light"] == 0
     assert result["episode_reward_mean"] == 4 * 3 - 1
     algorithm = traffic["trainer"].algorithm
+    assert type(algorithm.config).algo_name in agent.__name__
     assert [spec.config for spec in algorithm.config.policies.values()] == [
         {"gamma": 0.85},
         {"gamma": 0.99},

@@ -58,6 +58,35 @@ def test_each_module_has_the_same_trainer_under_all_its_names():
     assert agents.__doc__
 
 
+SMALL = {
+    "num_workers": 0,
+    "rollout_fragment_length": 32,
+    "train_batch_size": 32,
+    "min_iter_time_s": 0,
+    "seed": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "algo"),
+    [
+        ("pg", "PGAgent", "PG"),
+        ("a3c", "A2CTrainer", "A2C"),
+        ("impala", "ImpalaTrainer", "IMPALA"),
+        ("ppo", "APPOTrainer", "APPO"),
+    ],
+)
+def test_trainers_of_other_algorithms_train(module, name, algo):
+    cls = getattr(getattr(agents, module), name)
+    assert cls is trainer_class(algo)
+    trainer = cls(env=Signs, config={**SMALL, "model": {"fcnet_hiddens": [4]}})
+    stats = trainer.train()["info"]["learner"]["default_policy"]
+    assert np.isfinite(stats["policy_loss"])
+    assert trainer.algorithm.config.reward_scale == "none"
+    assert trainer.algorithm.config.use_critic is False if algo == "PG" else stats["entropy_coeff"] > 0.009
+    trainer.stop()
+
+
 @pytest.mark.parametrize("algo", known_algorithms())
 def test_rllib_s_defaults_are_what_is_trained_with(algo):
     """Every default of RLlib's that is a field of ours arrives with RLlib's value."""

@@ -16,7 +16,7 @@ from steppe.checkpoint import MANIFEST
 from steppe.compat import ray
 from steppe.compat.absent import of_class, table
 from steppe.compat.callbacks import adapted
-from steppe.compat.defaults import changed, default_config, merged
+from steppe.compat.defaults import changed, default_config, known_algorithms, merged
 from steppe.compat.views import Policy, WorkerSet
 from steppe.config import AlgorithmConfig, say_once
 from steppe.config.values import same
@@ -322,3 +322,11 @@ def _end(algorithm: Algorithm) -> None:
 
 
 PPOTrainer = trainer_class("PPO")
+
+
+def __getattr__(name: str) -> type[Trainer]:
+    """Trainers of other algorithms, such as ``ImpalaTrainer``, which load theirs when they are asked for."""
+    algo = name.removesuffix("Trainer").upper()
+    if name == algo or algo not in known_algorithms():
+        raise AttributeError(f"no {name!r} here: there are trainers of {', '.join(known_algorithms())}")
+    return trainer_class(algo)
