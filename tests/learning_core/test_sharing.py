@@ -121,6 +121,30 @@ def test_chains_of_names_make_one_team_and_a_new_policy_joins_it():
         assert same(parts(algo, "e")["encoder"], parts(algo, "a")["encoder"])
 
 
+def test_a_frozen_copy_shares_nothing_and_one_that_learns_does():
+    with config().build() as algo:
+        frozen = algo.add_policy("past", like="a")
+        algo.add_policy("next", like="a", trained=True, policy_mapping_fn=lambda agent: "ab"[int(agent)])
+        assert frozen.observation == algo.get_policy("a").observation
+        before = algo.get_weights()
+        for learner in learners_of(algo).values():
+            learner.add = lambda rollout: None  # "next" acts for nobody
+        algo.set_weights({"a": before["a"] + 1.0})
+        after = algo.get_weights()
+        assert np.array_equal(after["past"], before["past"])
+        assert same(parts(algo, "next")["encoder"], parts(algo, "a")["encoder"])
+
+
+def test_a_name_that_nobody_else_has_is_said(caplog):
+    own = {"a": {"encoder": "trunk"}, "b": {"encoder": "trnuk", "vf": "v"}, "c": {"vf": "v"}}
+    policies = {id: steppe.PolicySpec(config={"share": share}) for id, share in own.items()}
+    with config(policies=tuple(own)).copy(policies=policies).build():
+        pass
+    assert "policy a shares ['trunk'] with no other policy" in caplog.text
+    assert "policy b shares ['trnuk'] with no other policy" in caplog.text
+    assert "policy c" not in caplog.text
+
+
 def test_setting_the_weights_of_one_sets_what_it_shares():
     with config().build() as algo:
         new = algo.get_weights()["b"] + 1.0

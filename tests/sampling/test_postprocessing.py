@@ -106,13 +106,29 @@ def test_extra_loss_is_differentiated():
     assert bias == pytest.approx(2.0, abs=0.05)
 
 
-def test_an_extra_loss_is_one_number():
-    said = r"extra_loss gave an array of shape \(12,\): it must be one number"
-    with (
-        config(None, extra_loss=lambda params, batch: batch["advantages"]).build() as algo,
-        pytest.raises(steppe.ConfigError, match=said),
-    ):
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (lambda params, batch: batch["advantages"], r"gave an array of shape \(12,\): it must be one number"),
+        (lambda params, batch: None, "gave None: it must be one number"),
+        (lambda params, batch: batch["speed"], r"batch\['speed'\], and there are action_logp, actions, adv"),
+    ],
+    ids=["array", "nothing", "missing column"],
+)
+def test_an_extra_loss_is_one_number_of_columns_that_are_there(extra, said):
+    with config(None, extra_loss=extra).build() as algo, pytest.raises(steppe.ConfigError, match=said):
         algo.train()
+
+
+def test_what_cannot_be_called_is_said_when_it_is_set():
+    with pytest.raises(
+        steppe.ConfigError, match=r"function of \(policy, batch, other_agent_batches, episode\)"
+    ):
+        config(lambda policy, batch, others: None)
+    with pytest.raises(
+        steppe.ConfigError, match=r"extra_loss=.* must be a function of \(params, batch\) or None"
+    ):
+        config(None, extra_loss=lambda policy, model, batch: 0.0)
 
 
 @pytest.mark.parametrize("scale", ["running", "none"])
@@ -225,6 +241,128 @@ def test_a_run_with_columns_of_its_own_resumes_exactly():
         steppe.load(path, env=Odd)
 
 
+def test_fragments_in_which_nobody_acted_have_the_columns_too():
+    """One step a fragment: agent 1 waits in every other one, and in the first nobody has an outcome yet."""
+
+    def mark(policy, batch, others, episode):
+        batch["mark"] = batch["obs"][:, 0].astype(int) * 3
+
+    def extra(params, batch):
+        right = (batch["mark"] == (batch["obs"][:, 0] * 3).astype(jnp.int32)) | (batch["weight"] == 0)
+        return jnp.where(right.all(), 5.0, jnp.nan)
+
+    mapping = {
+        "policies": {"even", "odd"},
+        "policy_mapping_fn": lambda agent: "odd" if agent == 1 else "even",
+    }
+    made = config(mark, extra_loss=extra, rollout_fragment_length=1, **mapping)
+    code = {"env": Odd, "postprocess_trajectory": mark, "extra_loss": extra}
+    with made.build() as algo:
+        for iteration in range(4):
+            info = algo.train()["info"]
+            assert {id: stats["extra_loss"] for id, stats in info.items()} == {"even": 5.0, "odd": 5.0}
+            if iteration == 1:
+                path = algo.save("c")
+        expected = algo.get_weights()
+    with steppe.load(path, policy_mapping_fn=made.policy_mapping_fn, **code) as algo:
+        algo.train()
+        algo.train()
+        for id, weights in algo.get_weights().items():
+            assert np.array_equal(weights, expected[id]), id
+
+
+def test_columns_of_learning_are_the_same_whoever_made_them():
+    """Advantages of one's own come to ``extra_loss`` as ours do, standardized, and targets on their scale."""
+
+    def own(policy, batch, others, episode):
+        batch["advantages"] = batch["obs"][:, 0].astype(int)
+        batch["value_targets"] = np.full(len(batch["obs"]), 700.0)
+
+    def seen(params, batch):
+        assert sorted(batch) == ["action_logp", "actions", "advantages", "obs", "value_targets", "weight"]
+        return jnp.square(batch["advantages"]).mean()
+
+    with config(own, extra_loss=seen).build() as algo:
+        stats = algo.train()["info"]["default_policy"]
+    assert stats["rows"] == 24  # two minibatches of twelve
+    assert stats["extra_loss"] == pytest.approx(1.0, rel=1e-4)  # 151.75 as they were given
+
+
+def test_the_critic_says_what_learning_starts_from():
+    """``policy.value`` of the rows and the V of the update, whose targets it is by its own targets."""
+
+    def own(policy, batch, others, episode):
+        batch["value_targets"] = policy.value(batch["obs"])
+
+    settings = {"observation_filter": "MeanStdFilter", "reward_scale": "none", "lr": 0.0, "extra_loss": None}
+    with config(own, **settings).build() as algo:
+        algo.train()  # before it there are no statistics to scale observations by
+        assert algo.train()["info"]["default_policy"]["vf_loss"] == pytest.approx(0.0, abs=1e-8)
+
+
+def test_a_run_may_go_on_with_a_function_or_more_policies_that_learn():
+    """What was not kept before is kept from there on, in the middle of episodes."""
+    mapping = {
+        "policies": {"even", "odd"},
+        "policy_mapping_fn": lambda agent: "odd" if agent == 1 else "even",
+    }
+    counted = []
+
+    def count(policy, batch, others, episode):
+        counted.extend((policy.policy_id, agent) for agent in others)
+        assert (batch["rewards"] == 1).all()
+
+    with config(None, **mapping, policies_to_train=["even"], train_batch_size=8).build() as algo:
+        algo.train()
+        path = algo.save("c")
+    code = {"env": Odd, "policy_mapping_fn": mapping["policy_mapping_fn"]}
+    with steppe.load(path, **code, postprocess_trajectory=count) as algo:
+        algo.train()
+        assert ("even", 1) in counted
+    with steppe.load(path, **code, policies_to_train=["even", "odd"]) as algo:
+        before = algo.get_weights()["odd"]
+        algo.train()
+        assert not np.array_equal(algo.get_weights()["odd"], before)
+
+
+@pytest.mark.parametrize("trained", [["told"], None])
+def test_actions_that_were_chosen_elsewhere_may_be_seen_but_not_learned_from(trained):
+    class Logged(steppe.BaseEnv):
+        """Agent y did what it wanted; nobody knows how probable that was."""
+
+        observation_space, action_space = spaces.Box(-1, 1, (1,)), spaces.Discrete(2)
+
+        def __init__(self, env_config):
+            self.t = 0
+
+        def poll(self):
+            self.t += 1
+            obs = {0: {agent: np.zeros(1, np.float32) for agent in "xy"}}
+            ends = {0: {"__all__": False}}
+            return obs, {0: {"x": 0.0, "y": 1.0}}, ends, ends, {0: {}}, {0: {"y": 1}}
+
+        def send_actions(self, action_dict):
+            pass
+
+    actions = []
+
+    def look(policy, batch, others, episode):
+        actions.extend(others["y"][1]["actions"].tolist())
+
+    mapping = {
+        "policies": {"told", "own"},
+        "policy_mapping_fn": lambda agent: "told" if agent == "x" else "own",
+    }
+    settings = {**mapping, "policies_to_train": trained, "num_envs_per_env_runner": 1, "train_batch_size": 6}
+    with config(look, **settings).copy(env=Logged).build() as algo:
+        if trained is None:
+            with pytest.raises(steppe.ConfigError, match="policy 'own': the action of agent 'y'"):
+                algo.train()
+        else:
+            assert list(algo.train()["info"]) == ["told"]
+            assert set(actions) == {1}
+
+
 def bad_shape(policy, batch, others, episode):
     batch["x"] = np.zeros(len(batch["obs"]) + 1)
 
@@ -239,6 +377,26 @@ def bad_number(policy, batch, others, episode):
 
 def bad_name(policy, batch, others, episode):
     batch["logp"] = np.zeros(len(batch["obs"]))
+
+
+def taken_name(policy, batch, others, episode):
+    batch["weight"] = np.zeros(len(batch["obs"]))
+
+
+def wide_advantages(policy, batch, others, episode):
+    batch["advantages"] = np.zeros((len(batch["obs"]), 1))
+
+
+def kinds(policy, batch, others, episode):
+    batch["x"] = np.zeros(len(batch["obs"]), float if batch["obs"][0, 0] >= 10 else int)
+
+
+def one_row(policy, batch, others, episode):
+    policy.value(batch["obs"][-1])
+
+
+def other_tree(policy, batch, others, episode):
+    policy.value({"obs": batch["obs"]})
 
 
 def bad_return(policy, batch, others, episode):
@@ -261,9 +419,17 @@ def changing(policy, batch, others, episode):
         (bad_kind, "a column holds numbers for each of the"),
         (bad_number, "'x' with NaN or infinity"),
         (bad_name, "a column 'logp', which means something else"),
+        (taken_name, "a column 'weight', which means something else"),
+        (
+            wide_advantages,
+            r"'advantages', float64 of shape \(6, 1\): a column holds one number for each of the 6",
+        ),
+        (kinds, r"rows of \{'x': 'float32\[\]'\} for agent 1, and before \{'x': 'int32\[\]'\}"),
+        (one_row, r"was given observations of shape \(1,\); of one row it takes \(1, 1\), as batch\['obs'\]"),
+        (other_tree, r"was given observations of shape \{'obs': \(6, 1\)\}; of one row it takes \(1, 1\)"),
         (bad_return, r"returned \[1\]: return the batch, or None"),
-        (sometimes, r"rows of shapes \{\} for agent 1, and before \{'x': \(\)\}"),
-        (changing, r"rows of shapes \{'x': \(2,\)\} for agent 1, and before \{'x': \(1,\)\}"),
+        (sometimes, r"rows of \{\} for agent 1, and before \{'x': 'float32\[\]'\}"),
+        (changing, r"rows of \{'x': 'float32\[2\]'\} for agent 1, and before \{'x': 'float32\[1\]'\}"),
     ],
 )
 def test_what_cannot_be_learned_from_is_said(function, said):

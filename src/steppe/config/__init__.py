@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, final
 
 from steppe.config.checks import (
     CALLABLE,
+    EXTRA_LOSS,
     FILTERS,
     FRAGMENT,
     FUNCTION,
     IDS,
     PARTS,
     POLICIES,
+    POSTPROCESSING,
     SPACE,
     check_together,
     listed_ids,
@@ -184,9 +186,9 @@ class AlgorithmConfig(ABC):
     """Leaves of a Dict observation that the critic sees and acting does not."""
     share: dict[str, str] = policy_field({}, section="multi_agent", check=PARTS)
     """Parts of the networks by the name that they are shared under: {"encoder": "trunk"}."""
-    postprocess_trajectory: Any = policy_field(None, section="multi_agent", check=CALLABLE)
+    postprocess_trajectory: Any = policy_field(None, section="multi_agent", check=POSTPROCESSING)
     """Function of (policy, batch, other_agent_batches, episode) that may change or add columns."""
-    extra_loss: Any = policy_field(None, check=CALLABLE)
+    extra_loss: Any = policy_field(None, check=EXTRA_LOSS)
     """Function of (params, batch), in JAX, whose value is added to the loss of each minibatch."""
 
     evaluation_interval: int | None = run_field(0, section="evaluation", check=at_least(0))

@@ -98,6 +98,20 @@ def _binds(signature: inspect.Signature, positions: tuple[str, ...], names: tupl
     return True
 
 
+def _function_of(*names: str) -> Check:
+    """A function that can be given so many arguments, by position."""
+
+    def takes_them(value: Any) -> bool:
+        try:
+            return callable(value) and _binds(inspect.signature(value), names, ())
+        except (TypeError, ValueError):  # builtins say nothing
+            return True
+
+    return Check(f"a function of ({', '.join(names)})", takes_them, whole=True)
+
+
+POSTPROCESSING = _function_of("policy", "batch", "other_agent_batches", "episode")
+EXTRA_LOSS = _function_of("params", "batch")
 SPACE = Check("a Gymnasium space", lambda value: not isinstance(value, _NO_SPACE), whole=True)
 CALLABLE = Check("a function", callable, whole=True)
 PARTS = Check(

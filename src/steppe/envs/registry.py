@@ -394,6 +394,7 @@ def _fitting(creator: Callable[..., Any], keywords: Mapping[str, Any], name: str
     except TypeError as error:
         raise ConfigError(
             f"env_config does not fit {name}{signature}: {error}; env_config has {sorted(keywords, key=str)}"
+            "; a parameter that is called env_config, or is the only one without a default, gets all of it"
         ) from None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -79,6 +79,11 @@ class FragmentQueue:
         if not self._fragments:
             return None
         fragments, self._fragments = self._fragments, []
+        added: dict[str, Array] = {}
+        for fragment in fragments:
+            added |= fragment.extra
+        if added:
+            _even(fragments, added)
         by_runner = [
             [fragment for fragment in fragments if fragment.runner == runner]
             for runner in sorted({fragment.runner for fragment in fragments})
@@ -169,6 +174,14 @@ def stitch(fragments: Sequence[Rollout]) -> dict[str, Any]:
     for row, lane in lost:
         joined["truncated"][row, lane] = True
     return joined
+
+
+def _even(fragments: Sequence[Rollout], added: Mapping[str, Array]) -> None:
+    """Those in which nobody acted have none of the columns that were ``added`` to others: zeros there."""
+    for fragment in fragments:
+        for name, like in added.items():
+            if name not in fragment.extra:
+                fragment.extra[name] = np.zeros((*fragment.filled.shape, *like.shape[2:]), like.dtype)
 
 
 def _who(fragment: Rollout, *, opening: bool) -> IntArray:

@@ -163,7 +163,8 @@ def _rows(
     if static.method.corrects:
         rows["log_ratio"] = flat(log_ratio)
     if static.extra_loss is not None:
-        rows |= {name: flat(column) for name, column in batch.items() if name not in (*COLUMNS, *rows)}
+        known = (*COLUMNS, *rows, "advantages", "value_targets")
+        rows |= {name: flat(column) for name, column in batch.items() if name not in known}
     return rows, (normalizer, return_scale), 1.0 - unexplained / jnp.maximum(total, 1e-8)
 
 
@@ -196,6 +197,17 @@ def _update(
     return jax.tree.map(partial(jnp.where, fine), after, before), parts
 
 
+@final
+class _Batch(dict[str, Any]):
+    """The columns that an ``extra_loss`` reads."""
+
+    def __missing__(self, name: Any) -> Any:
+        raise ConfigError(
+            f"extra_loss reads batch[{name!r}], and there are {', '.join(sorted(self))}; "
+            "postprocess_trajectory can add it"
+        )
+
+
 def _loss(
     static: Static, model: ActorCritic, rows: dict[str, Any], hyper: Any
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -203,8 +215,11 @@ def _loss(
     loss, parts = static.method.loss(model, static.distribution, rows, hyper)
     if static.extra_loss is None:
         return loss, parts
-    names = {"actions": "action", "action_logp": "logp", "advantages": "advantage", "value_targets": "target"}
-    extra = jnp.asarray(static.extra_loss(model, {**{n: rows[own] for n, own in names.items()}, **rows}))
+    names = {"action": "actions", "logp": "action_logp", "advantage": "advantages", "target": "value_targets"}
+    given = static.extra_loss(model, _Batch({names.get(name, name): rows[name] for name in rows}))
+    if not isinstance(given, jax.Array | np.ndarray | np.number | int | float):
+        raise ConfigError(f"extra_loss gave {given!r:.60}: it must be one number")
+    extra = jnp.asarray(given)
     if extra.shape:
         raise ConfigError(f"extra_loss gave an array of shape {extra.shape}: it must be one number")
     return loss + extra, {**parts, "extra_loss": extra, "total_loss": loss + extra}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple, final
@@ -16,6 +17,10 @@ from steppe.learning.on_policy import LearnerState, OnPolicyLearner, Prepared, T
 from steppe.models.catalog import ActorCritic
 from steppe.policies.actor_critic import Layout
 from steppe.types import Array, IntArray
+
+logger = logging.getLogger("steppe")
+
+_ALONE = "policy %s shares %s with no other policy; the other names of shared parts are %s"
 
 
 def parts_of(model: ActorCritic) -> dict[str, Any]:
@@ -76,6 +81,10 @@ class Sharing:
         self.teams = _connected(self._leaves)
         for team in self.teams:
             self.spread(team[0])
+        names = [name for own in self._leaves.values() for name in own]
+        for id, own in self._leaves.items():
+            if alone := [name for name in own if names.count(name) == 1]:
+                logger.warning(_ALONE, id, alone, sorted({*names} - {*alone}))
 
     def _check(self, a: str, b: str) -> None:
         for name in self._leaves[a].keys() & self._leaves[b].keys():

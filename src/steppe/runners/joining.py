@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from steppe.config import AlgorithmConfig
@@ -36,7 +37,11 @@ def joined(
         raise ConfigError(f"like={like!r} is no policy with parameters; there are {', '.join(specs)}")
     if like is not None and spec is not None:
         raise ConfigError(f"policy {id!r}: give spec or like={like!r}, not both")
-    changes: dict[str, Any] = {"policies": {**specs, id: spec if like is None else specs[like]}}
+    if like is not None:
+        spec = specs[like]
+        if id not in trained:  # what it shared would go on to learn
+            spec = replace(spec, config={**spec.config, "share": {}})
+    changes: dict[str, Any] = {"policies": {**specs, id: spec}}
     changes["policies_to_train"] = list(trained)
     if mapping is not None:
         changes["policy_mapping_fn"] = mapping

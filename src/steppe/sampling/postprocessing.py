@@ -14,11 +14,14 @@ from steppe.errors import ConfigError
 from steppe.learning.minibatches import COLUMNS
 from steppe.sampling.callbacks import Episode
 from steppe.sampling.trajectories import Trajectory, batch_of, trajectories, write_back
-from steppe.spaces import map_leaves
+from steppe.spaces import leaves, map_leaves, zeros
 from steppe.types import AgentID, Array, FloatArray, Policy, Rollout, Tree
 
 if TYPE_CHECKING:
     from steppe.learning.independent import PolicyLearner
+
+_TAKEN = (*COLUMNS, "advantage", "target", "weight", "log_ratio")
+"""Columns of learning that are not called as they are here."""
 
 
 @final
@@ -38,11 +41,18 @@ class TrainedPolicy:
         """``(n,)``, what the critic makes of observations ``(n, ...)``, in the unit of the rewards.
 
         Raises:
-            ConfigError: the policy is scripted: it has no critic.
+            ConfigError: the policy is scripted, and has no critic; or these are no observations of it.
         """
         if self._learner is None:
             raise ConfigError(f"policy {self.policy_id!r} is scripted: it has no critic to ask")
-        return self._learner.values(obs)
+        obs = map_leaves(np.asarray, obs)
+        came, taken = (map_leaves(np.shape, column) for column in (obs, zeros(self.observation, 1)))
+        if map_leaves(_row, obs) != map_leaves(_row, zeros(self.observation, 1)):
+            raise ConfigError(
+                f"policy.value of {self.policy_id!r} was given observations of shape {came}; of one row it "
+                f"takes {taken}, as batch['obs'][-1:] has it, and of n rows the same with n for the first 1"
+            )
+        return self._learner.values(obs) if len(leaves(obs)[0]) else np.zeros(0, np.float32)
 
 
 @final
@@ -74,9 +84,6 @@ class Postprocessing:
         for rollout, part in parts:
             if (function := self._functions.get(rollout.policy)) is not None:
                 self._process(function, rollout, part, everybody[part.env, part.episode])
-        for rollout in rollouts:
-            if rollout.policy in self._functions and rollout.action is not None:
-                self._complete(rollout)
 
     def _process(
         self, function: Callable[..., Any], rollout: Rollout, part: Trajectory, rows: Mapping[AgentID, _Rows]
@@ -91,35 +98,42 @@ class Postprocessing:
         write_back(rollout, part, batch, self._policies[rollout.policy])
         added = {name: _column(name, batch[name], len(part.rows)) for name in batch if name not in given}
         known = self._added.setdefault(rollout.policy, {name: added[name][:0] for name in added})
-        now, before = ({name: c.shape[1:] for name, c in columns.items()} for columns in (added, known))
+        now, before = (
+            {name: f"{c.dtype}{list(c.shape[1:])}" for name, c in columns.items()}
+            for columns in (added, known)
+        )
         if now != before:
             raise ConfigError(
-                f"postprocess_trajectory added columns with rows of shapes {now} for agent {part.agent!r}, "
-                f"and before {before}: add the same to every trajectory"
+                f"postprocess_trajectory added columns with rows of {now} for agent {part.agent!r}, and "
+                f"before {before}: add the same to every trajectory"
             )
-        self._complete(rollout)
         for name, column in added.items():
+            if name not in rollout.extra:  # zeros where no row was acted
+                rollout.extra[name] = np.zeros((*rollout.filled.shape, *column.shape[1:]), column.dtype)
             rollout.extra[name][part.rows, part.lane] = column
 
-    def _complete(self, rollout: Rollout) -> None:
-        """Rows that no function saw have zeros in the columns that it adds."""
-        for name, like in self._added.get(rollout.policy, {}).items():
-            if name not in rollout.extra:
-                rollout.extra[name] = np.zeros((*rollout.filled.shape, *like.shape[1:]), like.dtype)
+
+def _row(column: Array) -> tuple[int, ...] | None:
+    """Shape of one row."""
+    return column.shape[1:] if column.ndim else None
 
 
 def _column(name: Any, given: Any, rows: int) -> Array:
     """A new column as learning takes it: float32, int32 or bool."""
     column = np.asarray(given)
-    if not isinstance(name, str) or name in COLUMNS:
+    if not isinstance(name, str) or name in _TAKEN:
         raise ConfigError(
-            f"postprocess_trajectory added a column {name!r}, which means something else in a batch"
+            f"postprocess_trajectory added a column {name!r}, which means something else in a batch; call it "
+            "something else"
         )
-    if column.shape[:1] != (rows,) or column.dtype.kind not in "fiub":
+    scalar = name in ("advantages", "value_targets")
+    if column.shape[:1] != (rows,) or (scalar and column.ndim > 1) or column.dtype.kind not in "fiub":
         raise ConfigError(
             f"postprocess_trajectory added {name!r}, {column.dtype} of shape {column.shape}: a column holds "
-            f"numbers for each of the {rows} rows"
+            f"{'one number' if scalar else 'numbers'} for each of the {rows} rows"
         )
+    if scalar:
+        column = column.astype(np.float32)
     if column.dtype.kind == "f" and not np.isfinite(column).all():
         raise ConfigError(f"postprocess_trajectory added {name!r} with NaN or infinity")
     return column.astype({"f": np.float32, "i": np.int32, "u": np.int32, "b": np.bool_}[column.dtype.kind])

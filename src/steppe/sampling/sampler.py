@@ -457,7 +457,7 @@ class Sampler:
                 put(self._state_table(index, tupled(recurrent)), self._slots_of(index), tupled(recurrent))
         self._pending = []
         for index, (lanes, saved) in enumerate(zip(self._lanes, state["lanes"], strict=True)):
-            if lanes is not None:
+            if lanes is not None and saved is not None:  # else its rows are kept from here on
                 lanes.set_state(saved)
                 if self._states[index] is not None:
                     self._write_state0(index, lanes)
@@ -473,12 +473,15 @@ class Sampler:
         return notes
 
     def _resume(self, steps: Sequence[TimeStep]) -> list[Ready]:
-        """Rows that wait are in their lanes already, except those of episodes begun anew."""
+        """Rows that wait are in their lanes, except of episodes begun anew and policies kept anew."""
         ready, renewed = [], []
         for step in steps:
             known = {info.slot for info in step.opened if self._live.get(info.slot) == info}
             mask = np.array([slot in known for slot in step.slot.tolist()], np.bool_)
             for policy, part in self._by_policy(select(step, np.flatnonzero(mask))):
+                lanes = self._lanes[policy]
+                if lanes is not None and np.count_nonzero(lanes.lane_of[part.slot] < 0):
+                    lanes.write(part, self._identity[part.slot], None)
                 ready.append(Ready(policy, part.slot, part.obs, part.t))
             fresh = tuple(info for info in step.opened if info.slot not in known)
             if fresh:
