@@ -13,7 +13,7 @@ import pytest
 from gymnasium import spaces
 
 import steppe
-from steppe.algorithms.sac import Hyper, Static, outlook, sac_losses, sac_update
+from steppe.algorithms.sac import Hyper, Static, outlook, sac_losses, sac_update, sac_values
 from steppe.learning.action_networks import make_action_networks
 from steppe.learning.off_policy import LearnerState
 from steppe.learning.optimizer import clipped_adam_init
@@ -264,6 +264,16 @@ def test_the_loaded_policy_acts_as_the_algorithm_does(env, tmp_path):
         for obs in (np.clip(space.sample(), -5, 5) for _ in range(16)):
             expected = algo.compute_single_action(obs, explore=False)
             np.testing.assert_allclose(policy.act(obs), expected, atol=1e-5)
+
+
+def test_values_are_the_smaller_critics_of_the_likeliest_action():
+    nets, obs = networks(), np.float32([[0.5, -1.0], [2.0, 0.0]])
+    params = np.concatenate([nets.actor, [np.float32(0.0)], nets.critics])
+    actor = nets.structure.actor.unravel(jnp.asarray(nets.actor))
+    critics = nets.structure.critics.unravel(jnp.asarray(nets.critics))
+    mean = jnp.stack([actor(one)[:1] for one in obs])  # of the parameters, the deviation comes last
+    expected = nets.structure.values(critics, obs, mean).min(0)
+    np.testing.assert_allclose(sac_values(Static(nets.structure, None), params, obs), expected, rtol=1e-5)
 
 
 def test_deviations_of_a_loaded_policy_are_kept_in_bounds_too(tmp_path):
