@@ -193,15 +193,20 @@ def test_actions_that_are_chosen_later_arrive_with_the_next_fragment():
     assert {number: int(row["action"]) for number, row in everything(replay).items()} == {1: 11, 2: 12, 3: 13}
 
 
-def test_one_that_was_silent_while_the_ring_turned_is_stored_anew():
-    replay = Replay(5, gamma=0.5)
-    stored = [replay.add(by_hand([[1, 2]], t=[[0, 0]]))]
-    for i in range(3, 8):
-        rows = by_hand([[1, i - 1], [0, i]], t=[[0, i - 3], [0, i - 2]], sequence=i - 2)
+@pytest.mark.parametrize(("framestack", "wanted"), [(1, [2, 8, 9]), (2, [9])])
+def test_one_that_was_silent_while_the_ring_turned_is_stored_anew(framestack, wanted):
+    """Row 2 waits in its lane while the other acts; the row before it is forgotten by then."""
+    replay = Replay(5, gamma=0.5, framestack=framestack)
+    stored = [replay.add(by_hand([[1, 3], [2, 4]], t=[[0, 0], [1, 1]]))]
+    for i in range(5, 10):
+        rows = by_hand([[2, i - 1], [0, i]], t=[[1, i - 4], [0, i - 3]], sequence=i - 4)
         stored.append(replay.add(rows))
-    assert stored == [2, 1, 1, 1, 1, 2]
-    replay.add(by_hand([[1, 7], [9, 8]], t=[[0, 5], [1, 6]], sequence=6))
-    assert outcomes(replay)[1] == (9.0, 0.5, 9)
+    assert stored == [4, 1, 1, 1, 1, 2]
+    replay.add(by_hand([[2, 9], [11, 10]], t=[[1, 6], [2, 7]], sequence=6))
+    columns = replay.columns(np.sort(replay._ready[: len(replay)]))
+    newest = columns["obs"].reshape(-1, framestack)[:, -1]
+    assert sorted(newest.tolist()) == wanted
+    assert columns["reward"][newest == 2].tolist() == [11.0] * (framestack == 1)
 
 
 def test_columns_keep_their_form_and_dtype():
