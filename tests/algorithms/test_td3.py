@@ -155,6 +155,7 @@ def test_a_run_goes_on_exactly_from_a_checkpoint_and_acts_alike_without_jax(tmp_
         for obs in rng.uniform(-1, 1, (16, 3)).astype(np.float32):
             expected = algo.compute_single_action(obs, explore=False)
             np.testing.assert_allclose(policy.act(obs), expected, atol=1e-5)
+        assert policy.outputs(obs)[1] == pytest.approx(np.log(0.1))  # what it explores with
         algo.train()
         expected = algo.get_state()
     with steppe.load(path) as again:
