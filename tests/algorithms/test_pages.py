@@ -12,9 +12,8 @@ from steppe.config import AlgorithmConfig, field_specs
 from tests.test_docs import keys_of_table
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = {"sac": steppe.SACConfig, "td3": steppe.TD3Config}
+CONFIGS = {"dqn": steppe.DQNConfig, "sac": steppe.SACConfig, "td3": steppe.TD3Config}
 TINY = {
-    "env": "Pendulum-v1",
     "train_batch_size": 8,
     "fcnet_hiddens": [4],
     "num_steps_sampled_before_learning_starts": 8,
@@ -31,7 +30,8 @@ def page(name):
 
 
 def test_what_learning_measures_is_explained(name):
-    with CONFIGS[name](**TINY).build() as algo:
+    env = "CartPole-v1" if name == "dqn" else "Pendulum-v1"
+    with CONFIGS[name](env=env, **TINY).build() as algo:
         stats = algo.train()["info"]["default_policy"]
     assert keys_of_table(page(name), "What learning measures") == sorted(stats)
 

@@ -260,7 +260,8 @@ class OffPolicyLearner(PolicyLearner):
         count = len(sync)
         padded = 1 << (count - 1).bit_length()
         beta = () if self._beta is None else (float(np.interp(self._env_steps, *self._beta)),)
-        batches = self._replay.sample(self._rng, padded, self._size, *beta)
+        with np.errstate(over="ignore"):  # a sum that overflows is infinite, and its update undone
+            batches = self._replay.sample(self._rng, padded, self._size, *beta)
         if self.on_batch is not None:
             self.on_batch(batches)
         index = batches.pop("index")

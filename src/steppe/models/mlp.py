@@ -56,9 +56,7 @@ class MLP(eqx.Module):
             ConfigError: unknown activation, fewer than two sizes, or a width below 1.
         """
         if activation not in ACTIVATIONS:
-            raise ConfigError(
-                f"activation {activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}"
-            )
+            raise ConfigError(f"activation {activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
         if len(sizes) < 2 or min(sizes) < 1:
             raise ConfigError(
                 f"layer sizes {list(sizes)}: at least an input and an output, each of width >= 1"
