@@ -447,7 +447,7 @@ class Sampler:
         """Go on from :meth:`get_state`; returns what could not be restored exactly."""
         notes = self.env.set_state(state["env"])
         self.rng.bit_generator.state = state["rng"]
-        self._live, self._states = {}, [None] * len(self._ids)
+        self._live, self._pending, self._states = {}, [], [None] * len(self._ids)
         self._agents = {agent: index for index, agent in enumerate(state["agents"])}
         infos = [SlotInfo(*values) for values in state["live"]]
         self._open(infos, state["policy_of"])
@@ -455,7 +455,6 @@ class Sampler:
         for index, recurrent in enumerate(state["recurrent"]):
             if recurrent is not None:
                 put(self._state_table(index, tupled(recurrent)), self._slots_of(index), tupled(recurrent))
-        self._pending = []
         for index, (lanes, saved) in enumerate(zip(self._lanes, state["lanes"], strict=True)):
             if lanes is not None and saved is not None:  # else its rows are kept from here on
                 lanes.set_state(saved)
@@ -479,8 +478,7 @@ class Sampler:
             known = {info.slot for info in step.opened if self._live.get(info.slot) == info}
             mask = np.array([slot in known for slot in step.slot.tolist()], np.bool_)
             for policy, part in self._by_policy(select(step, np.flatnonzero(mask))):
-                lanes = self._lanes[policy]
-                if lanes is not None and np.count_nonzero(lanes.lane_of[part.slot] < 0):
+                if (lanes := self._lanes[policy]) is not None and (lanes.lane_of[part.slot] < 0).any():
                     lanes.write(part, self._identity[part.slot], None)
                 ready.append(Ready(policy, part.slot, part.obs, part.t))
             fresh = tuple(info for info in step.opened if info.slot not in known)
