@@ -229,15 +229,22 @@ def test_the_temperature_goes_where_the_entropy_is_as_asked():
     "space", [spaces.Box(-np.inf, 1.0, (1,), np.float32), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2)]
 )
 def test_actions_that_it_cannot_learn_are_refused_with_who_can(space):
-    with pytest.raises(
-        steppe.ConfigError, match=r"SAC chooses in Boxes with finite bounds or a Discrete.*PPOC"
-    ):
+    said = r"SAC chooses in Boxes with finite bounds or a Discrete, .*; use PPOConfig, which can"
+    with pytest.raises(steppe.ConfigError, match=said) as refused:
         steppe.SACConfig(env=lambda: Identity(space), **TINY).build()
+    assert str(refused.value).endswith("bounds") == isinstance(space, spaces.Box)
 
 
 def test_settings_without_a_meaning_are_refused():
     with pytest.raises(steppe.ConfigError, match="vf_share_layers=True has no meaning for SAC"):
         steppe.SACConfig(env="Pendulum-v1", vf_share_layers=True, **TINY).build()
+
+
+@pytest.mark.parametrize("cls", [steppe.SACConfig, steppe.TD3Config])
+def test_old_names_are_read(cls):
+    config = cls.from_dict({"buffer_size": 500, "learning_starts": 7, "timesteps_per_iteration": 90})
+    assert (config.replay_buffer_capacity, config.num_steps_sampled_before_learning_starts) == (500, 7)
+    assert config.min_sample_timesteps_per_iteration == 90
 
 
 @pytest.mark.parametrize("settings", [{}, {"exploration_noise": 0.3, "exploration_noise_correlation": 0.9}])

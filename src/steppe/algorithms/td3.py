@@ -65,9 +65,11 @@ class TD3Config(AlgorithmConfig):
     """How far the targets move at each of their updates."""
     n_step: int = policy_field(1, check=at_least(1))
     """Rewards that are summed before the critics' values take over."""
-    replay_buffer_capacity: int = policy_field(1_000_000, check=at_least(1))
+    replay_buffer_capacity: int = policy_field(1_000_000, check=at_least(1), alias="buffer_size")
     """Rows that are remembered."""
-    num_steps_sampled_before_learning_starts: int = policy_field(1500, check=at_least(0))
+    num_steps_sampled_before_learning_starts: int = policy_field(
+        1500, check=at_least(0), alias="learning_starts"
+    )
     """Env steps before the first update; until then actions are uniform."""
     training_intensity: float | None = policy_field(None, check=above(0))
     """Rows learned from for each env step; None is train_batch_size, one update an env step."""

@@ -102,13 +102,14 @@ def make_action_networks(
     sight = sight_of(pair, (), False)
     distribution = Distribution(pair.action, squash=True)
     choices = isinstance(pair.action, DiscreteSpec)
-    bounded = all(isinstance(x, Numbers) and x.squashed.all() for x in distribution.actions.leaves)
-    if not (bounded or (choices and discrete)):
+    boxes = [leaf for leaf in distribution.actions.leaves if isinstance(leaf, Numbers)]
+    bounded = all(leaf.squashed.all() for leaf in boxes)
+    if not (choices and discrete) and not (bounded and len(boxes) == len(distribution.actions.leaves)):
         can = "Boxes with finite bounds" + (" or a Discrete" if discrete else "")
         other = "DQNConfig or PPOConfig" if choices else "PPOConfig"
         raise ConfigError(
             f"{algorithm} chooses in {can}, and the action space is {summary(pair.action)}; use {other}, "
-            "which can, or give the space bounds"
+            f"which can{'' if bounded else ', or give the space bounds'}"
         )
     layers: dict[str, Any] = {"hiddens": hiddens, "activation": activation, "conv_filters": conv_filters}
     free = log_std is not None
