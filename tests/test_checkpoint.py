@@ -12,6 +12,7 @@ import pickle
 import shutil
 import struct
 from pathlib import Path
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
@@ -75,11 +76,13 @@ def arrays_of(value):
         yield from arrays_of(inner)
 
 
+@pytest.mark.parametrize("large", [1, checkpoint._LARGE], ids=["mapped", "read"])
 @given(STATES)
-@settings(max_examples=150)
-def test_round_trip_keeps_every_bit(tmp_path_factory, state):
+@settings(max_examples=100)
+def test_round_trip_keeps_every_bit(tmp_path_factory, large, state):
     path = save(tmp_path_factory.mktemp("c") / "c", {"owner": state}, {"run_id": "r"})
-    owners, meta = load(path)
+    with mock.patch.object(checkpoint, "_LARGE", large):
+        owners, meta = load(path)
     assert same(state, owners["owner"])
     assert meta == {"run_id": "r"}
     assert state_hash(owners["owner"]) == state_hash(state)
@@ -109,6 +112,20 @@ def test_values_that_json_cannot_hold(tmp_path):
     assert same(state, back)
     assert back["floats"][3] != back["floats"][3]
     assert back["strided"].tolist() == [[0, 2], [4, 6], [8, 10]]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="maps keep Windows from replacing a file")
+def test_large_arrays_are_maps_that_change_nothing_and_outlive_their_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_LARGE", 800)
+    numbers = np.arange(100)
+    path = save(tmp_path / "c", {"owner": {"large": numbers, "small": numbers[:99]}}, {"run_id": "r"})
+    first, second = (load(path)[0]["owner"] for _ in range(2))
+    assert [isinstance(first[name].base, np.memmap) for name in ("large", "small")] == [True, False]
+    first["large"][:] = 7
+    verify(path)
+    save(path, {"owner": {"large": -numbers, "small": numbers[:99]}}, {"run_id": "r"})
+    assert second["large"].tolist() == numbers.tolist()
+    assert load(path)[0]["owner"]["large"].tolist() == (-numbers).tolist()
 
 
 def test_paths_that_look_alike_are_kept_apart(tmp_path):
@@ -417,7 +434,7 @@ def test_everything_is_synced_before_it_is_moved_in(tmp_path, monkeypatch):
     assert log[5:] == ["rename", tmp_path.name]
 
 
-@pytest.mark.parametrize("when", ["_manifest", "_check_files", "load_file"])
+@pytest.mark.parametrize("when", ["_manifest", "_check_files", "_load_arrays"])
 def test_a_reader_beside_a_writer_gets_one_whole_checkpoint(tmp_path, monkeypatch, when):
     """The writer swaps folders once while they are read: before or after the checks, or amid the arrays."""
 

@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from steppe.errors import CheckpointError, ConfigError
 from steppe.types import Array, State
@@ -47,6 +47,7 @@ _NATIVE = frozenset(["bool", "float16", "float32", "float64"]) | {
     f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
 }
 _PLAIN_INT = 1 << 53
+_LARGE = 1 << 26  # bytes
 _OWNER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _OWN_HASH = re.compile(rb'"sha256": "([0-9a-f]{64})"\n\}\n\Z')
 _UNREADABLE = (SafetensorError, ValueError, TypeError, LookupError, AttributeError, RecursionError, OSError)
@@ -402,12 +403,28 @@ def _load(path: Path, wanted: Sequence[str] | None) -> tuple[dict[str, State], d
         owners = {}
         for owner in wanted:
             name = f"{owner}.safetensors"
-            arrays = load_file(folder / name)
+            arrays = _load_arrays(folder / name)
             name = f"{owner}.json"
             owners[owner] = _decode(json.loads((folder / name).read_bytes()), arrays)
     except _UNREADABLE as error:
         raise CheckpointError(f"checkpoint {folder}: {name} cannot be read: {error!r}") from error
     return owners, meta
+
+
+def _load_arrays(path: Path) -> dict[str, Array]:
+    """The arrays of a file; large ones are maps of it: a replay of many GB is in memory once, not twice."""
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(start - 8))
+    arrays: dict[str, Array] = {}
+    with safe_open(path, framework="numpy") as tensors:
+        for name in tensors.keys():  # noqa: SIM118  # it is no dict
+            begin, end = header[name]["data_offsets"]
+            if end - begin < _LARGE or os.name == "nt":  # Windows replaces no file that is mapped
+                arrays[name] = tensors.get_tensor(name)
+            else:  # its bytes; what is written to them stays out of the file
+                arrays[name] = np.memmap(path, np.uint8, "c", start + begin, (end - begin,))
+    return arrays
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
