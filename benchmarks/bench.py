@@ -28,6 +28,12 @@ def _training() -> Iterator[Row]:
     return training.rows()
 
 
+def _replay() -> Iterator[Row]:
+    from benchmarks import replay
+
+    return replay.rows()
+
+
 # The fresh processes come first: the in-process groups leave threads and memory behind.
 GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
     "start-up": processes.start_up,
@@ -35,6 +41,7 @@ GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
     "cartpole": processes.cartpole,
     "sampling": _sampling,
     "training": _training,
+    "replay": _replay,
 }
 
 
