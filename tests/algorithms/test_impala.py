@@ -67,7 +67,7 @@ def test_what_a_stale_coin_paid_is_worth_what_it_would_pay_now(bound, known):
     """A fair coin was thrown; today's shows heads in 9 of 10. Heads pay 1.
 
     The value at which targets are right on average is that of the policy min(bound * old, new), normalised
-    (the paper's equation 5): (0.1, 0.5) with a bound of 1, and (0.1, 0.9) where none is cut. Uncorrected
+    (section 4.1 of the paper): (0.1, 0.5) with a bound of 1, and (0.1, 0.9) where none is cut. Uncorrected
     it is 0.5.
     """
     heads = np.arange(1000) % 2

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from importlib import import_module
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -11,6 +14,7 @@ from gymnasium import spaces
 
 import steppe
 from steppe.cli import main
+from steppe.config import AlgorithmConfig, field_specs
 from tests.algorithms.naive import TINY
 from tests.states import diff, state_hash
 
@@ -123,3 +127,18 @@ def test_the_command_line_knows_them_and_their_flags(tmp_path, monkeypatch, caps
     rows = [json.loads(line) for line in (run / "result.jsonl").read_text().splitlines()]
     assert [row["timesteps_total"] for row in rows] == [64, 128]
     assert json.loads((run / "params.json").read_text())["lambda_"] == 0.9
+
+
+@every
+def test_its_page_explains_every_figure_and_setting_and_points_at_code(cls):
+    page = Path(__file__).parents[2] / "docs" / "algorithms" / f"{cls.algo_name.lower()}.md"
+    text = page.read_text()
+    with cls(**TINY).build() as algo:
+        stats = algo.train()["info"]["default_policy"]
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(stats)
+    own = field_specs(cls).keys() - field_specs(AlgorithmConfig).keys()
+    assert {name for name in own if f"`{name}" not in text} == set()
+    pointers = re.findall(r"`([\w/]+)\.py::(\w+)`", text)
+    assert len(pointers) >= 5
+    for module, name in pointers:
+        assert getattr(import_module(f"steppe.{module.replace('/', '.')}"), name)
