@@ -43,6 +43,17 @@ _RAINBOW: dict[str, Any] = {
 }
 
 
+def epsilon_schedule(_: type, value: Any) -> Any:
+    """RLlib's ``{"type": "EpsilonGreedy", ...}`` as a schedule; anything else as it is."""
+    if not isinstance(value, Mapping) or value.get("type", "EpsilonGreedy") != "EpsilonGreedy":
+        return value
+    known = {"initial_epsilon": 1.0, "final_epsilon": 0.02, "epsilon_timesteps": 10_000, "type": ""}
+    if not value.keys() <= known.keys():
+        return value
+    first, last, steps, _ = (value.get(name, default) for name, default in known.items())
+    return [[0, first], [steps, last]]
+
+
 @dataclass(kw_only=True, eq=False, repr=False)
 class DQNConfig(AlgorithmConfig):
     """Settings of DQN."""
@@ -104,7 +115,12 @@ class DQNConfig(AlgorithmConfig):
     """Turns on what Rainbow adds: num_atoms 51, noisy without epsilon, prioritized_replay; see v_min."""
     td_error_loss_fn: Literal["huber", "mse"] = policy_field("mse")
     """How errors count: squared up to 1 and linear beyond, or squared."""
-    epsilon: Schedule = policy_field([[0, 1.0], [10_000, 0.02]], check=scheduled(between(0, 1)))
+    epsilon: Schedule = policy_field(
+        [[0, 1.0], [10_000, 0.02]],
+        check=scheduled(between(0, 1)),
+        alias="exploration_config",
+        convert=epsilon_schedule,
+    )
     """Probability of a random action, or a schedule [[env steps, value], ...]."""
     target_network_update_freq: int = policy_field(100, check=at_least(0))
     """Env steps between updates of the target network; 0 moves it after each update."""
