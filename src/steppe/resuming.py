@@ -30,6 +30,10 @@ _SHAPING = (
     "critic_only",
     "free_log_std",
     "observation_filter",
+    "dueling",
+    "num_atoms",
+    "noisy",
+    "rainbow",
 )
 
 

@@ -386,6 +386,32 @@ def test_ppo_and_dqn_learn_side_by_side():
     assert all(np.abs(before[id] - after[id]).max() > 0 for id in "ab")
 
 
+def test_a_checkpoint_of_another_network_is_refused_by_its_setting(tmp_path):
+    with dqn().build() as algo:
+        path = algo.save(tmp_path / "c")
+    with pytest.raises(steppe.CheckpointError, match=r"trained with dueling=True, here False"):
+        steppe.load(path, dueling=False)
+
+
+def test_a_replay_of_another_size_is_refused(tmp_path):
+    with dqn().build() as algo:
+        path = algo.save(tmp_path / "c")
+    with pytest.raises(steppe.CheckpointError, match="capacity=1000"):
+        steppe.load(path, replay_buffer_capacity=2000)
+
+
+def test_the_rllib_preset_and_old_names():
+    preset = steppe.DQNConfig.preset("rllib")
+    assert (preset.n_step, preset.td_error_loss_fn, preset.target_network_update_freq) == (1, "huber", 500)
+    old = {"buffer_size": 7, "learning_starts": 9}
+    greedy = {"type": "EpsilonGreedy", "final_epsilon": 0.1, "epsilon_timesteps": 50}
+    config = steppe.DQNConfig.from_dict({**old, "exploration_config": greedy})
+    assert (config.replay_buffer_capacity, config.num_steps_sampled_before_learning_starts) == (7, 9)
+    assert config.epsilon == [[0, 1.0], [50, 0.1]]
+    with pytest.raises(steppe.ConfigError, match="exploration_config=.*must be a number from 0 to 1, or"):
+        steppe.DQNConfig.from_dict({"exploration_config": {"type": "SoftQ"}})
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
