@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from steppe import checkpoint
 from steppe.buffers.prioritized import Prioritized
 from steppe.buffers.replay import Replay
-from steppe.errors import ConfigError
+from steppe.errors import CheckpointError, ConfigError
 from tests.learning_core.test_minibatches import POLICIES, by_hand, scripts
 from tests.sampling.reference import play
 from tests.states import diff, state_hash
@@ -143,6 +143,15 @@ def test_it_goes_on_from_a_checkpoint(tmp_path):
     again.set_state(empty)
     assert len(again) == 0
     assert diff(again.get_state(), empty) == []
+
+
+def test_a_state_of_the_other_kind_is_refused():
+    replay, even = filled(3, 8), Replay(8)
+    with pytest.raises(CheckpointError, match="has priorities: go on with prioritized_replay=True"):
+        even.set_state(replay.get_state())
+    with pytest.raises(CheckpointError, match="has no priorities: go on without prioritized_replay"):
+        replay.set_state(even.get_state())
+    assert len(replay) == 3
 
 
 def test_wrong_numbers_are_refused():

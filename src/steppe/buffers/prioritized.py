@@ -7,7 +7,7 @@ from typing import Any, final
 import numpy as np
 
 from steppe.buffers.replay import Replay
-from steppe.errors import ConfigError
+from steppe.errors import CheckpointError, ConfigError
 from steppe.types import Array, Rollout, State
 
 
@@ -105,8 +105,13 @@ class Prioritized:
         """Go on from :meth:`get_state`.
 
         Raises:
-            CheckpointError: it belongs to a replay of other sizes; nothing was changed.
+            CheckpointError: it belongs to a replay of other sizes, or without priorities; nothing was
+                changed.
         """
+        if "priority" not in state:
+            raise CheckpointError(
+                "the checkpoint's replay has no priorities: go on without prioritized_replay"
+            )
         self._replay.set_state(state["replay"])
         self._largest = float(state["largest"])
         self._tree[:] = 0.0

@@ -152,8 +152,12 @@ class Replay:
         """Go on from :meth:`get_state`.
 
         Raises:
-            CheckpointError: it belongs to a replay of other sizes; nothing was changed.
+            CheckpointError: it belongs to a replay of other sizes, or with priorities; nothing was changed.
         """
+        if "priority" in state:
+            raise CheckpointError(
+                "the checkpoint's replay has priorities: go on with prioritized_replay=True"
+            )
         for name, value in self._about.items():
             if state[name] != value:
                 raise CheckpointError(
