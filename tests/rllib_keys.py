@@ -742,6 +742,9 @@ _IMPALA_CONFIG: dict[str, Any] = {
     "learner_queue_size": 16,
     "learner_queue_timeout": 300,
     "max_sample_requests_in_flight_per_worker": 2,
+    "max_requests_in_flight_per_aggregator_worker": 2,
+    "timeout_s_sampler_manager": 0.0,
+    "timeout_s_aggregator_manager": 0.0,
     "broadcast_interval": 1,
     "num_aggregation_workers": 0,
     "grad_clip": 40.0,
@@ -754,6 +757,8 @@ _IMPALA_CONFIG: dict[str, Any] = {
     "vf_loss_coeff": 0.5,
     "entropy_coeff": 0.01,
     "entropy_coeff_schedule": None,
+    "_separate_vf_optimizer": False,
+    "_lr_vf": 0.0005,
     "after_train_step": None,
 }
 _DQN_CONFIG: dict[str, Any] = {
