@@ -122,10 +122,10 @@ class DQNConfig(AlgorithmConfig):
         convert=epsilon_schedule,
     )
     """Probability of a random action, or a schedule [[env steps, value], ...]."""
-    target_network_update_freq: int = policy_field(100, check=at_least(0))
+    target_network_update_freq: int = policy_field(0, check=at_least(0))
     """Env steps between updates of the target network; 0 moves it after each update."""
-    tau: float = policy_field(1.0, check=between(0, 1))
-    """How far the target then moves towards the network."""
+    tau: float | None = policy_field(None, check=between(0, 1))
+    """How far the target then moves towards the network; None is 0.02 after each update, else 1, a copy."""
     num_steps_sampled_before_learning_starts: int = policy_field(
         1000, check=at_least(0), alias="learning_starts"
     )
@@ -169,6 +169,7 @@ class DQNConfig(AlgorithmConfig):
         layout, normalizes = Layout.of(network), self.observation_filter == "MeanStdFilter"
         params, normalizer = layout.ravel(network), norm_init(sight.actor) if normalizes else ()
         loss = self.double_q, self.td_error_loss_fn
+        tau = (1.0 if self.target_network_update_freq else 0.02) if self.tau is None else self.tau
         static = Static(layout, *loss, self.grad_clip, self.adam_epsilon)
         replay = Replay(self.replay_buffer_capacity, n_step=self.n_step, gamma=self.gamma)
         drawn: Any = replay
@@ -183,7 +184,7 @@ class DQNConfig(AlgorithmConfig):
             LearnerState(params, params.copy(), clipped_adam_init(params), normalizer),
             seed,
             replay=drawn,
-            coefficients={"lr": self.lr, "tau": self.tau},
+            coefficients={"lr": self.lr, "tau": tau},
             acting=layout.size,
             batch_size=self.train_batch_size,
             updates_per_step=(self.training_intensity or self.train_batch_size) / self.train_batch_size,
