@@ -408,7 +408,7 @@ def test_the_rllib_preset_and_old_names():
     config = steppe.DQNConfig.from_dict({**old, "exploration_config": greedy})
     assert (config.replay_buffer_capacity, config.num_steps_sampled_before_learning_starts) == (7, 9)
     assert config.epsilon == [[0, 1.0], [50, 0.1]]
-    with pytest.raises(steppe.ConfigError, match="exploration_config=.*must be a number from 0 to 1, or"):
+    with pytest.raises(steppe.ConfigError, match=r"exploration_config=.*must be a number from 0 to 1, or"):
         steppe.DQNConfig.from_dict({"exploration_config": {"type": "SoftQ"}})
 
 
@@ -419,6 +419,7 @@ def test_the_rllib_preset_and_old_names():
         ({"critic_only": ["x"]}, r"critic_only=\['x'\] is not for DQN"),
         ({"extra_loss": print}, "extra_loss=.* is not for DQN"),
         ({"num_atoms": 5, "v_min": 3.0, "v_max": 3.0}, r"v_min=3\.0 must be below v_max=3\.0"),
+        ({"replay_buffer_capacity": 15}, "replay_buffer_capacity=15 is less than the 16 rows"),
         ({"epsilon": 1.5}, "epsilon=1.5 must be"),
     ],
 )

@@ -207,6 +207,11 @@ class DQNConfig(AlgorithmConfig):
                     f"policy {id!r}: {self.spelt(name)} is not for DQN, whose one network acts and judges; "
                     "leave it out, or use PPOConfig"
                 )
+        if self.replay_buffer_capacity < self.train_batch_size:
+            raise ConfigError(
+                f"policy {id!r}: {self.spelt('replay_buffer_capacity')} is less than the "
+                f"{self.train_batch_size} rows of an update (train_batch_size): give it room for thousands"
+            )
         if self.num_atoms > 1 and self.v_min >= self.v_max:
             raise ConfigError(
                 f"policy {id!r}: v_min={self.v_min} must be below v_max={self.v_max}: they bound the returns"
