@@ -172,7 +172,7 @@ def test_two_spellings_that_disagree():
 
 def test_keys_without_effect_are_said_once_unless_they_say_nothing(caplog):
     for _ in range(2):
-        ToyConfig.from_dict({"num_gpus": 1, "num_cpus_per_worker": 1, "horizon": 3})
+        ToyConfig.from_dict({"num_gpus": 2, "num_cpus_per_worker": 1, "horizon": 3})
     said = "num_gpus is accepted and has no effect: JAX uses the accelerator that it finds"
     assert caplog.messages == [said]
 

@@ -1,5 +1,7 @@
 """What ``postprocess_trajectory`` is given, and what becomes of what it gives back."""
 
+from dataclasses import dataclass
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -118,6 +120,18 @@ def test_extra_loss_is_differentiated():
 def test_an_extra_loss_is_one_number_of_columns_that_are_there(extra, said):
     with config(None, extra_loss=extra).build() as algo, pytest.raises(steppe.ConfigError, match=said):
         algo.train()
+
+
+def test_an_extra_loss_may_be_an_object_that_has_no_hash():
+    @dataclass
+    class Weighted:
+        weight: float
+
+        def __call__(self, params, batch):
+            return self.weight
+
+    with config(None, extra_loss=Weighted(2.5)).build() as algo:
+        assert algo.train()["info"]["default_policy"]["extra_loss"] == 2.5
 
 
 def test_what_cannot_be_called_is_said_when_it_is_set():

@@ -349,6 +349,8 @@ class OnPolicyLearner(PolicyLearner):
         distribution = Distribution(pair.action, **actions)
         self.networks = nets = ActorCriticNetworks(pair, distribution, stream(seed, "parameters"), **model)
         size = min(minibatch_size or 0, train_batch_size)
+        if extra_loss is not None and getattr(extra_loss, "__hash__", None) is None:  # such as a dataclass
+            extra_loss = extra_loss.__call__
         about = (nets.seen, distribution, nets.layout, size, grad_clip, scale_rewards, extra_loss)
         self.static = Static(method, *about)
         arrays = Layout.of([np.zeros(shape) for shape in nets.layout.shapes])
