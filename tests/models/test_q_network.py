@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -54,7 +56,7 @@ def test_a_folded_network_computes_the_same(hiddens, dueling, support):
     network = made(hiddens=hiddens, dueling=dueling, support=support, sigma0=0.5)
     weights, biases = network.folded()
     sizes = network.describe()["mlp"]["sizes"]
-    assert [w.shape for w in weights] == list(zip(sizes[:-1], sizes[1:], strict=True))
+    assert [w.shape for w in weights] == list(pairwise(sizes))
     x = OBS
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
         x = np.maximum(x @ weight + bias, 0.0)
