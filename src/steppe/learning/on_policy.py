@@ -350,7 +350,7 @@ class OnPolicyLearner(PolicyLearner):
         self.networks = nets = ActorCriticNetworks(pair, distribution, stream(seed, "parameters"), **model)
         size = min(minibatch_size or 0, train_batch_size)
         if extra_loss is not None and getattr(extra_loss, "__hash__", None) is None:  # such as a dataclass
-            extra_loss = extra_loss.__call__
+            extra_loss = partial(extra_loss)
         about = (nets.seen, distribution, nets.layout, size, grad_clip, scale_rewards, extra_loss)
         self.static = Static(method, *about)
         arrays = Layout.of([np.zeros(shape) for shape in nets.layout.shapes])
