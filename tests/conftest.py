@@ -31,3 +31,14 @@ hypothesis.settings.load_profile("steppe")
 def _own_folder(tmp_path, monkeypatch):
     """Runs write below the working folder: each test works in a fresh one."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _room_for_programs():
+    """Let compiled programs go before they fill the process: each has maps, of which Linux allows 65,530."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_text().count("\n") > 20_000:
+        import jax
+
+        jax.clear_caches()
