@@ -156,7 +156,7 @@ class Algorithm:
                     sample.rollouts = []  # the learner's from here on
                 learned = self._learner.update(self._env_steps)
                 if learned is not None:
-                    stats |= learned
+                    stats |= {id: own or stats.get(id, own) for id, own in learned.items()}
                     self.runner.set_weights(self._learner.publish())
                 learning += perf_counter() - sampled
         finally:

@@ -426,3 +426,14 @@ def test_the_rllib_preset_and_old_names():
 def test_what_dqn_cannot_do_is_said(changes, said):
     with pytest.raises(steppe.ConfigError, match=said):
         dqn(**changes).build()
+
+
+def test_what_an_iteration_learned_outlives_a_call_that_owed_nothing():
+    """One update in 20 env steps, two env steps a fragment: most calls, and the last one, learn nothing."""
+    changes = {"num_envs_per_env_runner": 1, "rollout_fragment_length": 2, "training_intensity": 0.4}
+    few = {"train_batch_size": 8, "num_steps_sampled_before_learning_starts": 10}
+    with dqn(**changes, **few, min_sample_timesteps_per_iteration=50).build() as algo:
+        algo.train()
+        stats = algo.train()["info"]["default_policy"]
+    assert stats["updates"] > 1
+    assert np.isfinite(stats["total_loss"])

@@ -69,8 +69,6 @@ class IMPALAConfig(AlgorithmConfig):
             minibatch_size=self.minibatch_size,
             num_epochs=self.num_epochs,
             scale_rewards=self.reward_scale == "running",
-            kl_coeff=None,
-            kl_target=0.0,
             **self.learning_settings,
         )
 

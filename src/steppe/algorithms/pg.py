@@ -63,8 +63,6 @@ class PGConfig(AlgorithmConfig):
             minibatch_size=None,
             num_epochs=1,
             scale_rewards=self.reward_scale == "running",
-            kl_coeff=None,
-            kl_target=0.0,
             **self.learning_settings,
         )
 

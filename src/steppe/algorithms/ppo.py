@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from steppe import returns
 from steppe.config import AlgorithmConfig, Schedule, above, at_least, between, policy_field, scheduled
 from steppe.learning.on_policy import Method, OnPolicyLearner
+from steppe.learning.policy_gradient import averaged
 from steppe.models.catalog import ActorCritic
 from steppe.models.distributions import Distribution
 from steppe.types import SpacePair
@@ -121,22 +122,14 @@ def ppo_loss(
     log_ratio = distribution.logp(params, rows["action"]) - rows["logp"]
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1.0 - hyper.clip, 1.0 + hyper.clip)
-    gain = jnp.minimum(ratio * rows["advantage"], clipped * rows["advantage"])
-    vf_error = jnp.minimum((value - rows["target"]) ** 2, hyper.vf_clip)
-    entropy = distribution.entropy(params)
-    kl = ratio - 1.0 - log_ratio  # Schulman's estimator: unbiased, never negative
-    weight, total = rows["weight"], jnp.maximum(rows["weight"].sum(), 1.0)
-
-    def mean(x: jax.Array) -> jax.Array:
-        return jnp.where(weight > 0, x, 0.0).sum() / total
-
-    parts = {
-        "policy_loss": -mean(gain),
-        "vf_loss": mean(vf_error),
-        "entropy": mean(entropy),
-        "kl": mean(kl),
-        "clip_fraction": mean(jnp.abs(ratio - 1.0) > hyper.clip),
+    columns = {
+        "policy_loss": -jnp.minimum(ratio * rows["advantage"], clipped * rows["advantage"]),
+        "vf_loss": jnp.minimum((value - rows["target"]) ** 2, hyper.vf_clip),
+        "entropy": distribution.entropy(params),
+        "kl": ratio - 1.0 - log_ratio,  # Schulman's estimator: unbiased, never negative
+        "clip_fraction": jnp.abs(ratio - 1.0) > hyper.clip,
     }
+    parts = averaged(columns, rows["weight"])
     loss = (
         parts["policy_loss"]
         + hyper.vf_coeff * parts["vf_loss"]

@@ -104,21 +104,36 @@ class ActorCriticPolicy:
     def export(self, weights: Weights) -> State:
         """What a :class:`~steppe.models.numpy_forward.Network` is made of: ``network``, ``arrays``."""
         actor = self._layout.unravel(np.concatenate([weights.params, *map(np.ravel, weights.normalizer)]))[0]
-        named, _ = jax.tree_util.tree_flatten_with_path(actor)
-        arrays = {jax.tree_util.keystr(path, simple=True, separator="."): array for path, array in named}
-        covered = normalized_leaves(self._sight.actor) if weights.normalizer else ()
-        names = [f"normalizer.{path}.{name}" for path in covered for name in ("count", "mean", "m2")]
-        arrays |= dict(zip(names, map(np.asarray, weights.normalizer), strict=True))
-        network = {
-            "kind": "actor",
-            "observation": describe(self.acting),
-            "action": describe(self.action),
-            "distribution": self._options,
-            "normalizer": bool(covered),
-            "critic_only": [*self._sight.critic_only],
-            **actor.describe(),
-        }
-        return {"network": network, "arrays": arrays}
+        return exported(self._sight, self.action, self._options, actor, weights, actor.describe())
+
+
+def exported(
+    sight: Sight, action: Spec, options: Any, network: Any, weights: Weights, description: dict[str, Any]
+) -> State:
+    """What acts elsewhere: the description of a network and its arrays by readable names.
+
+    Args:
+        sight: what it observes.
+        action: the action space.
+        options: of the action distribution.
+        network: a pytree of its arrays.
+        weights: have the observation statistics.
+        description: of its layers.
+    """
+    named, _ = jax.tree_util.tree_flatten_with_path(network)
+    arrays = {jax.tree_util.keystr(path, simple=True, separator="."): array for path, array in named}
+    covered = normalized_leaves(sight.actor) if weights.normalizer else ()
+    names = [f"normalizer.{path}.{name}" for path in covered for name in ("count", "mean", "m2")]
+    arrays |= dict(zip(names, map(np.asarray, weights.normalizer), strict=True))
+    about = {
+        "kind": "actor",
+        "observation": describe(sight.acting),
+        "action": describe(action),
+        "distribution": options,
+        "normalizer": bool(covered),
+        "critic_only": [*sight.critic_only],
+    }
+    return {"network": about | description, "arrays": arrays}
 
 
 @lru_cache(maxsize=64)

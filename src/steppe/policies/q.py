@@ -11,10 +11,10 @@ import numpy as np
 
 from steppe.models.actions import Actions
 from steppe.models.encoders import normalize
-from steppe.models.observations import MASK, Sight, normalized_leaves
+from steppe.models.observations import MASK, Sight
 from steppe.models.q_network import QNetwork, scaled_noise
-from steppe.policies.actor_critic import Layout
-from steppe.spaces import Spec, describe, is_wide, leaves, narrowed, take
+from steppe.policies.actor_critic import Layout, exported
+from steppe.spaces import Spec, is_wide, leaves, narrowed, take
 from steppe.types import Decision, FloatArray, State, Tree, Weights
 
 
@@ -74,25 +74,11 @@ class QPolicy:
 
     def export(self, weights: Weights) -> State:
         """What a :class:`~steppe.models.numpy_forward.Network` is made of: ``network``, ``arrays``."""
-        network = self._layout.unravel(np.concatenate([weights.params, *map(np.ravel, weights.normalizer)]))[
-            0
-        ]
+        flat = np.concatenate([weights.params, *map(np.ravel, weights.normalizer)])
+        network = self._layout.unravel(flat)[0]
         stack = dict(zip(("weights", "biases"), network.folded(), strict=True))
-        named, _ = jax.tree_util.tree_flatten_with_path({"encoder": network.encoder, "mlp": stack})
-        arrays = {jax.tree_util.keystr(path, simple=True, separator="."): array for path, array in named}
-        covered = normalized_leaves(self._sight.actor) if weights.normalizer else ()
-        names = [f"normalizer.{path}.{name}" for path in covered for name in ("count", "mean", "m2")]
-        arrays |= dict(zip(names, map(np.asarray, weights.normalizer), strict=True))
-        description = {
-            "kind": "actor",
-            "observation": describe(self.acting),
-            "action": describe(self.action),
-            "distribution": {},
-            "normalizer": bool(covered),
-            "critic_only": [],
-            **network.describe(),
-        }
-        return {"network": description, "arrays": arrays}
+        arrays = {"encoder": network.encoder, "mlp": stack}
+        return exported(self._sight, self.action, {}, arrays, weights, network.describe())
 
 
 @lru_cache(maxsize=64)

@@ -303,8 +303,8 @@ class Sampler:
             agent = self._agents.setdefault(info.agent, len(self._agents))
             identity = self._identity[slot]
             identity[ENV], identity[AGENT], identity[EPISODE] = info.env, agent, info.episode
-            record = EpisodeRecord(info.env, info.episode, self._runner)
-            self._episodes.setdefault((info.env, info.episode), record)
+            if (info.env, info.episode) not in self._episodes:
+                self._episodes[info.env, info.episode] = EpisodeRecord(info.env, info.episode, self._runner)
             if self._initial[policy] is not None:
                 both = {"next": self._initial[policy], "last": self._initial[policy]}
                 put(self._state_table(policy, both), np.array([slot]), both)
