@@ -67,7 +67,7 @@ class Corridor:
 
 @pytest.fixture(autouse=True)
 def _nothing_said_yet(monkeypatch):
-    monkeypatch.setattr(steppe.config, "_said", set())
+    monkeypatch.setattr(steppe.config.messages, "_said", set())
 
 
 def refusal(call):

@@ -23,7 +23,7 @@ FIELDS = field_specs(PPOConfig)
 
 @pytest.fixture(autouse=True)
 def _nothing_said_yet(monkeypatch):
-    monkeypatch.setattr(steppe.config, "_said", set())
+    monkeypatch.setattr(steppe.config.messages, "_said", set())
 
 
 def refusal(call):
@@ -475,11 +475,11 @@ def test_an_algorithm_without_a_field_does_not_know_its_old_name():
 
 def test_messages_reach_the_screen_at_the_level_asked_for(monkeypatch, capsys):
     logger = logging.getLogger("steppe.test_config_names")
-    monkeypatch.setattr(steppe.config, "logger", logger)
+    monkeypatch.setattr(steppe.config.messages, "logger", logger)
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     monkeypatch.setattr(logger, "propagate", False)
     for level in ("INFO", "INFO", "ERROR"):
-        steppe.config._show_messages(level)
+        steppe.config.messages.show_messages(level)
         logger.info("told")
         logger.warning("warned")
     assert capsys.readouterr().err == "told\nwarned\n" * 2

@@ -182,7 +182,7 @@ def test_mistakes_are_said_before_an_env_is_built(quick, config, message):
 
 
 def test_workers_fall_back_to_this_process_and_say_so_once(quick, caplog, monkeypatch):
-    monkeypatch.setattr(steppe.config, "_said", set())
+    monkeypatch.setattr(steppe.config.messages, "_said", set())
     for _ in range(2):
         trainer = ppo.PPOTrainer(env=Signs, config={"num_workers": 3})
         assert trainer.algorithm.config.num_env_runners == 0
@@ -195,7 +195,7 @@ def test_workers_fall_back_to_this_process_and_say_so_once(quick, caplog, monkey
 
 
 def test_local_mode_asks_for_this_process_so_nothing_is_said(quick, caplog, monkeypatch):
-    monkeypatch.setattr(steppe.config, "_said", set())
+    monkeypatch.setattr(steppe.config.messages, "_said", set())
     ray.init(local_mode=True, num_cpus=4, ignore_reinit_error=True)
     trainer = ppo.PPOTrainer(env=Signs, config={"num_workers": 3, "evaluation_num_workers": 1})
     assert trainer.algorithm.config.num_env_runners == 0

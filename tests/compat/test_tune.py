@@ -240,7 +240,7 @@ def test_what_else_is_refused(config):
 
 
 def test_options_of_tune_without_effect_are_said(config, caplog, monkeypatch):
-    monkeypatch.setattr(steppe.config, "_said", set())
+    monkeypatch.setattr(steppe.config.messages, "_said", set())
     tune.run(
         "PPO",
         config=config,

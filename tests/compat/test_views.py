@@ -240,7 +240,7 @@ def trainer(quick):
 
 
 def test_policies_act_and_say_what_they_have_not(trainer, monkeypatch, caplog):
-    monkeypatch.setattr(steppe.config, "_said", set())
+    monkeypatch.setattr(steppe.config.messages, "_said", set())
     policy = trainer.get_policy()
     assert (policy.observation_space.n, policy.action_space.n) == (5, 2)
     actions, state, info = policy.compute_actions(np.arange(5), explore=False)

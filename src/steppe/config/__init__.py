@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
 import math
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from steppe.config.checks import (
     CALLABLE,
@@ -49,6 +47,8 @@ from steppe.config.fields import field_specs as field_specs
 from steppe.config.fields import policy_field as policy_field
 from steppe.config.fields import run_field as run_field
 from steppe.config.fields import scheduled as scheduled
+from steppe.config.messages import say_once as say_once
+from steppe.config.messages import show_messages
 from steppe.config.names import ALIASES as ALIASES
 from steppe.config.names import NONE
 from steppe.config.policies import PolicySpec as PolicySpec
@@ -72,33 +72,6 @@ if TYPE_CHECKING:
     from steppe.algorithm import Algorithm
     from steppe.learning.independent import PolicyLearner
     from steppe.types import SpacePair
-
-logger = logging.getLogger("steppe")
-
-_said: set[str] = set()
-
-
-def say_once(text: str) -> None:
-    """Warn through the ``steppe`` logger, once per process and text."""
-    if text not in _said:
-        _said.add(text)
-        logger.warning(text)
-
-
-@final
-class _Screen(logging.Handler):
-    """Writes messages to standard error, unless the program says where messages go."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if not logging.getLogger().handlers:
-            print(self.format(record), file=sys.stderr)
-
-
-def _show_messages(level: str) -> None:
-    """Set the least level. A run's log file would else be the one place where messages go."""
-    logger.setLevel(level)
-    if not any(isinstance(handler, _Screen) for handler in logger.handlers):
-        logger.addHandler(_Screen())
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -136,6 +109,8 @@ class AlgorithmConfig(ABC):
     """What to do with finite observations outside their Box: warn once and count, raise, or clip."""
     max_sequence_length: int | None = run_field(None, section="environment", check=at_least(1))
     """Longest value of a Sequence space that does not declare a maximum."""
+    action_mask: Literal["observation", "info"] = run_field("observation", section="environment")
+    """Where "action_mask" is, the legal actions: in a Dict observation, or in the env's info."""
     normalize_actions: bool = run_field(True, section="environment")
     """Policies act in -1..1, mapped to the bounds of a bounded Box."""
     clip_actions: bool = run_field(True, section="environment")
@@ -174,6 +149,26 @@ class AlgorithmConfig(ABC):
     """Activation of the hidden layers."""
     vf_share_layers: bool = policy_field(False)
     """Policy and value function share their hidden layers."""
+    models: dict[str, Any] = policy_field({})
+    """Classes of your own in place of "encoder", "actor_critic" or "distribution"; see docs/models.md."""
+    memory: Literal["none", "lstm", "gru", "attention"] = policy_field("none")
+    """What networks remember of a trajectory: nothing, a recurrent state, or rows that they look back on."""
+    memory_size: int = policy_field(64, check=at_least(1))
+    """Width of that memory."""
+    max_seq_len: int = policy_field(20, check=at_least(1))
+    """Rows that are learned from as one sequence where there is a memory."""
+    prev_action: bool = policy_field(False)
+    """The memory is given the action before, too."""
+    prev_reward: bool = policy_field(False)
+    """The memory is given the reward before, too."""
+    attention_memory: int = policy_field(32, check=at_least(1))
+    """Rows that attention looks back on."""
+    framestack: int = policy_field(1, check=at_least(1))
+    """Observations that networks see together: the newest and those before it."""
+    action_embeddings: str | None = policy_field(None)
+    """Key of the observation that describes each choice of a Discrete action by a row of numbers."""
+    autoregressive_actions: bool = policy_field(False)
+    """Parts of a nested action are chosen one after the other, each knowing those before it."""
     conv_filters: list[list[int]] | None = policy_field(
         None,
         check=FILTERS,
@@ -553,7 +548,7 @@ class AlgorithmConfig(ABC):
         if env is not None:
             self.env = env
         self.validate()
-        _show_messages(self.log_level)
+        show_messages(self.log_level)
         algorithm = Algorithm(self)
         for config in (self, algorithm.config):  # two, where the algorithm drew a seed
             config._freeze()
