@@ -26,6 +26,7 @@ from steppe.config.checks import FRAGMENT
 from steppe.errors import ConfigError
 from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, Priorities, followed
 from steppe.learning.optimizer import clipped_adam, clipped_adam_init
+from steppe.learning.schedules import epsilon_schedule
 from steppe.models.observations import norm_init
 from steppe.models.q_network import QNetwork, make_q_network, scaled_noise
 from steppe.models.sight import sight_of
@@ -41,17 +42,6 @@ _RAINBOW: dict[str, Any] = {
     "epsilon": 0.0,
     "prioritized_replay": True,
 }
-
-
-def epsilon_schedule(_: type, value: Any) -> Any:
-    """RLlib's ``{"type": "EpsilonGreedy", ...}`` as a schedule; anything else as it is."""
-    if not isinstance(value, Mapping) or value.get("type", "EpsilonGreedy") != "EpsilonGreedy":
-        return value
-    known = {"initial_epsilon": 1.0, "final_epsilon": 0.02, "epsilon_timesteps": 10_000, "type": ""}
-    if not value.keys() <= known.keys():
-        return value
-    first, last, steps, _ = (value.get(name, default) for name, default in known.items())
-    return [[0, first], [steps, last]]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
