@@ -502,7 +502,7 @@ def test_build_sets_the_env_validates_and_freezes(monkeypatch):
             self.config = config.copy(seed=5)
 
     monkeypatch.setitem(sys.modules, "steppe.algorithm", SimpleNamespace(Algorithm=Algorithm))
-    monkeypatch.setattr(steppe.config, "logger", logging.getLogger("steppe.test_config"))
+    monkeypatch.setattr(steppe.config.messages, "logger", logging.getLogger("steppe.test_config"))
     config = ToyConfig(log_level="INFO")
     assert "env is missing" in refusal(config.build)
     config.lr = 0.1  # a config that was not built still changes

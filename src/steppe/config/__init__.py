@@ -30,6 +30,7 @@ from steppe.config.checks import (
     POSTPROCESSING,
     SPACE,
     check_together,
+    kind_of_memory,
     listed_ids,
     parsed_mapping,
     parsed_space,
@@ -151,7 +152,7 @@ class AlgorithmConfig(ABC):
     """Policy and value function share their hidden layers."""
     models: dict[str, Any] = policy_field({})
     """Classes of your own in place of "encoder", "actor_critic" or "distribution"; see docs/models.md."""
-    memory: Literal["none", "lstm", "gru", "attention"] = policy_field("none")
+    memory: Literal["none", "lstm", "gru", "attention"] = policy_field("none", convert=kind_of_memory)
     """What networks remember of a trajectory: nothing, a recurrent state, or rows that they look back on."""
     memory_size: int = policy_field(64, check=at_least(1))
     """Width of that memory."""

@@ -41,6 +41,13 @@ def squared_kernels(_: type, value: Any) -> Any:
     return [_one_kernel(row) if isinstance(row, list | tuple) else row for row in rows]
 
 
+def kind_of_memory(_: type, value: Any) -> Any:
+    """A number is the resource that RLlib names so, of which there is none here; True is an LSTM's."""
+    if isinstance(value, bool):
+        return "lstm" if value else "none"
+    return "none" if isinstance(value, int | float) and value >= 0 else value
+
+
 def _one_kernel(row: Any) -> list[Any]:
     return [x[0] if isinstance(x, list | tuple) and len(x) == 2 and x[0] == x[1] else x for x in row]
 
