@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from steppe.algorithms.impala import IMPALAConfig
     from steppe.algorithms.pg import PGConfig
     from steppe.algorithms.ppo import PPOConfig
+    from steppe.algorithms.qmix import QMIXConfig
     from steppe.algorithms.sac import SACConfig
     from steppe.algorithms.td3 import TD3Config
+    from steppe.algorithms.vdn import VDNConfig
     from steppe.envs.base_env import BaseEnv
     from steppe.envs.base_view import to_base_env
     from steppe.envs.context import EnvContext
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from steppe.envs.pettingzoo import ParallelPettingZooEnv, PettingZooEnv
     from steppe.envs.registry import make, register_env
     from steppe.envs.vector import VectorEnv
-    from steppe.errors import CheckpointError, ConfigError, EnvError, SpaceError, SteppeError
+    from steppe.errors import CheckpointError, ConfigError, EnvError, LearningError, SpaceError, SteppeError
     from steppe.loading import load_policy
     from steppe.sampling.metrics import Result
     from steppe.types import Policy
@@ -40,6 +42,7 @@ _HOME = {
     "EnvContext": "envs.context",
     "EnvError": "errors",
     "IMPALAConfig": "algorithms.impala",
+    "LearningError": "errors",
     "MultiAgentEnv": "envs.multi_agent",
     "PGConfig": "algorithms.pg",
     "PPOConfig": "algorithms.ppo",
@@ -47,11 +50,13 @@ _HOME = {
     "PettingZooEnv": "envs.pettingzoo",
     "Policy": "policies.scripted",
     "PolicySpec": "config",
+    "QMIXConfig": "algorithms.qmix",
     "Result": "sampling.metrics",
     "SACConfig": "algorithms.sac",
     "SpaceError": "errors",
     "SteppeError": "errors",
     "TD3Config": "algorithms.td3",
+    "VDNConfig": "algorithms.vdn",
     "VectorEnv": "envs.vector",
     "load": "algorithm",
     "load_policy": "loading",
@@ -73,6 +78,7 @@ __all__ = [
     "EnvContext",
     "EnvError",
     "IMPALAConfig",
+    "LearningError",
     "MultiAgentEnv",
     "PGConfig",
     "PPOConfig",
@@ -80,11 +86,13 @@ __all__ = [
     "PettingZooEnv",
     "Policy",
     "PolicySpec",
+    "QMIXConfig",
     "Result",
     "SACConfig",
     "SpaceError",
     "SteppeError",
     "TD3Config",
+    "VDNConfig",
     "VectorEnv",
     "load",
     "load_policy",

@@ -17,7 +17,7 @@ import numpy as np
 from steppe import checkpoint
 from steppe.config import AlgorithmConfig
 from steppe.envs import registry
-from steppe.errors import CheckpointError, ConfigError
+from steppe.errors import CheckpointError, ConfigError, LearningError
 from steppe.learning.independent import IndependentLearner
 from steppe.learning.startup import give_back_memory, prepare_jax
 from steppe.loading import POLICIES
@@ -128,11 +128,11 @@ class Algorithm:
 
         Raises:
             EnvError: an env broke its contract; an exception of the env's own code comes as it is.
+            LearningError: ten updates of a policy in a row were undone, for their numbers were not finite.
             ConfigError: the run folder cannot be made.
         """
         config, began = self.config, perf_counter()
-        if config.write_run:
-            assert self.run is not None  # made now: nothing is trained that cannot be written
+        assert self.run is not None or not config.write_run  # made now: nothing is trained that is not kept
         samples: list[Sample] = []
         stats: dict[str, dict[str, float]] = {}
         learning, steps = 0.0, 0
@@ -154,7 +154,7 @@ class Algorithm:
                         self._postprocess(sample.rollouts)
                     self._learner.add(sample.rollouts)
                     sample.rollouts = []  # the learner's from here on
-                learned = self._learner.update(self._env_steps)
+                learned = self._learner.update(self._env_steps, self._iteration + 1)
                 if learned is not None:
                     stats |= {id: own or stats.get(id, own) for id, own in learned.items()}
                     self.runner.set_weights(self._learner.publish())
@@ -176,6 +176,8 @@ class Algorithm:
             result = Result({**result, **values})
         if self._run is not None or config.write_run:
             self._record(result, samples)
+        if self._learner.stuck:
+            raise LearningError(self._learner.stuck)
         return result
 
     def _record(self, result: Result, samples: list[Sample]) -> None:

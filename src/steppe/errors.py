@@ -42,6 +42,10 @@ class SpaceError(SteppeError, ValueError):
     """A space that cannot be handled, with the reason and what to use instead."""
 
 
+class LearningError(SteppeError):
+    """Learning came to nothing: update after update of a policy gave numbers that are not finite."""
+
+
 class CheckpointError(SteppeError):
     """A checkpoint that is damaged, incomplete, or belongs to another configuration."""
 

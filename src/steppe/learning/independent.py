@@ -18,6 +18,7 @@ from steppe.types import Array, FloatArray, Policy, Rollout, State, Tree, Weight
 
 if TYPE_CHECKING:
     from steppe.learning.sharing import Sharing
+    from steppe.learning.undone import Undone
 
 logger = logging.getLogger("steppe")
 
@@ -96,12 +97,15 @@ class IndependentLearner(Learner):
         learners: by policy id, those that do not learn, too.
         trained: ids of the policies that learn; the others keep their parameters.
         on_batch: the hook ``on_learn_on_batch``, if it is set.
+        stuck: why going on makes no sense, once the updates of a policy are undone again and again.
     """
 
     def __init__(self, learners: Mapping[str, PolicyLearner], trained: Sequence[str] | None = None) -> None:
         self.learners = dict(learners)
         self.trained = list(learners) if trained is None else list(trained)
-        self._skipped: dict[str, float] = {}
+        self._counts = dict.fromkeys(learners, (0.0, 0.0))  # of a policy's updates, and of those undone
+        self._undone: dict[str, Undone] = {}
+        self.stuck = ""
         self.on_batch: Callable[..., None] | None = None
         self._find_sharing()
 
@@ -123,6 +127,7 @@ class IndependentLearner(Learner):
             state = deepcopy(self.learners[like].get_state())
             learner.set_state(state, learner.checked(state))
         self.learners[id] = learner
+        self._counts.pop(id, None)
         if trained:
             self.trained.append(id)
         self._find_sharing()
@@ -130,7 +135,7 @@ class IndependentLearner(Learner):
     def remove_policy(self, id: str, trained: Sequence[str]) -> None:
         """Let a policy go; ``trained`` learn from now on."""
         self.learners.pop(id, None)  # scripted ones are not among them
-        self._skipped.pop(id, None)
+        self._undone.pop(id, None)
         self.trained = list(trained)
         self._find_sharing()
 
@@ -138,11 +143,14 @@ class IndependentLearner(Learner):
         """Hand each fragment to the learner of its policy."""
         for rollout in rollouts:
             if rollout.policy in self.trained:  # others may be there for those to see
+                if rollout.policy in self._undone:
+                    self._undone[rollout.policy].saw(rollout)
                 self.learners[rollout.policy].add(rollout)
 
-    def update(self, env_steps: int) -> dict[str, Stats] | None:
-        """Update every policy that has what it needs."""
+    def update(self, env_steps: int, iteration: int = 0) -> dict[str, Stats] | None:
+        """Update every policy that has what it needs; ``iteration`` is for reports."""
         told: dict[str, Stats] = {}
+        self.stuck = ""
         if self.on_batch is not None:
             for id, learner in self.learners.items():
                 told[id] = {}
@@ -151,11 +159,32 @@ class IndependentLearner(Learner):
         updates |= {id: self.learners[id].update(env_steps) for id in self.trained if id not in updates}
         stats = {id: learned | told.get(id, {}) for id, learned in updates.items() if learned is not None}
         for id, learned in stats.items():
-            skipped = learned.get("updates_skipped", 0.0)
-            if skipped > self._skipped.get(id, 0.0):
-                logger.warning(_NOT_FINITE, id, skipped)
-            self._skipped[id] = skipped
+            if "updates_skipped" not in learned:
+                continue
+            skipped = learned["updates_skipped"]
+            before = self._counts.get(id, (0.0, skipped))  # of a policy that was restored it is not known
+            made = learned.get("updates", before[0] + 1.0)  # said where a call may make many
+            self._counts[id] = made, skipped
+            if skipped > before[1]:
+                self._tell_undone(id, skipped, made - before[0], skipped - before[1], env_steps, iteration)
+            else:
+                self._undone.pop(id, None)
         return stats or None
+
+    def _tell_undone(
+        self, id: str, total: float, made: float, undone: float, env_steps: int, iteration: int
+    ) -> None:
+        """Of ``made`` updates of a policy ``undone`` were undone, ``total`` so far."""
+        from steppe.learning.undone import MOST, Undone  # seldom needed
+
+        logger.warning(_NOT_FINITE, id, total)
+        if undone < made:
+            self._undone.pop(id, None)
+            return
+        watched = self._undone.setdefault(id, Undone(iteration, env_steps))
+        watched.count += int(undone)
+        if watched.count >= MOST:
+            self.stuck = watched.report(id)
 
     def publish(self) -> dict[str, Weights]:
         """The newest weights."""
@@ -193,6 +222,7 @@ class IndependentLearner(Learner):
                 f"the checkpoint holds policies {sorted(state)}, not {sorted(self.learners)}"
             )
         checked = {id: learner.checked(state[id]) for id, learner in self.learners.items()}
+        self._counts, self._undone, self.stuck = {}, {}, ""
         for id, learner in self.learners.items():
             learner.set_state(state[id], checked[id])
 
