@@ -145,7 +145,7 @@ def appo_loss(
     columns = {
         "policy_loss": -jnp.minimum(ratio * rows["advantage"], clipped * rows["advantage"]),
         "vf_loss": (value - rows["target"]) ** 2,
-        "entropy": distribution.entropy(params),
+        "entropy": distribution.entropy(params, rows["action"]),
         "kl": ratio - 1.0 - moved,  # Schulman's estimator: unbiased, never negative
         "clip_fraction": jnp.abs(ratio - 1.0) > hyper.clip,
         "staleness": jnp.expm1(rows["log_ratio"]) - rows["log_ratio"],

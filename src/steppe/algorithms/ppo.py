@@ -125,7 +125,7 @@ def ppo_loss(
     columns = {
         "policy_loss": -jnp.minimum(ratio * rows["advantage"], clipped * rows["advantage"]),
         "vf_loss": jnp.minimum((value - rows["target"]) ** 2, hyper.vf_clip),
-        "entropy": distribution.entropy(params),
+        "entropy": distribution.entropy(params, rows["action"]),
         "kl": ratio - 1.0 - log_ratio,  # Schulman's estimator: unbiased, never negative
         "clip_fraction": jnp.abs(ratio - 1.0) > hyper.clip,
     }

@@ -41,7 +41,7 @@ def policy_gradient_loss(
     columns = {
         "policy_loss": -logp * rows["advantage"],
         "vf_loss": (value - rows["target"]) ** 2,
-        "entropy": distribution.entropy(params),
+        "entropy": distribution.entropy(params, rows["action"]),
         "kl": jnp.exp(log_ratio) - 1.0 - log_ratio,  # Schulman's estimator: unbiased, never negative
     }
     parts = averaged(columns, rows["weight"])

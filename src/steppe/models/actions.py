@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from math import prod
 from typing import Any, final
 
 import numpy as np
 
 from steppe.errors import SpaceError
+from steppe.models.autoregressive import Chain, Part
 from steppe.spaces import (
     BoxSpec,
     DictSpec,
@@ -58,6 +60,18 @@ class ActionLeaf(ABC):
         """``(n, *shape)`` from parameters and uniforms in the open (0, 1), ``(n, noise)``."""
 
     @abstractmethod
+    def parts(self) -> Sequence[ActionLeaf]:
+        """What of it can be chosen one after the other."""
+
+    @abstractmethod
+    def split(self, action: Any) -> list[Any]:
+        """An action ``(..., *shape)`` by these parts; of numpy or of JAX, as with ``numbers``."""
+
+    @abstractmethod
+    def numbers(self, action: Any) -> Any:
+        """What later parts are told of an action of one part: ``(..., heads)`` float32."""
+
+    @abstractmethod
     def to_env(self, action: Array) -> Array:
         """A fresh column of env actions."""
 
@@ -93,6 +107,22 @@ class Choices(ActionLeaf):
         reached = (cdf >= noise[..., None] * cdf[..., -1:]) & (p > 0.0)
         return self._shaped(np.argmax(reached, -1))
 
+    def parts(self) -> Sequence[ActionLeaf]:
+        """Choice by choice."""
+        counts = self.present.sum(1)
+        return [Choices(n, np.asarray(0), self.dtype) for n in counts] if self.shape else [self]
+
+    def split(self, action: Any) -> list[Any]:
+        """Choice by choice."""
+        if not self.shape:
+            return [action]
+        flat = action.reshape(*action.shape[: action.ndim - len(self.shape)], self.noise)
+        return [flat[..., i] for i in range(self.noise)]
+
+    def numbers(self, action: Any) -> Any:
+        """One-hot."""
+        return (action[..., None] == np.arange(self.width)).astype(np.float32)
+
     def to_env(self, action: Array) -> Array:
         """Counted from the space's start."""
         return (np.asarray(action, np.int64) + self.start).astype(self.dtype, copy=False)
@@ -124,6 +154,19 @@ class Bits(ActionLeaf):
     def sample(self, head: FloatArray, scale: FloatArray, noise: FloatArray) -> Array:
         """1 with the probability that the logit says."""
         return (noise * (1.0 + np.exp(-head)) < 1.0).reshape(-1, *self.shape).astype(np.int8)
+
+    def parts(self) -> Sequence[ActionLeaf]:
+        """All at once."""
+        return [self]
+
+    def split(self, action: Any) -> list[Any]:
+        """All at once."""
+        return [action]
+
+    def numbers(self, action: Any) -> Any:
+        """As they are."""
+        flat = action.reshape(*action.shape[: action.ndim - len(self.shape)], self.heads)
+        return flat.astype(np.float32)
 
     def to_env(self, action: Array) -> Array:
         """As they are."""
@@ -170,6 +213,19 @@ class Numbers(ActionLeaf):
         normal = np.array([NormalDist().inv_cdf(u) for u in noise.ravel().tolist()], np.float32)
         return (head + np.exp(scale) * normal.reshape(noise.shape)).reshape(-1, *self.shape)
 
+    def parts(self) -> Sequence[ActionLeaf]:
+        """All at once."""
+        return [self]
+
+    def split(self, action: Any) -> list[Any]:
+        """All at once."""
+        return [action]
+
+    def numbers(self, action: Any) -> Any:
+        """As they are."""
+        flat = action.reshape(*action.shape[: action.ndim - len(self.shape)], self.heads)
+        return flat.astype(np.float32)
+
     def to_env(self, action: Array) -> Array:
         """Squashed, scaled, clipped and rounded as the space and the options ask."""
         x = np.asarray(action, self.work)
@@ -197,18 +253,26 @@ class Actions:
     """The actions of one space: a product over the leaves of a Dict or Tuple.
 
     The parameter vector holds, leaf by leaf, logits and means, and after them, leaf by leaf, the log standard
-    deviations.
+    deviations; what a :class:`~steppe.models.autoregressive.Chain` adds stands before and behind these.
 
     Attributes:
         spec: the action space.
         leaves: its arrays, in the order of the spec.
         cuts: per leaf, where its head, its log standard deviations and its noise lie.
         param_size: length P of the parameter vector.
-        log_std_size: how many of the last parameters are log standard deviations.
+        log_std_size: how many of these are log standard deviations.
         noise_size: length K of the noise vector: one a choice, a bit, a Box element.
+        chain: how parts that are chosen one after the other hang together; None where they are independent.
     """
 
-    def __init__(self, spec: Spec, squash: bool = False, normalize: bool = True, clip: bool = True) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        squash: bool = False,
+        normalize: bool = True,
+        clip: bool = True,
+        autoregressive: bool = False,
+    ) -> None:
         """Lay out an action space; see :class:`~steppe.models.distributions.Distribution`.
 
         Raises:
@@ -220,12 +284,15 @@ class Actions:
         )
         self.log_std_size = sum(leaf.scales for leaf in self.leaves)
         self.noise_size = sum(leaf.noise for leaf in self.leaves)
-        self.param_size = sum(leaf.heads for leaf in self.leaves) + self.log_std_size
+        heads = sum(leaf.heads for leaf in self.leaves)
+        self.chain = Chain(self.leaves, self.log_std_size) if autoregressive else None
+        contexts, weights = (self.chain.context_size, self.chain.weight_size) if self.chain else (0, 0)
+        self.param_size = heads + contexts + self.log_std_size + weights
         if not self.param_size:
             raise SpaceError(
                 f"{summary(spec)} leaves nothing to choose; an action space needs one element at least"
             )
-        self.cuts = self._cut()
+        self.cuts = self._cut(heads + contexts)
 
     def choose(self, params: FloatArray, noise: FloatArray | None) -> Tree:
         """The likeliest action per row, or the one that the noise picks.
@@ -237,6 +304,8 @@ class Actions:
         Returns:
             Action tree of ``(n, *shape)`` in policy units.
         """
+        if self.chain is not None:
+            return self.tree(self.chain.walk(np, params, partial(_met, params, noise)))
         chosen = [
             leaf.mode(params[:, head])
             if noise is None
@@ -266,13 +335,21 @@ class Actions:
         """The action tree of the leaves' arrays."""
         return _unflatten(self.spec, iter(arrays))
 
-    def _cut(self) -> tuple[tuple[slice, slice, slice], ...]:
-        head, scale, noise, cuts = 0, self.param_size - self.log_std_size, 0, []
+    def _cut(self, scale: int) -> tuple[tuple[slice, slice, slice], ...]:
+        head, noise, cuts = 0, 0, []
         for leaf in self.leaves:
             ends = head + leaf.heads, scale + leaf.scales, noise + leaf.noise
             cuts.append((slice(head, ends[0]), slice(scale, ends[1]), slice(noise, ends[2])))
             head, scale, noise = ends
         return tuple(cuts)
+
+
+def _met(params: FloatArray, noise: FloatArray | None, part: Part, head: FloatArray) -> Array:
+    """What is chosen of one part."""
+    leaf: ActionLeaf = part.of
+    return (
+        leaf.mode(head) if noise is None else leaf.sample(head, params[:, part.scale], noise[:, part.noise])
+    )
 
 
 def _leaf(spec: Spec, path: str, squash: bool, normalize: bool, clip: bool) -> ActionLeaf:

@@ -124,8 +124,13 @@ class Distribution:
             for (leaf, head, scale, _), a in zip(self._parts(params), self.actions.flat(action), strict=True)
         )
 
-    def entropy(self, params: jax.Array) -> jax.Array:
-        """Entropy ``(...)`` in nats; of a squashed Gaussian that of the Gaussian before the squash."""
+    def entropy(self, params: jax.Array, action: Tree = None) -> jax.Array:
+        """Entropy ``(...)`` in nats; of a squashed Gaussian that of the Gaussian before the squash.
+
+        Args:
+            params: ``(..., P)``.
+            action: drawn from them; independent leaves need none, others are taken as it chose.
+        """
         return _total(leaf.entropy(head, scale) for leaf, head, scale, _ in self._parts(params))
 
     def kl(self, params_p: jax.Array, params_q: jax.Array) -> jax.Array:
