@@ -25,7 +25,7 @@ from steppe.config import (
     scheduled,
 )
 from steppe.learning.on_policy import Method, OnPolicyLearner
-from steppe.learning.policy_gradient import averaged
+from steppe.learning.policy_gradient import averaged, outputs
 from steppe.models.catalog import ActorCritic
 from steppe.models.distributions import Distribution
 from steppe.types import SpacePair
@@ -129,7 +129,7 @@ def appo_loss(
     """PPO's surrogate around the policy before the update, whoever acted, with value loss and entropy bonus.
 
     Args:
-        model: for one observation.
+        model: see :func:`~steppe.learning.policy_gradient.outputs`.
         distribution: of the actions.
         rows: obs, action, logp when it was chosen, log_ratio of the policy before the update to that,
             advantage, target, and weight (1 where a row counts); ``(n, ...)`` each.
@@ -138,7 +138,7 @@ def appo_loss(
     Returns:
         The loss, and its parts averaged over the rows that count.
     """
-    params, value = jax.vmap(model)(rows["obs"])
+    params, value = outputs(model, rows)
     moved = distribution.logp(params, rows["action"]) - rows["logp"] - rows["log_ratio"]
     ratio = jnp.exp(moved)
     clipped = jnp.clip(ratio, 1.0 - hyper.clip, 1.0 + hyper.clip)

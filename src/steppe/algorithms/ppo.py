@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from steppe import returns
 from steppe.config import AlgorithmConfig, Schedule, above, at_least, between, policy_field, scheduled
 from steppe.learning.on_policy import Method, OnPolicyLearner
-from steppe.learning.policy_gradient import averaged
+from steppe.learning.policy_gradient import averaged, outputs
 from steppe.models.catalog import ActorCritic
 from steppe.models.distributions import Distribution
 from steppe.types import SpacePair
@@ -110,7 +110,7 @@ def ppo_loss(
     """The clipped surrogate with value loss and entropy bonus (equations 7 and 9 of the paper).
 
     Args:
-        model: for one observation.
+        model: see :func:`~steppe.learning.policy_gradient.outputs`.
         distribution: of the actions.
         rows: obs, action, logp, advantage, target, and weight (1 where a row counts); ``(n, ...)`` each.
         hyper: coefficients.
@@ -118,7 +118,7 @@ def ppo_loss(
     Returns:
         The loss, and its parts averaged over the rows that count.
     """
-    params, value = jax.vmap(model)(rows["obs"])
+    params, value = outputs(model, rows)
     log_ratio = distribution.logp(params, rows["action"]) - rows["logp"]
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1.0 - hyper.clip, 1.0 + hyper.clip)

@@ -21,13 +21,27 @@ def averaged(parts: Mapping[str, jax.Array], weight: jax.Array) -> dict[str, jax
     return {name: jnp.where(weight > 0, column, 0.0).sum() / total for name, column in parts.items()}
 
 
+def outputs(model: Any, rows: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+    """Distribution parameters ``(n, P)`` and values ``(n,)`` that a model, with or without a memory, makes.
+
+    Args:
+        model: for one observation, or one with a memory, which knows how its rows follow each other.
+        rows: ``(n, ...)`` each; of a model with a memory more than obs.
+    """
+    if "memory" in rows:
+        params, value = model.outputs(rows)
+    else:
+        params, value = jax.vmap(model)(rows["obs"])
+    return params, value
+
+
 def policy_gradient_loss(
     model: ActorCritic, distribution: Distribution, rows: Mapping[str, Any], hyper: Any
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Minus log-probability times advantage, with value loss and entropy bonus (Mnih et al., 2016).
 
     Args:
-        model: for one observation.
+        model: see :func:`outputs`.
         distribution: of the actions.
         rows: obs, action, logp, advantage, target, and weight (1 where a row counts); ``(n, ...)`` each.
         hyper: has ``vf_coeff`` and ``entropy_coeff``.
@@ -35,7 +49,7 @@ def policy_gradient_loss(
     Returns:
         The loss, and its parts averaged over the rows that count.
     """
-    params, value = jax.vmap(model)(rows["obs"])
+    params, value = outputs(model, rows)
     logp = distribution.logp(params, rows["action"])
     log_ratio = logp - rows["logp"]
     columns = {

@@ -1,0 +1,36 @@
+"""What a memory is told of the row before: the action and the reward, alike in numpy and in JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from steppe.models.actions import Actions
+
+
+def told(xp: Any, actions: Actions | None, reward: bool, before: Mapping[str, Any]) -> list[Any]:
+    """Parts of a cell's input, each ``(..., width)``.
+
+    Choices are one-hot, bits as they are, numbers squashed: in policy units they know no bounds. A reward is
+    shrunk to ``sign(r) log(1 + |r|)``, whatever its scale.
+
+    Args:
+        xp: numpy, or JAX's.
+        actions: of the action space; None where the action is not asked for.
+        reward: whether that is.
+        before: ``action``, a tree of ``(..., *shape)`` in policy units, and ``reward`` ``(...)``.
+    """
+    parts = []
+    if actions is not None:
+        for leaf, own in zip(actions.leaves, actions.flat(before["action"]), strict=True):
+            numbers = [part.numbers(a) for part, a in zip(leaf.parts(), leaf.split(own), strict=True)]
+            parts += [xp.tanh(a) for a in numbers] if leaf.scales else numbers
+    if reward:
+        r = before["reward"]
+        parts.append((xp.sign(r) * xp.log1p(xp.abs(r)))[..., None])
+    return parts
+
+
+def told_size(actions: Actions | None, reward: bool) -> int:
+    """Width of all parts together."""
+    return (0 if actions is None else sum(leaf.heads for leaf in actions.leaves)) + reward
