@@ -43,9 +43,9 @@ def test_noise_is_added_in_units_of_the_bounds():
 
 def test_without_noise_the_policy_acts_as_it_is():
     policy, weights = made(correlation=0.9)
-    decision = act(policy, weights, None, state=np.ones((1, 2), np.float32))
+    decision = act(policy, weights, None, state={"noise": np.ones((1, 2), np.float32)})
     assert np.array_equal(policy.to_env(decision.action), [[0.0, 5.0]])
-    assert np.array_equal(decision.state, [[1.0, 1.0]])
+    assert np.array_equal(decision.state["noise"], [[1.0, 1.0]])
 
 
 def test_noise_beyond_the_bounds_ends_at_them_and_stays_finite():
@@ -67,14 +67,14 @@ def test_by_chance_actions_are_uniform_over_the_bounds():
 def test_correlated_noise_is_a_process_of_the_same_deviation():
     policy, weights = made(correlation=0.6)
     first = act(policy, weights, [UPPER, UPPER], policy.initial_state(1))
-    np.testing.assert_allclose(first.state, [[0.4, 0.4]], rtol=1e-5)  # sqrt(1 - 0.36) * 0.5
+    np.testing.assert_allclose(first.state["noise"], [[0.4, 0.4]], rtol=1e-5)  # sqrt(1 - 0.36) * 0.5
     second = act(policy, weights, [UPPER, 0.5], first.state)
-    np.testing.assert_allclose(second.state, [[0.6 * 0.4 + 0.4, 0.6 * 0.4]], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(np.tanh(second.action), second.state, rtol=1e-4)
-    rng, state, seen = np.random.default_rng(0), np.zeros((64, 2), np.float32), []
+    np.testing.assert_allclose(second.state["noise"], [[0.6 * 0.4 + 0.4, 0.6 * 0.4]], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.tanh(second.action), second.state["noise"], rtol=1e-4)
+    rng, state, seen = np.random.default_rng(0), policy.initial_state(64), []
     for _ in range(200):
         state = act(policy, weights, rng.uniform(1e-6, 1 - 1e-6, (64, 2)), state, 64).state
-        seen.append(state)
+        seen.append(state["noise"])
     late = np.array(seen[20:])
     assert late.std() == pytest.approx(0.5, abs=0.02)
     assert (late[1:] * late[:-1]).mean() / late.var() == pytest.approx(0.6, abs=0.03)

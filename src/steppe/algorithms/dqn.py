@@ -27,6 +27,7 @@ from steppe.errors import ConfigError
 from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, Priorities, followed
 from steppe.learning.optimizer import clipped_adam, clipped_adam_init
 from steppe.learning.schedules import epsilon_schedule
+from steppe.models.framestack import framed
 from steppe.models.observations import norm_init
 from steppe.models.q_network import QNetwork, make_q_network, scaled_noise
 from steppe.models.sight import sight_of
@@ -141,6 +142,7 @@ class DQNConfig(AlgorithmConfig):
             own = {name: value for name, value in _RAINBOW.items() if name not in self.changes()}
             return self.copy(rainbow=False, **own).make_learner(id, pair, seed)
         self._check(id, pair)
+        frames, pair = framed(pair, self.framestack)
         sight = sight_of(pair, (), False)
         spec = pair.action
         assert isinstance(spec, DiscreteSpec)
@@ -161,7 +163,9 @@ class DQNConfig(AlgorithmConfig):
         loss = self.double_q, self.td_error_loss_fn
         tau = (1.0 if self.target_network_update_freq else 0.02) if self.tau is None else self.tau
         static = Static(layout, *loss, self.grad_clip, self.adam_epsilon)
-        replay = Replay(self.replay_buffer_capacity, n_step=self.n_step, gamma=self.gamma)
+        replay = Replay(
+            self.replay_buffer_capacity, n_step=self.n_step, gamma=self.gamma, framestack=self.framestack
+        )
         drawn: Any = replay
         priorities = None
         if self.prioritized_replay:
@@ -169,7 +173,7 @@ class DQNConfig(AlgorithmConfig):
             drawn = Prioritized(replay, alpha=alpha, eps=eps)
             priorities = Priorities(drawn.update, self.prioritized_replay_beta)
         return OffPolicyLearner(
-            Method(Hyper, update, values, static, sight.actor),
+            Method(Hyper, update, values, static, sight.actor, frames),
             QPolicy(sight, spec, network, Layout.of((network, normalizer))),
             LearnerState(params, params.copy(), clipped_adam_init(params), normalizer),
             seed,

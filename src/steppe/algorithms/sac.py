@@ -26,6 +26,7 @@ from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, f
 from steppe.learning.optimizer import clipped_adam, clipped_adam_init
 from steppe.models.action_values import ActionValue, action_inputs, action_values
 from steppe.models.catalog import Actor
+from steppe.models.framestack import framed
 from steppe.policies.noisy import NoisyPolicy
 from steppe.seeding import SMALLEST_NOISE, stream
 from steppe.spaces import DiscreteSpec
@@ -88,6 +89,7 @@ class SACConfig(AlgorithmConfig):
 
     def make_learner(self, id: str, pair: SpacePair, seed: int) -> OffPolicyLearner:
         """The learner of one policy; ``seed`` is its place in the run's tree."""
+        frames, pair = framed(pair, self.framestack)
         nets = make_action_networks(
             pair,
             stream(seed, "parameters"),
@@ -110,11 +112,13 @@ class SACConfig(AlgorithmConfig):
         auto = 0.98 * math.log(actions.param_size) if isinstance(pair.action, DiscreteSpec) else -size
         static = Static(nets.structure, self.grad_clip)
         return OffPolicyLearner(
-            Method(Hyper, sac_update, sac_values, static, nets.structure.seen),
+            Method(Hyper, sac_update, sac_values, static, nets.structure.seen, frames),
             policy,
             LearnerState(params, nets.critics.copy(), clipped_adam_init(params), nets.normalizer),
             seed,
-            replay=Replay(self.replay_buffer_capacity, n_step=self.n_step, gamma=self.gamma),
+            replay=Replay(
+                self.replay_buffer_capacity, n_step=self.n_step, gamma=self.gamma, framestack=self.framestack
+            ),
             coefficients={
                 "lr": self.lr,
                 "actor_lr": self.lr if self.actor_lr is None else self.actor_lr,

@@ -19,6 +19,7 @@ from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, f
 from steppe.learning.optimizer import clipped_adam, clipped_adam_init
 from steppe.models.action_values import ActionValue, action_inputs, action_values
 from steppe.models.catalog import Actor
+from steppe.models.framestack import framed
 from steppe.policies.noisy import NoisyPolicy
 from steppe.seeding import SMALLEST_NOISE, stream
 from steppe.types import SpacePair, Tree
@@ -80,6 +81,7 @@ class TD3Config(AlgorithmConfig):
 
     def make_learner(self, id: str, pair: SpacePair, seed: int) -> OffPolicyLearner:
         """The learner of one policy; ``seed`` is its place in the run's tree."""
+        frames, pair = framed(pair, self.framestack)
         nets = make_action_networks(
             pair,
             stream(seed, "parameters"),
@@ -98,7 +100,12 @@ class TD3Config(AlgorithmConfig):
         starts = self.num_steps_sampled_before_learning_starts
         return OffPolicyLearner(
             Method(
-                Hyper, td3_update, td3_values, Static(nets.structure, self.grad_clip), nets.structure.seen
+                Hyper,
+                td3_update,
+                td3_values,
+                Static(nets.structure, self.grad_clip),
+                nets.structure.seen,
+                frames,
             ),
             NoisyPolicy(
                 nets.policy,
@@ -109,7 +116,9 @@ class TD3Config(AlgorithmConfig):
             ),
             LearnerState(params, params.copy(), opt, nets.normalizer),
             seed,
-            replay=Replay(self.replay_buffer_capacity, n_step=self.n_step, gamma=self.gamma),
+            replay=Replay(
+                self.replay_buffer_capacity, n_step=self.n_step, gamma=self.gamma, framestack=self.framestack
+            ),
             coefficients={
                 "lr": self.lr,
                 "actor_lr": self.lr if self.actor_lr is None else self.actor_lr,

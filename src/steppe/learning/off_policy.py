@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from steppe.errors import ConfigError
 from steppe.learning.independent import PolicyLearner
 from steppe.learning.learner import Stats
 from steppe.learning.networks import arrays_of, refilled
 from steppe.learning.schedules import Schedule, points
 from steppe.models.encoders import norm_merge, normalize
+from steppe.models.framestack import Frames
 from steppe.seeding import stream
 from steppe.spaces import Spec, leaves, take
 from steppe.types import Array, FloatArray, Policy, Rollout, State, Tree, Weights
@@ -56,6 +58,7 @@ class Method(NamedTuple):
         values: function of ``static``, parameters and observations: their values ``(n,)``.
         static: the networks' layouts and choices, hashable.
         observation: what networks see, and statistics are of.
+        frames: how the observations of the replay become that, where they are stacked.
     """
 
     hyper: Any
@@ -63,6 +66,7 @@ class Method(NamedTuple):
     values: Callable[..., jax.Array]
     static: Any
     observation: Spec
+    frames: Frames | None = None
 
 
 class Buffer(Protocol):
@@ -109,6 +113,12 @@ def _compiled(method: Method) -> tuple[Any, Any]:
     return jax.jit(partial(_updates, method)), jax.jit(partial(_values, method))
 
 
+def _seen(frames: Frames, rows: dict[str, Any]) -> dict[str, Any]:
+    """Rows whose stacked observations are what networks see."""
+    lead = rows["reward"].ndim
+    return rows | {name: frames.joined(rows[name], lead) for name in ("obs", "next_obs") if name in rows}
+
+
 def _values(method: Method, params: Any, normalizer: Any, obs: Tree) -> jax.Array:
     if normalizer:
         obs = normalize(method.observation, normalizer, obs)
@@ -123,7 +133,7 @@ def _updates(
     Args:
         method: of the algorithm.
         state: as it is.
-        batches: columns ``(k, n, ...)``.
+        batches: columns ``(k, n, ...)``; of sequences ``(k, n, rows, ...)``, and ``filled`` says which are.
         count: how many of the ``k`` are learned from: a traced loop bound, so that shapes are few.
         hyper: coefficients.
         seed: of the random keys, one an update.
@@ -131,15 +141,19 @@ def _updates(
     Returns:
         The new state; the means of the parts, and ``skipped``; the TD errors ``(k, n)``.
     """
+    frames = method.frames
     if state.normalizer:
-        spec, real = method.observation, jnp.arange(batches["number"].shape[0])[:, None] < count
-        real = jnp.broadcast_to(real, batches["reward"].shape)
+        batches = batches if frames is None else _seen(frames, batches)
+        frames, spec = None, method.observation
+        filled = batches.get("filled", jnp.ones(batches["reward"].shape, bool))
+        real = filled & (jnp.arange(len(filled)) < count).reshape(-1, *[1] * (filled.ndim - 1))
         state = state._replace(normalizer=norm_merge(spec, state.normalizer, batches["obs"], real))
-        seen = {name: normalize(spec, state.normalizer, batches[name]) for name in ("obs", "next_obs")}
-        batches = batches | seen
+        names = [name for name in ("obs", "next_obs") if name in batches]
+        batches = batches | {name: normalize(spec, state.normalizer, batches[name]) for name in names}
 
     def one(state: LearnerState, i: Any) -> Any:
         batch = jax.tree.map(lambda a: a[i], batches)
+        batch = batch if frames is None else _seen(frames, batch)  # of one minibatch: images take room
         key = jax.random.fold_in(jax.random.key(seed), batch["number"])
         return method.update(method.static, state, batch, hyper, key)
 
@@ -158,7 +172,7 @@ def _updates(
 
     shapes = jax.eval_shape(one, state, 0)[1]
     sums = {name: jnp.float32(0.0) for name in (*shapes, "skipped")}
-    errors = jnp.zeros(batches["reward"].shape, jnp.float32)
+    errors = jnp.zeros(batches["weight"].shape, jnp.float32)
     state, sums, errors = jax.lax.fori_loop(0, count, step, (state, sums, errors))
     learned = jnp.maximum(count - sums["skipped"], 1.0)
     means = {name: total if name == "skipped" else total / learned for name, total in sums.items()}
@@ -205,6 +219,10 @@ class OffPolicyLearner(PolicyLearner):
         about: str = "",
     ) -> None:
         self.policy, self.state, self._replay = policy, state, replay
+        if method.frames is not None:
+            from steppe.policies.frames import FramesPolicy  # most policies see one observation at a time
+
+            self.policy = FramesPolicy(policy, method.frames, method.frames.spec)
         self._method, (self._updates, self._values) = method, _compiled(method)
         self._rng = stream(seed, "minibatches")
         self._seed = np.uint32(stream(seed, "updates").integers(1 << 32))
@@ -278,7 +296,16 @@ class OffPolicyLearner(PolicyLearner):
         return float(np.interp(self._env_steps, *given))
 
     def values(self, obs: Tree) -> FloatArray:
-        """What the critic makes of some observations ``(n, ...)``: ``(n,)``."""
+        """What the critic makes of some observations ``(n, ...)``: ``(n,)``.
+
+        Raises:
+            ConfigError: it needs to know what came before them.
+        """
+        if self._method.frames is not None:
+            raise ConfigError(
+                "framestack: the critic judges observations with those before them, and single ones are not "
+                "enough; leave framestack out, or let the function do without the critic's values"
+            )
         n = len(leaves(obs)[0])
         index = np.minimum(np.arange(1 << (n - 1).bit_length()), n - 1)  # padded: few shapes to compile
         found = self._values(self.state.params, self.state.normalizer, take(obs, index))

@@ -63,7 +63,8 @@ class NoisyPolicy:
             return decision._replace(action=self._units(2.0 * drawn - 1.0), state=state)
         shock = self._deviation * _normal(drawn)
         if state is not None:
-            shock = state = self._correlation * state + np.float32((1 - self._correlation**2) ** 0.5) * shock
+            shock = self._correlation * state["noise"] + np.float32((1 - self._correlation**2) ** 0.5) * shock
+            state = {"noise": shock}
         chosen = np.concatenate(
             [np.tanh(a).reshape(len(a), -1) for a in self._actions.flat(decision.action)], axis=1
         )
@@ -77,4 +78,4 @@ class NoisyPolicy:
 
     def initial_state(self, n: int) -> Tree:
         """The process begins at 0."""
-        return np.zeros((n, self._size), np.float32) if self._correlation else None
+        return {"noise": np.zeros((n, self._size), np.float32)} if self._correlation else None
