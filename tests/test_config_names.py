@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import steppe.config
 from steppe import PPOConfig
-from steppe.algorithms import config_class
+from steppe.algorithms import ALGORITHMS, config_class
 from steppe.config import field_specs
 from steppe.config.names import ALIASES, GROUPS, KEYS, NONE, UNSET, YIELDS
 from steppe.config.reading import read
@@ -86,7 +86,8 @@ def test_the_table_names_no_key_that_rllib_never_had():
 
 
 def test_what_is_mapped_leads_to_a_field_of_an_algorithm():
-    assert {key.field for key in KEYS.values() if key.kind == "maps"} <= set(FIELDS)
+    fields = set().union(*(field_specs(config_class(algo)) for algo in ALGORITHMS))
+    assert {key.field for key in KEYS.values() if key.kind == "maps"} <= fields
     assert all(bool(key.why) == (key.kind != "maps") for key in KEYS.values())
 
 
@@ -110,7 +111,9 @@ def test_a_whole_default_config_of_another_algorithm_passes_without_a_word(algo,
     config = config_class(algo).from_dict(given)
     assert caplog.messages == []
     assert (config.lr, config.train_batch_size) == (given["lr"], given["train_batch_size"])
-    assert (config.grad_clip, config.fcnet_hiddens) == (given.get("grad_clip", 0.5), [256, 256])
+    hiddens = [400, 300] if algo == "TD3" else [256, 256]
+    assert (config.grad_clip, config.fcnet_hiddens) == (given.get("grad_clip", 0.5), hiddens)
+    assert config.fcnet_activation == ("relu" if algo in ("SAC", "TD3") else "tanh")
     assert config.min_time_s_per_iteration == given["min_iter_time_s"]
 
 
@@ -118,13 +121,88 @@ def test_a_whole_default_config_of_another_algorithm_passes_without_a_word(algo,
 def test_other_values_of_another_algorithm_are_said_or_refused(algo):
     cls = config_class(algo)
     own = {spec.alias or name for name, spec in field_specs(cls).items()}
-    for key in rllib.ALGORITHMS[algo].keys() - own:
-        kind = KEYS[key].kind
+    fields = set(field_specs(cls))
+    for key in set(paths(rllib.ALGORITHMS[algo])) - own - {"evaluation_config"}:
+        kind, given = KEYS[key].kind, nested({key: -7.5})
         if kind == "no effect":
-            assert read(cls, {key: -7.5}).notes == [f"{key} is accepted and has no effect: {KEYS[key].why}"]
+            assert read(cls, given).notes == [f"{key} is accepted and has no effect: {KEYS[key].why}"]
         else:
-            assert f"{key}=-7.5" in refusal(lambda key=key: cls.from_dict({key: -7.5}))
-            assert kind == "refused" or KEYS[key].field in own
+            assert f"{key}=-7.5" in refusal(lambda given=given: cls.from_dict(given))
+            assert kind == "refused" or KEYS[key].field in fields
+
+
+def test_old_words_of_sac_set_its_fields():
+    config = config_class("SAC").from_dict(
+        {
+            "Q_model": {"fcnet_hiddens": [64], "fcnet_activation": "tanh"},
+            "policy_model": {"fcnet_hiddens": [64]},
+            "model": {"fcnet_hiddens": [256, 256], "fcnet_activation": "tanh"},
+            "optimization": {"actor_learning_rate": 1e-4, "entropy_learning_rate": 0.0},
+            "grad_norm_clipping": 3.0,
+            "exploration_config": {"type": "StochasticSampling"},
+        }
+    )
+    assert (config.fcnet_hiddens, config.fcnet_activation, config.grad_clip) == ([64], "tanh", 3.0)
+    assert (config.actor_lr, config.critic_lr, config.alpha_lr) == (1e-4, None, 0.0)
+    assert config.exploration_noise == 0.0
+    later = {"q_model_config": {"fcnet_hiddens": [8]}, "policy_model_config": {"fcnet_hiddens": [9]}}
+    assert (
+        "q_model_config.fcnet_hiddens=[8] and policy_model_config.fcnet_hiddens=[9] are two spellings"
+        in refusal(lambda: config_class("SAC").from_dict(later))
+    )
+    assert "write actor_lr, critic_lr, alpha_lr, or give" in refusal(
+        lambda: config_class("SAC")(optimization={})
+    )
+
+
+def gaussian(**changes):
+    return {"exploration_config": {"type": "GaussianNoise", "random_timesteps": 10_000, **changes}}
+
+
+def test_noise_of_td3_is_its_deviation():
+    td3 = config_class("TD3")
+    assert td3.from_dict(gaussian(stddev=0.3)).exploration_noise == 0.3
+    assert td3.from_dict(gaussian(initial_scale=0.5, final_scale=0.5)).exploration_noise == 0.05
+    assert td3.from_dict({"exploration_config": {}}).exploration_noise == 0.1
+    for settings, reason in (
+        (gaussian(final_scale=0.02), "the noise does not change with time"),
+        (gaussian(random_timesteps=7), "until num_steps_sampled_before_learning_starts"),
+        (gaussian(type="SoftQ"), "of type 'SoftQ': there is GaussianNoise"),
+    ):
+        assert reason in refusal(lambda settings=settings: td3.from_dict(settings))
+    # By hand: x <- 0.85 x + 0.2 n has deviation 0.2 / sqrt(1 - 0.85 ** 2); the bounds are 2 apart.
+    assert "write exploration_noise=0.0759 and exploration_noise_correlation=0.85" in refusal(
+        lambda: td3.from_dict(gaussian(type="OrnsteinUhlenbeckNoise"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("algo", "settings", "reason"),
+    [
+        ("SAC", {"prioritized_replay": True}, "DQN alone draws rows by their error"),
+        ("SAC", {"Q_model": {"custom_model": "mine"}}, "Q_model.custom_model='mine': models of your own"),
+        ("SAC", {"_use_beta_distribution": True}, "the policy is a squashed normal distribution"),
+        (
+            "TD3",
+            {"smooth_target_policy": False},
+            "write target_noise=0; with policy_delay=1 and twin_q=False",
+        ),
+        ("TD3", {"target_network_update_freq": 5}, "the targets follow at every policy_delay-th update"),
+        (
+            "TD3",
+            {"actor_hiddens": [8], "critic_hiddens": [9]},
+            "two spellings of one setting (fcnet_hiddens)",
+        ),
+        ("DQN", {"exploration_final_eps": 0.1}, "write the schedule itself: epsilon="),
+        (
+            "PPO",
+            {"optimization": {"actor_learning_rate": 1.0}},
+            "has no setting 'optimization.actor_learning",
+        ),
+    ],
+)
+def test_what_learns_from_a_replay_refuses_old_words_by_name(algo, settings, reason):
+    assert reason in refusal(lambda: config_class(algo).from_dict(settings))
 
 
 def test_what_only_other_algorithms_have_is_no_setting_of_ppo():

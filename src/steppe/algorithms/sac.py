@@ -24,6 +24,7 @@ from steppe.config.checks import FRAGMENT
 from steppe.learning.action_networks import UNUSED, Structure, flat, make_action_networks
 from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, followed
 from steppe.learning.optimizer import clipped_adam, clipped_adam_init
+from steppe.learning.schedules import noise_deviation
 from steppe.models.action_values import ActionValue, action_inputs, action_values
 from steppe.models.catalog import Actor
 from steppe.models.framestack import framed
@@ -82,7 +83,9 @@ class SACConfig(AlgorithmConfig):
     """Env steps before the first update."""
     training_intensity: float | None = policy_field(None, check=above(0))
     """Rows learned from for each env step; None is train_batch_size, one update an env step."""
-    exploration_noise: float = policy_field(0.0, check=at_least(0))
+    exploration_noise: float = policy_field(
+        0.0, check=at_least(0), alias="exploration_config", convert=noise_deviation
+    )
     """Deviation of noise on top of the sampled actions, where the bounds are -1 and 1."""
     exploration_noise_correlation: float = policy_field(0.0, check=between(0, 0.9999))
     """Of that noise from one row to the next: 0 is white, else an Ornstein-Uhlenbeck process."""

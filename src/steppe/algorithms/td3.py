@@ -17,6 +17,7 @@ from steppe.config.fields import Schedule
 from steppe.learning.action_networks import UNUSED, Structure, flat, likeliest, make_action_networks
 from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, followed
 from steppe.learning.optimizer import clipped_adam, clipped_adam_init
+from steppe.learning.schedules import noise_deviation
 from steppe.models.action_values import ActionValue, action_inputs, action_values
 from steppe.models.catalog import Actor
 from steppe.models.framestack import framed
@@ -74,7 +75,9 @@ class TD3Config(AlgorithmConfig):
     """Env steps before the first update; until then actions are uniform."""
     training_intensity: float | None = policy_field(None, check=above(0))
     """Rows learned from for each env step; None is train_batch_size, one update an env step."""
-    exploration_noise: float = policy_field(0.1, check=above(0))
+    exploration_noise: float = policy_field(
+        0.1, check=above(0), alias="exploration_config", convert=noise_deviation
+    )
     """Deviation of the noise on actions, where the bounds are -1 and 1."""
     exploration_noise_correlation: float = policy_field(0.0, check=between(0, 0.9999))
     """Of that noise from one row to the next: 0 is white, else an Ornstein-Uhlenbeck process."""

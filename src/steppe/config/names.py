@@ -66,7 +66,7 @@ NONE: dict[str, Any] = _TABLE["none"]
 UNSET: dict[str, tuple[Any, ...]] = {name: _values(items) for name, items in _TABLE["unset"].items()}
 """Values with which a key says nothing."""
 
-YIELDS: dict[str, Any] = _TABLE["yields"]
+YIELDS: dict[str, tuple[Any, ...]] = {name: _values(items) for name, items in _TABLE["yields"].items()}
 """Values that give way to another spelling of the same field."""
 
 ALIASES: dict[str, str] = {
@@ -79,5 +79,11 @@ GROUPS: dict[str, str] = {
     "model_config": "model",
     "model_config_dict": "model",
     "multiagent": "multiagent",
+    "Q_model": "Q_model",
+    "q_model_config": "Q_model",
+    "policy_model": "policy_model",
+    "policy_model_config": "policy_model",
+    "optimization": "optimization",
+    "optimization_config": "optimization",
 }
 """Keys that hold a dict of settings, and the name under which the table has what is in it."""

@@ -55,7 +55,7 @@ def read(cls: type[AlgorithmConfig], settings: Any, where: str = "") -> Reading:
         elif is_one_of(given, UNSET.get(path, ())) or (key.schedule and given is None):
             continue
         else:
-            yields = path in YIELDS and given == YIELDS[path]
+            yields = is_one_of(given, YIELDS.get(path, ()))
             found = schedules if key.schedule else yielding if yields else constants
             value = cls.checked(key.field, given, written)
             _agree(key.field, found.setdefault(key.field, (written, value)), (written, value))
@@ -173,7 +173,7 @@ def not_a_keyword(cls: type[AlgorithmConfig], key: str) -> str:
 def _not_a_group(cls: type[AlgorithmConfig], key: str) -> str:
     group, specs = GROUPS[key], field_specs(cls)
     fields = [k.field for k in KEYS.values() if k.kind == "maps" and k.name.startswith(f"{group}.")]
-    method = {"model": "training", "multiagent": "multi_agent"}[group]
+    method = {"multiagent": "multi_agent"}.get(group, "training")
     name = cls.__name__
     return (
         f"{name}: {key} is a dict of RLlib's, whose settings stand for themselves here: write "
