@@ -24,7 +24,8 @@ class Part(NamedTuple):
 
     Attributes:
         of: an :class:`~steppe.models.actions.ActionLeaf`.
-        leaf: index of the leaf that it belongs to.
+        place: its index among the parts.
+        leaf: that of the leaf that it belongs to.
         head: where its own numbers lie in the parameters.
         scale: where its log standard deviations lie.
         noise: where its uniforms lie in the noise.
@@ -36,6 +37,7 @@ class Part(NamedTuple):
     """
 
     of: Any
+    place: int
     leaf: int
     head: slice
     scale: slice
@@ -81,6 +83,7 @@ class Chain:
             parts.append(
                 Part(
                     part,
+                    k,
                     leaf,
                     slice(heads[k], heads[k + 1]),
                     slice(begin + deviations[k], begin + deviations[k + 1]),

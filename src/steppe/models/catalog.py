@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steppe.models.actions import LOG_STD_RANGE, MASKED
-from steppe.models.distributions import Distribution
+from steppe.models.actions import LOG_STD_RANGE
+from steppe.models.distributions import Distribution, legal
 from steppe.models.encoders import Encoder, make_encoder
 from steppe.models.mlp import MLP
-from steppe.models.observations import MASK
+from steppe.models.observations import MASK, Embeddings
 from steppe.spaces import Spec
 from steppe.types import Tree
+
+if TYPE_CHECKING:
+    from steppe.models.embeddings import Scores
 
 _POLICY_SCALE = 0.01
 """Gain of the policy's last layer: all actions start out about equally likely."""
@@ -28,10 +31,12 @@ class Actor(eqx.Module):
 
     Attributes:
         encoder: observation to vector.
-        mlp: vector to distribution parameters, but for a free ``log_std``.
-        log_std: ``(log_std_size,)``, the same for every observation, or None where the network says it.
+        mlp: vector to distribution parameters, but for those that are free.
+        log_std: the free ones, the same for every observation: log standard deviations, where the network
+            does not say them, and the weights of actions that know of each other; None where there are none.
         masked: observations have a mask of the actions, which is not encoded.
         bounded: how many of the last outputs are log standard deviations that are kept within bounds.
+        scores: makes parameters of choices that the observation describes, else None.
     """
 
     encoder: Encoder
@@ -39,6 +44,7 @@ class Actor(eqx.Module):
     log_std: jax.Array | None
     masked: bool = eqx.field(static=True, default=False)
     bounded: int = eqx.field(static=True, default=0)
+    scores: Scores | None = None
 
     def features(self, obs: Tree) -> jax.Array:
         """``(f,)``: the input of the last layer."""
@@ -47,8 +53,10 @@ class Actor(eqx.Module):
     def head(self, features: jax.Array, obs: Tree) -> jax.Array:
         """Features ``(f,)`` to distribution parameters ``(P,)``; illegal actions have no chance."""
         params = self.mlp.head(features)
+        if self.scores is not None:
+            params = self.scores(params, obs)
         if self.masked:
-            params = jnp.where(obs[MASK] != 0, params, MASKED)
+            params = legal(params, obs[MASK])
         if self.bounded:
             scales = jnp.clip(params[-self.bounded :], *LOG_STD_RANGE)
             return jnp.concatenate([params[: -self.bounded], scales])
@@ -62,6 +70,8 @@ class Actor(eqx.Module):
         """All but its arrays as JSON values; :mod:`steppe.models.numpy_forward` reads it."""
         free = self.log_std is not None
         parts = {"encoder": self.encoder.describe(), "mlp": self.mlp.describe()}
+        if self.scores is not None:
+            parts["scores"] = self.scores.describe()
         return {**parts, "free_log_std": free, "masked": self.masked, "bounded_log_std": self.bounded}
 
 
@@ -106,6 +116,8 @@ def make_actor(
     conv_filters: Sequence[Sequence[int]] | None = None,
     free_log_std: bool = True,
     initial_log_std: float = 0.0,
+    encoder: Callable[..., Any] | None = None,
+    embeddings: Embeddings | None = None,
 ) -> Actor:
     """Draw the network that acts; arguments as of :func:`make_actor_critic`.
 
@@ -120,20 +132,29 @@ def make_actor(
         conv_filters: for images.
         free_log_std: log standard deviations are parameters of their own.
         initial_log_std: their value before training.
+        encoder: makes one of the user's own.
+        embeddings: where the observation describes the choices.
 
     Raises:
         ConfigError: bad widths, unknown activation, or filters that do not fit the image.
     """
-    encoder = make_encoder(obs_spec, rng, conv_filters=conv_filters)
-    scales = distribution.log_std_size
-    outputs = distribution.param_size - (scales if free_log_std else 0)
-    mlp = MLP((encoder.size, *hiddens, outputs), activation, rng, _POLICY_SCALE)
+    torso = make_encoder(obs_spec, rng, conv_filters=conv_filters, own=encoder)
+    scales, scores = distribution.log_std_size, None
+    free = distribution.weights(rng)
+    outputs = distribution.param_size - len(free) - (scales if free_log_std else 0)
+    if embeddings is not None:
+        from steppe.models.embeddings import KEY, Scores  # most choices are numbered only
+
+        scores, outputs = Scores(embeddings, rng), KEY + 1
+    mlp = MLP((torso.size, *hiddens, outputs), activation, rng, _POLICY_SCALE)
     initial = np.full(scales, initial_log_std, np.float32)
-    if free_log_std and scales:
-        return Actor(encoder, mlp, jnp.asarray(initial), masked)
-    bias = np.concatenate([np.zeros(outputs - scales, np.float32), initial])
-    mlp = eqx.tree_at(lambda m: m.biases[-1], mlp, jnp.asarray(bias))
-    return Actor(encoder, mlp, None, masked, scales if bounded else 0)
+    if free_log_std:
+        free = np.concatenate([initial, free])
+    else:
+        bias = np.concatenate([np.zeros(outputs - scales, np.float32), initial])
+        mlp = eqx.tree_at(lambda m: m.biases[-1], mlp, jnp.asarray(bias))
+    log_std = jnp.asarray(free) if free.size else None
+    return Actor(torso, mlp, log_std, masked, scales if bounded else 0, scores)
 
 
 def make_actor_critic(
@@ -149,6 +170,8 @@ def make_actor_critic(
     conv_filters: Sequence[Sequence[int]] | None = None,
     free_log_std: bool = True,
     initial_log_std: float = 0.0,
+    encoder: Callable[..., Any] | None = None,
+    embeddings: Embeddings | None = None,
 ) -> ActorCritic:
     """Draw the networks of an actor-critic.
 
@@ -164,6 +187,8 @@ def make_actor_critic(
         conv_filters: ``[channels, kernel, stride]`` a layer, for images; chosen by size if None.
         free_log_std: log standard deviations are parameters of their own, not outputs of the network.
         initial_log_std: their value before training.
+        encoder: makes one of the user's own; actor and critic have each theirs.
+        embeddings: where the observation describes the choices.
 
     Raises:
         ConfigError: bad widths, unknown activation, or filters that do not fit the image.
@@ -178,9 +203,12 @@ def make_actor_critic(
         conv_filters=conv_filters,
         free_log_std=free_log_std,
         initial_log_std=initial_log_std,
+        encoder=encoder,
+        embeddings=embeddings,
     )
     if share_layers:
         width = hiddens[-1] if hiddens else actor.encoder.size
         return ActorCritic(actor, Critic(None, MLP((width, 1), activation, rng, 1.0)))
-    own = make_encoder(obs_spec if critic_spec is None else critic_spec, rng, conv_filters=conv_filters)
+    seen = obs_spec if critic_spec is None else critic_spec
+    own = make_encoder(seen, rng, conv_filters=conv_filters, own=encoder)
     return ActorCritic(actor, Critic(own, MLP((own.size, *hiddens, 1), activation, rng, 1.0)))

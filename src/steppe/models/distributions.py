@@ -9,16 +9,20 @@ from __future__ import annotations
 import functools
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import final
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from steppe.models.actions import MASKED, ActionLeaf, Actions, Bits, Choices, Numbers
+from steppe.models.autoregressive import Part
 from steppe.spaces import Spec, summary
-from steppe.types import Tree
+from steppe.types import FloatArray, Tree
+
+if TYPE_CHECKING:
+    from steppe.models.custom import OwnDistribution
 
 _LOG_TWO_PI = float(np.log(2.0 * np.pi))
 _LOG_TWO = float(np.log(2.0))
@@ -26,12 +30,13 @@ _LOG_TWO = float(np.log(2.0))
 
 @final
 class Distribution:
-    """Distribution of the actions of one space: a product over the leaves of a Dict or Tuple.
+    """Distribution of the actions of one space.
 
     Discrete and MultiDiscrete leaves are categorical (one logit a choice), MultiBinary ones Bernoulli (one
-    logit a bit), Boxes diagonal Gaussians. The parameter vector holds, leaf by leaf, logits and means, and
-    after them, leaf by leaf, the log standard deviations; so the last ``log_std_size`` parameters can come
-    from elsewhere than a network.
+    logit a bit), Boxes diagonal Gaussians. The leaves of a Dict or Tuple are independent of each other, or
+    chosen one after the other. The parameter vector holds, leaf by leaf, logits and means, and after them,
+    leaf by leaf, the log standard deviations, which can come from elsewhere than a network; for what a chain
+    adds see :class:`~steppe.models.autoregressive.Chain`.
 
     Actions are in *policy units*: choices count from 0 (int32), bits are int8, Box elements are unbounded
     float32. ``to_env`` and ``from_env`` translate numpy columns.
@@ -41,7 +46,7 @@ class Distribution:
     Attributes:
         spec: the action space.
         param_size: length P of the parameter vector.
-        log_std_size: how many of the last parameters are log standard deviations.
+        log_std_size: how many of the parameters are log standard deviations.
         noise_size: length K of the noise vector: one a choice, a bit, a Box element.
         actions: the layout of the space, and what numpy does with it.
         to_env: see :meth:`steppe.models.actions.Actions.to_env`.
@@ -50,7 +55,7 @@ class Distribution:
 
     __slots__ = (
         "_key",
-        "_leaves",
+        "_law",
         "actions",
         "from_env",
         "log_std_size",
@@ -60,7 +65,15 @@ class Distribution:
         "to_env",
     )
 
-    def __init__(self, spec: Spec, squash: bool = False, normalize: bool = True, clip: bool = True) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        squash: bool = False,
+        normalize: bool = True,
+        clip: bool = True,
+        autoregressive: bool = False,
+        own: Callable[..., Any] | None = None,
+    ) -> None:
         """Make the distribution of an action space.
 
         Args:
@@ -69,22 +82,36 @@ class Distribution:
                 the tanh of the action.
             normalize: without squash, [-1, 1] in policy units spans the bounds of the env.
             clip: without squash, env actions are clipped to the bounds. Integer Boxes always are.
+            autoregressive: leaves, and the choices of a MultiDiscrete, are chosen one after the other.
+            own: makes one of the user's own; see :class:`~steppe.models.custom.OwnDistribution`.
 
         Raises:
+            ConfigError: what ``own`` makes does not do.
             SpaceError: a Sequence or OneOf (no fixed number of values can be drawn), or nothing to choose.
         """
         self.spec = spec
-        self._key = (spec, squash, normalize, clip)
-        self.actions = Actions(spec, squash, normalize, clip)
-        self._leaves = tuple(map(_leaf, self.actions.leaves))
+        self._key = (spec, squash, normalize, clip, autoregressive, own)
+        self.actions = Actions(spec, squash, normalize, clip, autoregressive)
         self.log_std_size, self.noise_size = self.actions.log_std_size, self.actions.noise_size
         self.param_size = self.actions.param_size
-        self.to_env, self.from_env = self.actions.to_env, self.actions.from_env
+        self.to_env, self.from_env = self.actions.to_env_direct, self.actions.from_env
+        if own is not None:
+            from steppe.models.custom import OwnDistribution  # most runs have no code of this kind
+
+            mine = OwnDistribution(own, spec)
+            self._law: _Law = _Own(mine)
+            self.param_size, self.noise_size, self.log_std_size = mine.param_size, mine.noise_size, 0
+            self.to_env, self.from_env = mine.to_env, mine.from_env
+        else:
+            self._law = _Independent(self.actions) if self.actions.chain is None else _Chained(self.actions)
 
     @property
-    def options(self) -> dict[str, bool]:
-        """The options, by name."""
-        return dict(zip(("squash", "normalize", "clip"), self._key[1:], strict=True))
+    def options(self) -> dict[str, Any]:
+        """The options, by name; code of the user's as its name."""
+        own = self._key[-1]
+        if own is not None:
+            return {"own": getattr(own, "__name__", type(own).__name__)}
+        return dict(zip(("squash", "normalize", "clip", "autoregressive"), self._key[1:], strict=False))
 
     def __eq__(self, other: object) -> bool:
         """Same space and options."""
@@ -99,6 +126,11 @@ class Distribution:
         options = ", ".join(f"{name}={value}" for name, value in self.options.items())
         return f"Distribution({summary(self.spec)}, {options})"
 
+    def weights(self, rng: np.random.Generator) -> FloatArray:
+        """The last of the parameters, which no network gives, before training."""
+        chain = self.actions.chain
+        return np.zeros(0, np.float32) if chain is None else chain.initial(rng)
+
     def sample(self, params: jax.Array, noise: jax.Array) -> Tree:
         """An action per row, a pure function of the noise.
 
@@ -109,40 +141,171 @@ class Distribution:
         Returns:
             Action tree of ``(..., *shape)`` in policy units.
         """
-        return self.actions.tree(
-            [leaf.sample(head, scale, noise[..., cut]) for leaf, head, scale, cut in self._parts(params)]
-        )
+        return self._law.sample(params, noise)
 
     def mode(self, params: jax.Array) -> Tree:
-        """The likeliest action per row (of a squashed Gaussian: the tanh of the mean)."""
-        return self.actions.tree([leaf.mode(head) for leaf, head, _, _ in self._parts(params)])
+        """The likeliest action per row (of a squashed Gaussian: the tanh of the mean).
+
+        Of a chain, the likeliest of each part after those before it.
+        """
+        return self._law.mode(params)
 
     def logp(self, params: jax.Array, action: Tree) -> jax.Array:
         """Log-probability ``(...)`` of an action tree in policy units."""
-        return _total(
-            leaf.logp(head, scale, jnp.asarray(a))
-            for (leaf, head, scale, _), a in zip(self._parts(params), self.actions.flat(action), strict=True)
-        )
+        return self._law.logp(params, action)
 
     def entropy(self, params: jax.Array, action: Tree = None) -> jax.Array:
         """Entropy ``(...)`` in nats; of a squashed Gaussian that of the Gaussian before the squash.
 
+        Of a chain it is the sum of the parts' entropies, each after what was chosen before it: as the action
+        was drawn from the same distribution, its mean is right.
+
         Args:
             params: ``(..., P)``.
-            action: drawn from them; independent leaves need none, others are taken as it chose.
+            action: as it was chosen; only a chain needs it.
         """
+        return self._law.entropy(params, action)
+
+    def kl(self, params_p: jax.Array, params_q: jax.Array) -> jax.Array:
+        """Kullback-Leibler divergence ``(...)`` of q from p, in nats, of independent leaves."""
+        assert isinstance(self._law, _Independent)
+        return self._law.kl(params_p, params_q)
+
+
+class _Law(ABC):
+    """The maths of all leaves together; methods as those of :class:`Distribution`."""
+
+    @abstractmethod
+    def sample(self, params: jax.Array, noise: jax.Array) -> Tree: ...
+
+    @abstractmethod
+    def mode(self, params: jax.Array) -> Tree: ...
+
+    @abstractmethod
+    def logp(self, params: jax.Array, action: Tree) -> jax.Array: ...
+
+    @abstractmethod
+    def entropy(self, params: jax.Array, action: Tree) -> jax.Array: ...
+
+
+@final
+class _Independent(_Law):
+    """A product over the leaves."""
+
+    def __init__(self, actions: Actions) -> None:
+        self._actions, self._leaves = actions, tuple(map(_leaf, actions.leaves))
+
+    def sample(self, params: jax.Array, noise: jax.Array) -> Tree:
+        return self._actions.tree(
+            [leaf.sample(head, scale, noise[..., cut]) for leaf, head, scale, cut in self._parts(params)]
+        )
+
+    def mode(self, params: jax.Array) -> Tree:
+        return self._actions.tree([leaf.mode(head) for leaf, head, _, _ in self._parts(params)])
+
+    def logp(self, params: jax.Array, action: Tree) -> jax.Array:
+        return _total(
+            leaf.logp(head, scale, jnp.asarray(a))
+            for (leaf, head, scale, _), a in zip(self._parts(params), self._actions.flat(action), strict=True)
+        )
+
+    def entropy(self, params: jax.Array, action: Tree) -> jax.Array:
         return _total(leaf.entropy(head, scale) for leaf, head, scale, _ in self._parts(params))
 
     def kl(self, params_p: jax.Array, params_q: jax.Array) -> jax.Array:
-        """Kullback-Leibler divergence ``(...)`` of q from p, in nats; no squash changes it."""
+        """No squash changes it."""
         pairs = zip(self._parts(params_p), self._parts(params_q), strict=True)
         return _total(leaf.kl((hp, sp), (hq, sq)) for (leaf, hp, sp, _), (_, hq, sq, _) in pairs)
 
     def _parts(self, params: jax.Array) -> list[tuple[_Leaf, jax.Array, jax.Array, slice]]:
         return [
             (leaf, params[..., head], params[..., scale], noise)
-            for leaf, (head, scale, noise) in zip(self._leaves, self.actions.cuts, strict=True)
+            for leaf, (head, scale, noise) in zip(self._leaves, self._actions.cuts, strict=True)
         ]
+
+
+@final
+class _Chained(_Law):
+    """Part after part, each knowing those before it."""
+
+    def __init__(self, actions: Actions) -> None:
+        assert actions.chain is not None
+        self._actions, self._chain = actions, actions.chain
+        self._leaves = [_leaf(part.of) for part in self._chain.parts]
+
+    def sample(self, params: jax.Array, noise: jax.Array) -> Tree:
+        def meet(part: Part, head: jax.Array) -> jax.Array:
+            return self._leaves[part.place].sample(head, params[..., part.scale], noise[..., part.noise])
+
+        return self._actions.tree(self._chain.walk(jnp, params, meet))
+
+    def mode(self, params: jax.Array) -> Tree:
+        return self._actions.tree(
+            self._chain.walk(jnp, params, lambda part, head: self._leaves[part.place].mode(head))
+        )
+
+    def logp(self, params: jax.Array, action: Tree) -> jax.Array:
+        return _total(
+            self._leaves[part.place].logp(head, params[..., part.scale], taken)
+            for part, head, taken in self._taken(params, action)
+        )
+
+    def entropy(self, params: jax.Array, action: Tree) -> jax.Array:
+        return _total(
+            self._leaves[part.place].entropy(head, params[..., part.scale])
+            for part, head, _ in self._taken(params, action)
+        )
+
+    def _taken(self, params: jax.Array, action: Tree) -> list[tuple[Part, jax.Array, jax.Array]]:
+        """Each part with the head that it had after what was chosen before, and what was chosen of it."""
+        chosen = iter(self._chain.split([jnp.asarray(a) for a in self._actions.flat(action)]))
+        met: list[tuple[Part, jax.Array, jax.Array]] = []
+
+        def meet(part: Part, head: jax.Array) -> jax.Array:
+            met.append((part, head, next(chosen)))
+            return met[-1][2]
+
+        self._chain.walk(jnp, params, meet)
+        return met
+
+
+@final
+class _Own(_Law):
+    """The user's own, which is written for one row."""
+
+    def __init__(self, own: OwnDistribution) -> None:
+        self._own = own
+
+    def sample(self, params: jax.Array, noise: jax.Array) -> Tree:
+        return _over_rows(self._own.made.sample, params)(params, noise)
+
+    def mode(self, params: jax.Array) -> Tree:
+        return _over_rows(self._own.made.mode, params)(params)
+
+    def logp(self, params: jax.Array, action: Tree) -> jax.Array:
+        logp: jax.Array = _over_rows(self._own.made.logp, params)(params, action)
+        return logp
+
+    def entropy(self, params: jax.Array, action: Tree) -> jax.Array:
+        entropy: jax.Array = _over_rows(self._own.made.entropy, params)(params)
+        return entropy
+
+
+def _over_rows(function: Callable[..., Any], params: jax.Array) -> Callable[..., Any]:
+    """A function of one row for rows along all leading axes of the parameters."""
+    for _ in range(params.ndim - 1):
+        function = jax.vmap(function)
+    return function
+
+
+def legal(params: jax.Array, mask: jax.Array) -> jax.Array:
+    """Parameters ``(..., P)`` in which the choices that a mask ``(..., choices)`` forbids have no chance.
+
+    The first of the parameters are those of the choices.
+    """
+    n = mask.shape[-1]
+    heads = jnp.where(mask != 0, params[..., :n], MASKED)
+    return heads if params.shape[-1] == n else jnp.concatenate([heads, params[..., n:]], -1)
 
 
 class _Leaf(ABC):

@@ -7,9 +7,9 @@ half normalises observations with running statistics, which are data of the lear
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import equinox as eqx
 import jax
@@ -31,6 +31,9 @@ from steppe.spaces import (
     TupleSpec,
 )
 from steppe.types import Array, Tree
+
+if TYPE_CHECKING:
+    from steppe.models.custom import Own
 
 _ONE_HOT_LIMIT = 1024
 _EMBEDDING = 64
@@ -56,6 +59,7 @@ def make_encoder(
     *,
     conv_filters: Sequence[Sequence[int]] | None = None,
     sequence_hidden: int = 64,
+    own: Callable[..., Any] | None = None,
 ) -> Encoder:
     """Draw the encoder of an observation space.
 
@@ -68,13 +72,21 @@ def make_encoder(
         rng: source of the initial parameters.
         conv_filters: ``[channels, kernel, stride]`` a layer for images; chosen by their size if None.
         sequence_hidden: width of a Sequence's network, half the size of what it yields.
+        own: makes the user's own encoder, instead; see :func:`steppe.models.custom.made`.
 
     Raises:
-        ConfigError: filters that do not fit the image.
+        ConfigError: filters that do not fit the image, or an encoder that does not do.
     """
+    if own is not None:
+        return _Custom(own, spec, rng)
+    return _built_in(spec, rng, conv_filters, sequence_hidden)
 
+
+def _built_in(
+    spec: Spec, rng: np.random.Generator, conv_filters: Sequence[Sequence[int]] | None, sequence_hidden: int
+) -> Encoder:
     def make(part: Spec) -> Encoder:
-        return make_encoder(part, rng, conv_filters=conv_filters, sequence_hidden=sequence_hidden)
+        return _built_in(part, rng, conv_filters, sequence_hidden)
 
     if isinstance(spec, BoxSpec):
         axis = image_axis(spec)
@@ -235,6 +247,27 @@ class _Alternatives(Encoder):
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "alternatives", "parts": [part.describe() for part in self.parts]}
+
+
+@final
+class _Custom(Encoder):
+    """An encoder of the user's own."""
+
+    own: Own
+    size: int = eqx.field(static=True)
+
+    def __init__(self, build: Callable[..., Any], spec: Spec, rng: np.random.Generator) -> None:
+        from steppe.models import custom  # most runs have no code of this kind
+
+        self.own, vector = custom.made("encoder", build, spec, rng)
+        self.size = custom.check_vector("encoder", self.own, vector)
+
+    def __call__(self, obs: Tree) -> jax.Array:
+        vector: jax.Array = self.own(obs)
+        return vector
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "custom", "name": self.own.name}
 
 
 def normalize(spec: Spec, stats: Sequence[Any], obs: Tree, clip: float = CLIP) -> Tree:

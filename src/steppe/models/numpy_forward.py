@@ -12,6 +12,7 @@ from typing import Any, TypeAlias, final
 
 import numpy as np
 
+from steppe.errors import ConfigError
 from steppe.models.actions import LOG_STD_RANGE, MASKED, Actions
 from steppe.models.observations import CLIP, EPSILON, MASK, normalized_leaves, visit
 from steppe.models.sight import check_mask, shown, without
@@ -45,14 +46,19 @@ class Network:
         if description["kind"] != "actor":
             raise LookupError(f"network of kind {description['kind']!r}; only 'actor' is known")
         self.observation: Spec = from_description(description["observation"])
+        if "own" in description["distribution"]:
+            raise not_in_numpy("distribution", description["distribution"]["own"])
         self.actions = Actions(from_description(description["action"]), **description["distribution"])
         # Older checkpoints lack some of these.
         self._masked, self._hidden = description.get("masked", False), description.get("critic_only", ())
         self._bounded = description.get("bounded_log_std", 0)
-        self._seen = without(self.observation, [MASK] if self._masked else [])
-        self._statistics = _statistics(self._seen, arrays) if description["normalizer"] else []
+        unseen = [description["scores"]["place"]] if "scores" in description else []
+        self._seen = without(self.observation, [MASK, *unseen] if self._masked else unseen)
+        self._statistics = statistics(self._seen, arrays) if description["normalizer"] else []
         self._encoder = _encoder(description["encoder"], "encoder", arrays)
         self._mlp = _mlp(description["mlp"], "mlp", arrays)
+        scores = description.get("scores")
+        self._scores = None if scores is None else _scores(scores, "scores", arrays)
         # Of action values: which action is best, however much is explored; and the returns they are means of.
         self._greedy, self._support = description.get("greedy", False), description.get("support")
         self._log_std = arrays["log_std"] if description["free_log_std"] else np.zeros(0, np.float32)
@@ -73,12 +79,15 @@ class Network:
         with np.errstate(all="ignore"):  # as compiled code is: silent, and the result says it
             column = map_leaves(_narrow, narrowed(self.observation, column))
             if self._statistics:
-                column = _normalized(self._seen, self._statistics, column)
+                column = normalized(self._seen, self._statistics, column)
             heads = self._mlp(self._encoder(column))
+            if self._scores is not None:
+                heads = self._scores(heads, column)
             if self._support is not None:
                 heads = _expected(heads, *self._support)
             if self._masked:
-                heads = np.where(column[MASK] != 0, heads, np.float32(MASKED))
+                legal = heads[:, : column[MASK].shape[1]]  # contexts of a chain follow
+                legal[...] = np.where(column[MASK] != 0, legal, np.float32(MASKED))
             if self._bounded:
                 scales = np.clip(heads[:, -self._bounded :], *LOG_STD_RANGE)
                 return np.concatenate([heads[:, : -self._bounded], scales], axis=1)
@@ -98,6 +107,21 @@ class Network:
             return self.actions.to_env_direct(self.actions.choose(params, None if self._greedy else noise))
 
 
+def _scores(
+    description: Mapping[str, Any], name: str, arrays: Arrays
+) -> Callable[[FloatArray, Tree], FloatArray]:
+    """Queries ``(n, (d + 1) * atoms)`` and described choices to ``(n, choices * atoms)``."""
+    mlp, place = _mlp(description["mlp"], f"{name}.mlp", arrays), description["place"]
+    size = description["mlp"]["sizes"][-1] + 1
+
+    def forward(heads: FloatArray, column: Tree) -> FloatArray:
+        keys, query = mlp(column[place].astype(np.float32)), heads.reshape(len(heads), size, -1)
+        scores: FloatArray = keys @ query[:, :-1] + query[:, -1:]
+        return scores.reshape(len(heads), -1)
+
+    return forward
+
+
 def _expected(heads: FloatArray, low: float, high: float, atoms: int) -> FloatArray:
     """Mean returns ``(n, A)`` of logits ``(n, A * atoms)`` over a support."""
     logits = heads.reshape(len(heads), -1, atoms)
@@ -111,7 +135,7 @@ def _narrow(leaf: Array) -> Array:
     return leaf.astype(f"{leaf.dtype.kind}4") if leaf.dtype.itemsize == 8 else leaf
 
 
-def _statistics(spec: Spec, arrays: Arrays) -> list[tuple[Any, Any, Any]]:
+def statistics(spec: Spec, arrays: Arrays) -> list[tuple[Any, Any, Any]]:
     """Per covered leaf ``(count, mean, one over the standard deviation)``."""
     found = []
     for path in normalized_leaves(spec):
@@ -121,8 +145,9 @@ def _statistics(spec: Spec, arrays: Arrays) -> list[tuple[Any, Any, Any]]:
     return found
 
 
-def _normalized(spec: Spec, statistics: list[tuple[Any, Any, Any]], column: Tree) -> Tree:
-    rest = iter(statistics)
+def normalized(spec: Spec, found: list[tuple[Any, Any, Any]], column: Tree) -> Tree:
+    """A column as the network sees it, by what :func:`statistics` found."""
+    rest = iter(found)
 
     def scaled(leaf: BoxSpec, x: FloatArray, mask: Any) -> FloatArray:
         count, mean, scale = next(rest)
@@ -248,6 +273,18 @@ def _alternatives(description: Mapping[str, Any], name: str, arrays: Arrays) -> 
     return forward
 
 
+def _custom(description: Mapping[str, Any], name: str, arrays: Arrays) -> Forward:
+    raise not_in_numpy("encoder", description["name"])
+
+
+def not_in_numpy(role: str, name: str) -> ConfigError:
+    """The error of code of the user's, of which a file holds the name only; to be raised by the caller."""
+    return ConfigError(
+        f"its {role} is code of your own, {name}, which is in no file and not in numpy: act with "
+        f"algo = steppe.load(path, models={{{role!r}: {name}}}) and algo.compute_single_action(obs)"
+    )
+
+
 _ENCODERS: dict[str, Callable[[Mapping[str, Any], str, Arrays], Forward]] = {
     "flat": _flat,
     "image": _image,
@@ -255,4 +292,5 @@ _ENCODERS: dict[str, Callable[[Mapping[str, Any], str, Arrays], Forward]] = {
     "parts": _parts,
     "items": _items,
     "alternatives": _alternatives,
+    "custom": _custom,
 }

@@ -24,6 +24,13 @@ _WIDE_RANGE = 10
 _LARGEST = 1e14  # sums of squares of larger numbers would leave float32
 
 
+class Embeddings(NamedTuple):
+    """Where an observation describes the choices: the key of a Box that has a row of numbers a choice."""
+
+    key: str
+    width: int
+
+
 class Sight(NamedTuple):
     """Who sees which part of an observation; :func:`steppe.models.sight.sight_of` makes it of Dicts.
 
@@ -34,6 +41,7 @@ class Sight(NamedTuple):
         critic: what the value's network sees, and what has statistics: the whole without a mask.
         masked: whether ``acting`` has a mask of the actions.
         critic_only: keys that acting does not read.
+        embeddings: where the choices are described, which no encoder sees; None where they are not.
     """
 
     whole: Spec
@@ -42,6 +50,7 @@ class Sight(NamedTuple):
     critic: Spec
     masked: bool = False
     critic_only: tuple[str, ...] = ()
+    embeddings: Embeddings | None = None
 
 
 def image_axis(spec: BoxSpec) -> int | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from steppe.errors import ConfigError, EnvError, SpaceError, SteppeError
 from steppe.models.actions import Actions, Choices
-from steppe.models.observations import MASK, Sight
+from steppe.models.observations import MASK, Embeddings, Sight
 from steppe.spaces import (
     BadLeaf,
     BoxSpec,
@@ -27,30 +27,34 @@ from steppe.types import Array, AsyncEnv, SlotInfo, SpacePair, Tree
 _PATH = keyed("obs", MASK)
 
 
-def sight_of(pair: SpacePair, critic_only: Collection[str], share_layers: bool) -> Sight:
+def sight_of(
+    pair: SpacePair, critic_only: Collection[str], share_layers: bool, embeddings: str | None = None
+) -> Sight:
     """Who sees what of an observation.
 
     Args:
         pair: what is observed and what is chosen.
         critic_only: keys of the observation that acting does not read.
         share_layers: whether the critic is made of the actor's features.
+        embeddings: key of the observation that describes the choices.
 
     Raises:
-        ConfigError: a mask does not fit the actions, ``critic_only`` names what cannot be hidden, or nothing
-            is left to act on.
+        ConfigError: a mask or ``embeddings`` do not fit the actions, ``critic_only`` names what cannot be
+            hidden, or nothing is left to act on.
     """
     whole, masked = pair.observation, _is_masked(pair)
+    described = None if embeddings is None else _embeddings(pair, embeddings)
+    needed = ([MASK] if masked else []) + ([] if described is None else [described.key])
     if critic_only:
-        _check_hidden(whole, critic_only, masked, share_layers)
+        _check_hidden(whole, critic_only, needed, share_layers)
     acting = without(whole, critic_only)
-    mask = [MASK] if masked else []
-    if isinstance(acting, DictSpec) and [key for key, _ in acting.items] == mask:
+    if isinstance(acting, DictSpec) and {key for key, _ in acting.items} == {*needed}:
         raise ConfigError(
-            f"{summary(whole)} holds a mask of actions and nothing else to act on; observe something beside "
-            "it, if only a constant"
+            f"{summary(whole)} holds {' and '.join(_whats(needed))} and nothing else to act on; observe "
+            "something beside it, if only a constant"
         )
-    actor, critic = without(acting, mask), without(whole, mask)
-    return Sight(whole, acting, actor, critic, masked, tuple(sorted(critic_only)))
+    actor, critic = without(acting, needed), without(whole, needed)
+    return Sight(whole, acting, actor, critic, masked, tuple(sorted(critic_only)), described)
 
 
 def without(spec: Spec, keys: Collection[str]) -> Spec:
@@ -79,7 +83,36 @@ def _is_masked(pair: SpacePair) -> bool:
     return True
 
 
-def _check_hidden(whole: Spec, hidden: Collection[str], masked: bool, share_layers: bool) -> None:
+def _embeddings(pair: SpacePair, key: str) -> Embeddings:
+    """Where the choices are described.
+
+    Raises:
+        ConfigError: there is no such part of the observation, or it does not fit the choices.
+    """
+    said = f"action_embeddings={key!r}"
+    if not isinstance(pair.action, DiscreteSpec):
+        raise ConfigError(
+            f"{said} describes the choices of a Discrete action space, and this one is "
+            f"{summary(pair.action)}; leave it out"
+        )
+    parts = dict(pair.observation.items) if isinstance(pair.observation, DictSpec) else {}
+    leaf = parts.get(key)
+    if leaf is None:
+        near = difflib.get_close_matches(key, parts, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(
+            f"{said} names a key of a Dict observation, and the observation space is "
+            f"{summary(pair.observation)}{hint}"
+        )
+    if not isinstance(leaf, BoxSpec) or len(leaf.shape) != 2 or leaf.shape[0] != pair.action.n:
+        raise ConfigError(
+            f"{said}: for {summary(pair.action)} that is a Box of shape ({pair.action.n}, numbers), a row a "
+            f"choice, and the observation space says {summary(leaf)}; give it that shape"
+        )
+    return Embeddings(key, leaf.shape[1])
+
+
+def _check_hidden(whole: Spec, hidden: Collection[str], needed: Collection[str], share_layers: bool) -> None:
     said = f"critic_only={list(hidden)!r}"
     if share_layers:
         raise ConfigError(
@@ -91,23 +124,35 @@ def _check_hidden(whole: Spec, hidden: Collection[str], masked: bool, share_laye
             f"{said} names keys of a Dict observation, and the observation space is {summary(whole)}; let "
             'the env return a dict, such as {"observation": ..., "state": ...}'
         )
-    legal = [key for key, _ in whole.items if not (masked and key == MASK)]
+    legal = [key for key, _ in whole.items if key not in needed]
     unknown = [key for key in hidden if key not in legal]
     if unknown:
         near = difflib.get_close_matches(unknown[0], legal, n=1)
-        what = "the mask, which acting needs" if unknown[0] in dict(whole.items) else "not there"
+        there = unknown[0] in dict(whole.items)
+        own = "the mask" if unknown[0] == MASK else "a description of actions"
+        what = f"{own}, which acting needs" if there else "not there"
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{said}: {unknown[0]!r} is {what}; the keys are {', '.join(legal)}{hint}")
     if len(set(hidden)) == len(legal):
         raise ConfigError(f"{said} leaves nothing to act on; leave out one of {', '.join(legal)}")
 
 
+def _whats(keys: Collection[str]) -> list[str]:
+    return ["a mask of actions" if key == MASK else f"a description of actions, {key!r}," for key in keys]
+
+
 def shown(observations: Sequence[Any], hidden: Collection[str]) -> list[Any]:
-    """Observations, as envs give them, without what acting does not read; it may be absent already."""
-    return [
-        {key: part for key, part in obs.items() if key not in hidden} if isinstance(obs, Mapping) else obs
-        for obs in observations
-    ]
+    """Observations, as envs give them, without what acting does not read; it may be absent already.
+
+    Of a Tuple, that is said of its parts.
+    """
+
+    def without_hidden(obs: Any) -> Any:
+        if isinstance(obs, Mapping):
+            return {key: part for key, part in obs.items() if key not in hidden}
+        return tuple(map(without_hidden, obs)) if isinstance(obs, tuple) else obs
+
+    return [without_hidden(obs) for obs in observations]
 
 
 def read(sight: Sight, actions: Actions, column: Tree) -> Tree:
