@@ -2,6 +2,7 @@
 
 import doctest
 import importlib.util
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from examples import (
     self_play_tictactoe,
     traffic,
     two_configs,
+    two_step_game,
     vector_env,
 )
 from steppe import EnvContext
@@ -48,6 +50,7 @@ ALONE = (
     multi_agent_cartpole,
     traffic,
     two_configs,
+    two_step_game,
     vector_env,
 )
 
@@ -72,7 +75,10 @@ def test_a_program_runs(example, capsys):
     if example is base_env:  # its episodes begin when its threads say so, and end by themselves
         small = {"max_episode_steps": None}
     more = {"n_pistons": 2} if example is pettingzoo_pistonball else {}
-    result = example.main(iterations=1, **{**TINY, **small}, **more)
+    settings = {**TINY, **small}
+    if example is two_step_game:  # which learns from a replay
+        settings = {name: settings[name] for name in settings.keys() - {"minibatch_size", "num_epochs"}}
+    result = example.main(iterations=1, **settings, **more)
     assert result["training_iteration"] == 1
     assert str(result["timesteps_total"]) in capsys.readouterr().out
     # A move of rps is an int64 in a space of another type, which is said.
@@ -332,3 +338,15 @@ def test_any_move_is_legal():
     rng = np.random.default_rng(0)
     obs = {"action_mask": np.array([0, 1, 0, 0, 1, 0, 0, 0, 1])}
     assert {self_play_tictactoe.AnyMove().act(obs, None, rng) for _ in range(64)} == {1, 4, 8}
+
+
+def test_the_two_step_game_shows_its_state_in_either_way():
+    for apart, one_hot in itertools.product((False, True), repeat=2):
+        env = two_step_game.grouped({"separate_state_space": apart, "one_hot_state_encoding": one_hot})
+        obs, _ = env.reset()
+        assert env.get_observation_space("team").contains(obs["team"])
+        obs, rewards, *_ = env.step({"team": (1, 0)})
+        state = obs["team"][0]["state"] if apart else obs["team"][1]
+        assert (state.tolist() == [0, 0, 1]) if one_hot else (state == 2)
+        _, paid, over, _, _ = env.step({"team": (1, 1)})
+        assert (rewards, paid, over["__all__"]) == ({"team": 0.0}, {"team": 8.0}, True)

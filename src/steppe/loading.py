@@ -41,12 +41,12 @@ class LoadedPolicy:
     """
 
     def __init__(self, policy_id: str, description: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-        from steppe.models.numpy_forward import Network  # training acts by other means
+        from steppe.models.numpy_members import network_of  # training acts by other means
 
         self.policy_id, self.description, self.arrays = policy_id, dict(description), dict(arrays)
         for array in self.arrays.values():
             array.flags.writeable = False
-        self._network = Network(description, self.arrays)
+        self._network = network_of(description, self.arrays)
         self.observation_space = describe(self._network.observation)
         self.action_space = describe(self._network.actions.spec)
         self._rng = np.random.default_rng()

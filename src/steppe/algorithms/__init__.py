@@ -17,8 +17,10 @@ ALGORITHMS = {
     "IMPALA": "steppe.algorithms.impala:IMPALAConfig",
     "PG": "steppe.algorithms.pg:PGConfig",
     "PPO": "steppe.algorithms.ppo:PPOConfig",
+    "QMIX": "steppe.algorithms.qmix:QMIXConfig",
     "SAC": "steppe.algorithms.sac:SACConfig",
     "TD3": "steppe.algorithms.td3:TD3Config",
+    "VDN": "steppe.algorithms.vdn:VDNConfig",
 }
 """Where each algorithm's config lives; imported when asked for."""
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from steppe.errors import SpaceError
 from steppe.seeding import SMALLEST_NOISE
-from steppe.spaces import BadLeaf, DictSpec, Spec, collect, rows
+from steppe.spaces import BadLeaf, DictSpec, Spec, TupleSpec, collect, rows
 from steppe.types import Policy
 
 
@@ -46,4 +46,6 @@ def actions_for(
 
 
 def _keys(spec: Spec) -> set[str]:
+    if isinstance(spec, TupleSpec):  # of a group: the parts of its members are alike
+        return set().union(*map(_keys, spec.items))
     return {key for key, _ in spec.items} if isinstance(spec, DictSpec) else set()

@@ -1,0 +1,251 @@
+"""How teams learn the values of their members' actions from what the team earns: QMIX and VDN alike.
+
+Members share one network. A mixer makes the team's value of the values of what its members chose; it never
+falls when one of these rises, so that the best for the team is the best for each, which each finds by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from steppe.errors import ConfigError
+from steppe.learning.off_policy import Buffer, LearnerState, Method, OffPolicyLearner, followed
+from steppe.learning.optimizer import clipped_adam, clipped_adam_init
+from steppe.learning.schedules import Schedule
+from steppe.models.encoders import Encoder, make_encoder
+from steppe.models.members import Members
+from steppe.models.mixers import Mixer, Total, make_monotonic
+from steppe.models.observations import norm_init
+from steppe.models.q_network import QNetwork, make_q_network
+from steppe.policies.actor_critic import Layout
+from steppe.policies.joint import JointPolicy
+from steppe.spaces import Spec
+from steppe.types import Tree
+
+UNUSED = (
+    *("critic_only", "share", "extra_loss", "vf_share_layers", "models", "framestack", "memory"),
+    *("prev_action", "prev_reward", "action_embeddings", "autoregressive_actions"),
+)
+"""Settings that mean nothing here."""
+
+
+@final
+class JointValue(eqx.Module):
+    """What a team's actions are worth; ``network`` alone is what acting needs.
+
+    Attributes:
+        network: values of one member's actions.
+        encoder: of the state that the mixer sees; None where it sees none.
+        mixer: values of what the members chose to that of the team.
+    """
+
+    network: QNetwork
+    encoder: Encoder | None
+    mixer: Mixer
+
+    def values(self, rows: Tree) -> jax.Array:
+        """``(n, members, actions)`` of the members' rows ``(n, members, ...)``."""
+        out: jax.Array = jax.vmap(jax.vmap(self.network))(rows)
+        return out[..., 0]
+
+    def legal(self, values: jax.Array, rows: Tree) -> jax.Array:
+        """The same with those of illegal actions far below all others."""
+        return jax.vmap(jax.vmap(self.network.legal))(values, rows)
+
+    def total(self, chosen: jax.Array, state: Tree) -> jax.Array:
+        """``(n,)`` values of the team from its members' ``(n, members)`` and states ``(n, ...)``."""
+
+        def one(values: jax.Array, state: Tree) -> jax.Array:
+            return self.mixer(values, jnp.zeros(0) if self.encoder is None else self.encoder(state))
+
+        return jax.vmap(one)(chosen, state)
+
+
+def make_joint_value(
+    members: Members,
+    rng: np.random.Generator,
+    *,
+    algorithm: str,
+    unused: Sequence[str],
+    mixing: int | None,
+    hiddens: Sequence[int],
+    activation: str,
+    conv_filters: Sequence[Sequence[int]] | None,
+) -> JointValue:
+    """Draw the networks of a team.
+
+    Args:
+        members: its form.
+        rng: source of the initial parameters.
+        algorithm: its name, for messages.
+        unused: settings that it has no use for, as they were written.
+        mixing: width of QMIX's mixer; None is the sum.
+        hiddens: widths of the hidden layers of the members' network.
+        activation: after each of them.
+        conv_filters: ``[channels, kernel, stride]`` a layer, for images; chosen by size if None.
+
+    Raises:
+        ConfigError: an unused setting, or layers that cannot be.
+    """
+    if unused:
+        raise ConfigError(f"{algorithm}: {unused[0]} has no meaning here; leave it out, or use PPOConfig")
+    network = make_q_network(
+        members.seen,
+        members.choices.n,
+        rng,
+        hiddens=hiddens,
+        activation=activation,
+        conv_filters=conv_filters,
+        dueling=False,
+        masked=members.masked,
+    )
+    if mixing is None:
+        return JointValue(network, None, Total())
+    encoder = make_encoder(members.state, rng, conv_filters=conv_filters)
+    return JointValue(network, encoder, make_monotonic(members.size, encoder.size, mixing, rng))
+
+
+class Hyper(NamedTuple):
+    """Numbers that may change from update to update without compiling anew."""
+
+    lr: Any
+    tau: Any
+
+
+class Static(NamedTuple):
+    """What compiled programs are keyed by."""
+
+    members: Members
+    layout: Layout
+    double_q: bool
+    td_error_loss: str
+    grad_clip: float | None
+    adam_epsilon: float
+
+
+def joint_loss(
+    model: JointValue, target: JointValue, batch: Mapping[str, Any], static: Any
+) -> tuple[jax.Array, tuple[dict[str, jax.Array], jax.Array]]:
+    """The loss of the team's values against their targets (equation 6 of the QMIX paper).
+
+    Args:
+        model: what learns.
+        target: its slowly following copy.
+        batch: see :class:`~steppe.learning.off_policy.Method`; the action is a tuple, one part a member.
+        static: ``members``, ``double_q`` and ``td_error_loss``.
+
+    Returns:
+        The loss, its parts, and the TD error ``(n,)`` of each row.
+    """
+    members = static.members
+    rows, after = (members.rows(batch[name], jnp.stack) for name in ("obs", "next_obs"))
+    values = model.values(rows)
+    chosen = picked(values, jnp.stack(batch["action"], axis=1))
+    then = target.values(after)
+    judged = model.values(after) if static.double_q else then
+    best = picked(then, target.legal(judged, after).argmax(-1))
+    outcome = target.total(best, members.state_of(batch["next_obs"]))
+    wanted = batch["reward"] + batch["discount"] * jax.lax.stop_gradient(outcome)
+    total = model.total(chosen, members.state_of(batch["obs"]))
+    error = total - wanted
+    small, size = 0.5 * error**2, jnp.abs(error)
+    by_row = small if static.td_error_loss == "mse" else jnp.where(size <= 1.0, small, size - 0.5)
+    loss = (batch["weight"] * by_row).mean()
+    parts = {"total_loss": loss, "mean_q": total.mean(), "min_q": total.min(), "max_q": total.max()}
+    parts |= {"mean_member_q": chosen.mean(), "mean_td_error": error.mean()}
+    return loss, (parts, error)
+
+
+def picked(values: jax.Array, action: jax.Array) -> jax.Array:
+    """Of all values ``(..., members, actions)`` those of the actions ``(..., members)``."""
+    taken = action[..., None] == np.arange(values.shape[-1])
+    return jnp.where(taken, values, 0.0).sum(-1)  # no gather: its gradient is a slow scatter on CPU
+
+
+def update(
+    static: Static, state: LearnerState, batch: dict[str, Any], hyper: Hyper, key: jax.Array
+) -> tuple[LearnerState, dict[str, jax.Array], jax.Array]:
+    """One step of Adam, then of the target; see :class:`~steppe.learning.off_policy.Method`."""
+    model, target = static.layout.unravel(state.params), static.layout.unravel(state.target)
+    gradient, (parts, error) = jax.grad(joint_loss, has_aux=True)(model, target, batch, static)
+    flat = jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(gradient)])
+    change, opt = clipped_adam(static.grad_clip, static.adam_epsilon).update(flat, state.opt)
+    params = state.params - hyper.lr * change
+    after = followed(state.target, params, batch["sync"], hyper.tau)
+    parts["grad_norm"] = jnp.linalg.norm(flat)
+    return state._replace(params=params, target=after, opt=opt), parts, error
+
+
+def values(static: Static, params: jax.Array, obs: Tree) -> jax.Array:
+    """The team's value if each takes what is best for it, ``(n,)``."""
+    model, rows = static.layout.unravel(params), static.members.rows(obs, jnp.stack)
+    best = model.legal(model.values(rows), rows).max(-1)
+    total: jax.Array = model.total(best, static.members.state_of(obs))
+    return total
+
+
+def make_joint_learner(
+    model: JointValue,
+    members: Members,
+    seed: int,
+    *,
+    action: Spec,
+    replay: Buffer,
+    normalize: bool,
+    double_q: bool,
+    td_error_loss: str,
+    grad_clip: float | None,
+    adam_epsilon: float,
+    lr: Schedule,
+    tau: Schedule,
+    epsilon: Schedule,
+    batch_size: int,
+    updates_per_step: float,
+    learning_starts: int,
+    target_update_freq: int,
+) -> OffPolicyLearner:
+    """The learner of one team; arguments as of :class:`~steppe.learning.off_policy.OffPolicyLearner`.
+
+    Args:
+        model: its networks.
+        members: its form.
+        seed: its place in the run's tree.
+        action: the space of its actions.
+        replay: what it remembers.
+        normalize: keep observation statistics.
+        double_q: the network chooses the actions whose values the target says.
+        td_error_loss: "mse" or "huber".
+        grad_clip: largest norm of a gradient.
+        adam_epsilon: of the optimizer.
+        lr: learning rate.
+        tau: how far the target follows.
+        epsilon: with which each member chooses by chance.
+        batch_size: rows of one update.
+        updates_per_step: updates an env step is worth.
+        learning_starts: env steps before the first update.
+        target_update_freq: env steps between updates of the targets.
+    """
+    layout, normalizer = Layout.of(model), norm_init(members.covered) if normalize else ()
+    params, acting = layout.ravel(model), Layout.of(model.network).size
+    static = Static(members, layout, double_q, td_error_loss, grad_clip, adam_epsilon)
+    return OffPolicyLearner(
+        Method(Hyper, update, values, static, members.covered),
+        JointPolicy(members, action, model.network, normalized=bool(normalizer)),
+        LearnerState(params, params.copy(), clipped_adam_init(params), normalizer),
+        seed,
+        replay=replay,
+        coefficients={"lr": lr, "tau": tau},
+        acting=acting,
+        batch_size=batch_size,
+        updates_per_step=updates_per_step,
+        learning_starts=learning_starts,
+        target_update_freq=target_update_freq,
+        scalars={"epsilon": epsilon},
+        about=f"{layout.size} parameters, {acting} of them act\n{model}",
+    )
