@@ -95,7 +95,8 @@ class Decision(NamedTuple):
     """What a policy chose for some rows.
 
     ``action`` is the policy's own sample, before squash, clip or scaling; ``logp`` its log-probability,
-    shape ``(n,)``; ``state`` the recurrent state after these rows, or None.
+    shape ``(n,)``; ``state`` the recurrent state after these rows, or None. Where somebody unknown chose,
+    ``logp`` is NaN, for all of the rows, and ``action`` is as the env has it.
     """
 
     action: Tree
@@ -246,6 +247,8 @@ class Policy(Protocol):
     """Uniforms that one row needs."""
     to_env: Callable[[Tree], Tree]
     """The policy's own samples as a column inside the env's action space."""
+    from_env: Callable[[Tree], Tree]
+    """The way back, for actions that were chosen elsewhere."""
     draws: bool
     """Whether it needs its noise even where nothing is explored."""
 

@@ -50,7 +50,7 @@ class FragmentQueue:
                 f"policy {rollout.policy!r}: the action of agent {rollout.agents[who]!r} (env {env}, episode "
                 f"{episode}, step {t}) was chosen elsewhere, with a probability that is not known. PPO, like "
                 "all that learn on-policy, needs actions of its own policy: leave off_policy_actions out, "
-                "map the agent to a policy that is not trained, or use an algorithm for off-policy data"
+                "map the agent to a policy that is not trained, or use DQNConfig, SACConfig or TD3Config"
             )
         if rollout.action is not None:
             self._fragments.append(rollout)

@@ -28,6 +28,7 @@ class FramesPolicy:
     def __init__(self, policy: Policy, frames: Frames, acting: Spec) -> None:
         self.observation, self.acting, self.action = frames.spec, acting, policy.action
         self.noise_size, self.to_env, self.draws = policy.noise_size, policy.to_env, policy.draws
+        self.from_env = policy.from_env
         self._policy, self._frames = policy, frames._replace(spec=acting)
         self.load = policy.load
 

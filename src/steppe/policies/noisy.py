@@ -43,6 +43,7 @@ class NoisyPolicy:
     ) -> None:
         self.observation, self.acting, self.action = policy.observation, policy.acting, policy.action
         self.to_env, self.export, self.draws = policy.to_env, policy.export, False
+        self.from_env = policy.from_env
         self._policy, self._actions, self._draws = policy, actions, draws
         self._deviation, self._correlation = deviation, correlation
         self._size = actions.noise_size

@@ -36,6 +36,7 @@ class QPolicy:
         actions = Actions(action)
         self.observation, self.acting, self.action = sight.whole, sight.acting, action
         self.noise_size, self.to_env, self.draws = 2 + network.noise_size, actions.to_env_direct, False
+        self.from_env = actions.from_env
         self._sample, self._mode = _compiled(sight.actor, layout)
         self._layout, self._sight, self._wide = layout, sight, is_wide(sight.acting)
         self._check: Any = None

@@ -59,6 +59,7 @@ class ScriptedPolicy:
     def __init__(self, id: str, policy: Policy, observation: Spec, action: Spec) -> None:
         self._id, self._policy = id, policy
         self.to_env: Callable[[Tree], Tree] = _same  # it chooses env actions
+        self.from_env: Callable[[Tree], Tree] = _same
         self.observation = self.acting = observation
         self.action = action
         self.noise_size, self.draws = 2, True

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from steppe.spaces import Spec, is_wide, leaves, map_leaves, narrowed, put, take, tupled, zeros
-from steppe.types import Array, BoolArray, Decision, IntArray, Rollout, State, TimeStep, Tree
+from steppe.types import Array, BoolArray, Decision, IntArray, Policy, Rollout, State, TimeStep, Tree
 
 ENV, AGENT, EPISODE, T = range(4)  # columns of the identity of a row
 
@@ -286,6 +286,13 @@ def in_order(ready: Sequence[Ready], identity: Array) -> list[Ready]:
         t = np.concatenate([rows.t for rows in parts])[order]
         merged.append(Ready(policy, slots[order], take(obs, order), t))
     return merged
+
+
+def in_own_units(policy: Policy, decision: Decision) -> Decision:
+    """What was decided elsewhere, as ``policy`` would have drawn it."""
+    if not np.isnan(decision.logp).all():
+        return decision
+    return decision._replace(action=policy.from_env(decision.action))
 
 
 def select(step: TimeStep, index: IntArray) -> TimeStep:

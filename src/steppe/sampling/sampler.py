@@ -13,7 +13,7 @@ import numpy as np
 
 from steppe.errors import ConfigError
 from steppe.sampling.callbacks import EpisodeHooks
-from steppe.sampling.lanes import AGENT, ENV, EPISODE, Lanes, Ready, in_order, select
+from steppe.sampling.lanes import AGENT, ENV, EPISODE, Lanes, Ready, in_order, in_own_units, select
 from steppe.sampling.metrics import EpisodeRecord, Sample, Tally
 from steppe.seeding import SMALLEST_NOISE
 from steppe.spaces import BadLeaf, described, map_leaves, misfits, put, take, tupled
@@ -351,7 +351,7 @@ class Sampler:
             if decision.state is not None:
                 put(table["next"], slots, decision.state)
         if lanes is not None:
-            lanes.write_decision(slots, decision, self._versions[policy])
+            lanes.write_decision(slots, in_own_units(self._policies[policy], decision), self._versions[policy])
         self._tally.agent_steps += len(slots)
         return select(step, np.flatnonzero(~step.decided))
 
