@@ -80,7 +80,7 @@ def test_numbers_are_learned_from_what_others_did(cls):
         for _ in range(6):
             assert algo.train()["info"][ONE]["updates_skipped"] == 0.0
         low, high = (float(algo.compute_single_action(np.float32([x]))[0]) for x in (0, 1))
-    # What is paid best lies at 10 and 14. In the env's own units, taken for the policy's, all would be far off.
+    # Paid best are 10 and 14. The env's own units, taken for the policy's, would be far off.
     assert abs(low - 10.0) < 1.2
     assert abs(high - 14.0) < 1.2
 
