@@ -908,6 +908,34 @@ _TD3_CONFIG: dict[str, Any] = {
     "min_iter_time_s": 1,
     "clip_rewards": False,
 }
+_QMIX_CONFIG: dict[str, Any] = {
+    "mixer": "qmix",
+    "mixing_embed_dim": 32,
+    "double_q": True,
+    "batch_mode": "complete_episodes",
+    "evaluation_config": {"explore": False},
+    "exploration_config": {
+        "type": "EpsilonGreedy",
+        "initial_epsilon": 1.0,
+        "final_epsilon": 0.02,
+        "epsilon_timesteps": 10000,
+    },
+    "timesteps_per_iteration": 1000,
+    "target_network_update_freq": 500,
+    "buffer_size": 10000,
+    "optim_alpha": 0.99,
+    "optim_eps": 0.00001,
+    "grad_clip": 10,
+    "grad_norm_clipping": -1,
+    "lr": 0.0005,
+    "learning_starts": 1000,
+    "rollout_fragment_length": 4,
+    "train_batch_size": 32,
+    "num_workers": 0,
+    "per_worker_exploration": False,
+    "worker_side_prioritization": False,
+    "min_iter_time_s": 1,
+}
 _OLDER_NAMES: dict[str, Any] = {
     "categorical_distribution_temperature": 1.0,
     "exploration_final_eps": -1,
@@ -932,6 +960,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "DQN": {**_DQN_CONFIG, **_OLDER_NAMES},
     "SAC": _SAC_CONFIG,
     "TD3": _TD3_CONFIG,
+    "QMIX": _QMIX_CONFIG,
     "IMPALA": _IMPALA_CONFIG,
     "APPO": {
         **_IMPALA_CONFIG,
