@@ -138,6 +138,8 @@ def load_policy(path: str | os.PathLike[str], policy_id: str = DEFAULT_POLICY) -
         raise ConfigError(f"{folder} holds no policy {policy_id!r}; there are {', '.join(policies)}")
     try:
         return LoadedPolicy(policy_id, policies[policy_id]["network"], policies[policy_id]["arrays"])
+    except ConfigError as error:  # code of the user's own, which no file holds
+        raise ConfigError(f"policy {policy_id!r} of {folder}: {error}") from None
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"policy {policy_id!r} of {folder} cannot be rebuilt: {error!r}. "

@@ -22,7 +22,7 @@ from steppe.config import (
     run_field,
     scheduled,
 )
-from steppe.config.checks import FRAGMENT
+from steppe.config.checks import FRAGMENT, own_encoder
 from steppe.errors import ConfigError
 from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, Priorities, followed
 from steppe.learning.optimizer import clipped_adam, clipped_adam_init
@@ -142,8 +142,8 @@ class DQNConfig(AlgorithmConfig):
             own = {name: value for name, value in _RAINBOW.items() if name not in self.changes()}
             return self.copy(rainbow=False, **own).make_learner(id, pair, seed)
         self._check(id, pair)
-        frames, pair = framed(pair, self.framestack)
-        sight = sight_of(pair, (), False)
+        frames, pair = framed(pair, self.framestack, *filter(None, [self.action_embeddings]))
+        sight = sight_of(pair, (), False, self.action_embeddings)
         spec = pair.action
         assert isinstance(spec, DiscreteSpec)
         network = make_q_network(
@@ -157,6 +157,8 @@ class DQNConfig(AlgorithmConfig):
             support=(self.v_min, self.v_max, self.num_atoms) if self.num_atoms > 1 else None,
             sigma0=self.sigma0 if self.noisy else None,
             masked=sight.masked,
+            encoder=own_encoder(self),
+            embeddings=sight.embeddings,
         )
         layout, normalizes = Layout.of(network), self.observation_filter == "MeanStdFilter"
         params, normalizer = layout.ravel(network), norm_init(sight.actor) if normalizes else ()
@@ -195,7 +197,7 @@ class DQNConfig(AlgorithmConfig):
                 f"policy {id!r}: DQN gives each action of a Discrete space a value, and this one is "
                 f"{summary(pair.action)}; use PPOConfig, which takes any"
             )
-        for name in ("critic_only", "share", "extra_loss"):
+        for name in ("critic_only", "share", "extra_loss", "autoregressive_actions"):
             if getattr(self, name):
                 raise ConfigError(
                     f"policy {id!r}: {self.spelt(name)} is not for DQN, whose one network acts and judges; "

@@ -20,7 +20,7 @@ from steppe.config import (
     policy_field,
     run_field,
 )
-from steppe.config.checks import FRAGMENT
+from steppe.config.checks import FRAGMENT, own_encoder
 from steppe.learning.action_networks import UNUSED, Structure, flat, make_action_networks
 from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, followed
 from steppe.learning.optimizer import clipped_adam, clipped_adam_init
@@ -104,6 +104,7 @@ class SACConfig(AlgorithmConfig):
             hiddens=self.fcnet_hiddens,
             activation=self.fcnet_activation,
             conv_filters=self.conv_filters,
+            encoder=own_encoder(self),
         )
         params = np.concatenate([nets.actor, [np.float32(math.log(self.initial_alpha))], nets.critics])
         policy: Any = nets.policy

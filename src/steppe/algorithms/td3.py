@@ -12,7 +12,7 @@ import numpy as np
 
 from steppe.buffers.replay import Replay
 from steppe.config import AlgorithmConfig, above, at_least, between, each, policy_field, run_field, scheduled
-from steppe.config.checks import FRAGMENT
+from steppe.config.checks import FRAGMENT, own_encoder
 from steppe.config.fields import Schedule
 from steppe.learning.action_networks import UNUSED, Structure, flat, likeliest, make_action_networks
 from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, followed
@@ -96,6 +96,7 @@ class TD3Config(AlgorithmConfig):
             hiddens=self.fcnet_hiddens,
             activation=self.fcnet_activation,
             conv_filters=self.conv_filters,
+            encoder=own_encoder(self),
             log_std=math.log(self.exploration_noise),
         )
         params = np.concatenate([nets.actor, nets.critics])

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
+from collections.abc import Mapping
+from functools import partial
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from steppe.config.fields import Check
@@ -105,6 +109,39 @@ def _binds(signature: inspect.Signature, positions: tuple[str, ...], names: tupl
     return True
 
 
+def parsed_models(cls: type[AlgorithmConfig], value: Any) -> Any:
+    """``models``, once it is known that they can be made.
+
+    Raises:
+        ConfigError: a key means nothing, or is given what is no class.
+    """
+    for key, build in value.items() if isinstance(value, Mapping) else ():
+        if key not in MODELS:
+            near = difflib.get_close_matches(str(key), MODELS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{cls.__name__}: models[{key!r}]: the keys are {', '.join(MODELS)}{hint}")
+        if not isinstance(build, type | FunctionType | partial):
+            raise ConfigError(
+                f"{cls.__name__}: models[{key!r}]={short(build)}: give the class itself, or a function that "
+                "makes an object of it, not an object"
+            )
+    return value
+
+
+def own_encoder(config: AlgorithmConfig) -> Any:
+    """What makes an encoder of the user's own, for an algorithm that has a use for no other model.
+
+    Raises:
+        ConfigError: there is another model.
+    """
+    for key in config.models.keys() - {"encoder"}:
+        raise ConfigError(
+            f"{config.algo_name}: models[{key!r}] is for algorithms with a policy and one value, such as "
+            'PPOConfig; use that, or leave it at "encoder"'
+        )
+    return config.models.get("encoder")
+
+
 def _function_of(*names: str) -> Check:
     """A function that can be given so many arguments, by position."""
 
@@ -121,6 +158,8 @@ POSTPROCESSING = _function_of("policy", "batch", "other_agent_batches", "episode
 EXTRA_LOSS = _function_of("params", "batch")
 SPACE = Check("a Gymnasium space", lambda value: not isinstance(value, _NO_SPACE), whole=True)
 CALLABLE = Check("a function", callable, whole=True)
+MODELS = ("encoder", "actor_critic", "distribution")
+"""What can be of the user's own."""
 PARTS = Check(
     "a dict of encoder, pi, critic_encoder or vf: the name that the part is shared under",
     lambda value: value.keys() <= {"encoder", "pi", "critic_encoder", "vf"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,14 @@ from steppe.policies.actor_critic import ActorCriticPolicy, Layout
 from steppe.spaces import DiscreteSpec, Spec, summary
 from steppe.types import Array, FloatArray, SpacePair, Tree
 
-UNUSED = ("critic_only", "share", "extra_loss", "vf_share_layers")
+UNUSED = (
+    "critic_only",
+    "share",
+    "extra_loss",
+    "vf_share_layers",
+    "action_embeddings",
+    "autoregressive_actions",
+)
 """Settings that mean nothing here."""
 
 
@@ -77,6 +84,7 @@ def make_action_networks(
     hiddens: Sequence[int],
     activation: str,
     conv_filters: Sequence[Sequence[int]] | None,
+    encoder: Callable[..., Any] | None = None,
     log_std: float | None = None,
 ) -> Networks:
     """Draw an actor and critics of actions; Boxes are squashed to their bounds.
@@ -92,6 +100,7 @@ def make_action_networks(
         hiddens: widths of the hidden layers, of actor and critics alike.
         activation: after each hidden layer.
         conv_filters: of images; chosen by size if None.
+        encoder: makes one of the user's own, for actor and critics each.
         log_std: of the actions, the same for all; the actor's own, for every observation, if None.
 
     Raises:
@@ -112,6 +121,7 @@ def make_action_networks(
             f"which can{'' if bounded else ', or give the space bounds'}"
         )
     layers: dict[str, Any] = {"hiddens": hiddens, "activation": activation, "conv_filters": conv_filters}
+    layers["encoder"] = encoder
     free = log_std is not None
     scale: dict[str, Any] = {"free_log_std": free, "bounded": not free, "initial_log_std": log_std or 0.0}
     actor = make_actor(sight.actor, distribution, rng, masked=sight.masked, **scale, **layers)

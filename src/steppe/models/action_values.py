@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Callable, Sequence
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -39,6 +39,7 @@ def make_action_values(
     hiddens: Sequence[int] = (256, 256),
     activation: str = "relu",
     conv_filters: Sequence[Sequence[int]] | None = None,
+    encoder: Callable[..., Any] | None = None,
 ) -> ActionValue:
     """Draw some networks of the same form.
 
@@ -51,6 +52,7 @@ def make_action_values(
         hiddens: widths of the hidden layers.
         activation: after each hidden layer.
         conv_filters: ``[channels, kernel, stride]`` a layer, for images; chosen by size if None.
+        encoder: makes one of the user's own.
 
     Returns:
         One tree, each of whose arrays has a leading axis ``(count,)``; see :func:`action_values`.
@@ -60,10 +62,13 @@ def make_action_values(
     """
 
     def one() -> ActionValue:
-        encoder = make_encoder(obs_spec, rng, conv_filters=conv_filters)
-        return ActionValue(encoder, MLP((encoder.size + inputs, *hiddens, outputs), activation, rng, 1.0))
+        torso = make_encoder(obs_spec, rng, conv_filters=conv_filters, own=encoder)
+        return ActionValue(torso, MLP((torso.size + inputs, *hiddens, outputs), activation, rng, 1.0))
 
-    stacked: ActionValue = jax.tree.map(lambda *parts: np.stack(parts), *(one() for _ in range(count)))
+    networks = [one() for _ in range(count)]
+    # Not by a map over all: functions that a user's module holds may be others in each.
+    arrays = zip(*map(jax.tree.leaves, networks), strict=True)
+    stacked: ActionValue = jax.tree.unflatten(jax.tree.structure(networks[0]), map(np.stack, arrays))
     return stacked
 
 

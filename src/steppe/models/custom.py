@@ -76,7 +76,7 @@ def made(
     try:
         module = build(space, *sizes, jax.random.key(int(rng.integers(2**32))))
         own = _parted(said, module, spec, name)
-        made = jax.jit(own)(_example(spec, space))
+        made = jax.jit(lambda own, obs: own(obs))(own, _example(spec, space))
     except Exception as error:
         if not isinstance(error, ConfigError):
             error.add_note(f"steppe: while making {said} for {summary(spec)}")

@@ -48,6 +48,8 @@ class Network:
         self.observation: Spec = from_description(description["observation"])
         if "own" in description["distribution"]:
             raise not_in_numpy("distribution", description["distribution"]["own"])
+        if "role" in description["encoder"]:
+            raise not_in_numpy(description["encoder"]["role"], description["encoder"]["name"])
         self.actions = Actions(from_description(description["action"]), **description["distribution"])
         # Older checkpoints lack some of these.
         self._masked, self._hidden = description.get("masked", False), description.get("critic_only", ())

@@ -6,9 +6,9 @@ Dueling is Wang et al., 2016 (arXiv:1511.06581), distributions of returns Bellem
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import equinox as eqx
 import jax
@@ -19,9 +19,12 @@ from steppe.models.actions import MASKED
 from steppe.models.encoders import Encoder, make_encoder
 from steppe.models.initial import HIDDEN_GAIN, orthogonal
 from steppe.models.mlp import ACTIVATIONS
-from steppe.models.observations import MASK
+from steppe.models.observations import MASK, Embeddings
 from steppe.spaces import Spec
 from steppe.types import Tree
+
+if TYPE_CHECKING:
+    from steppe.models.embeddings import Scores
 
 
 @final
@@ -69,6 +72,8 @@ class QNetwork(eqx.Module):
         actions: how many.
         support: ``(v_min, v_max, atoms)`` of the distribution of returns; None where only the mean is known.
         masked: observations have a mask of the actions, which is not encoded.
+        scores: makes values of choices that the observation describes, else None; such a network is not
+            dueling, as what all choices have in common is a number of its own anyway.
     """
 
     encoder: Encoder
@@ -79,6 +84,7 @@ class QNetwork(eqx.Module):
     actions: int = eqx.field(static=True)
     support: tuple[float, float, int] | None = eqx.field(static=True)
     masked: bool = eqx.field(static=True)
+    scores: Scores | None = None
 
     @property
     def noise_size(self) -> int:
@@ -104,7 +110,10 @@ class QNetwork(eqx.Module):
             return x
 
         x = through(self.trunk, self.encoder(obs), False)
-        out = through(self.advantage, x, True).reshape(self.actions, -1)
+        out = through(self.advantage, x, True)
+        if self.scores is not None:
+            return self.scores(out.reshape(-1, 1 if self.support is None else self.support[2]), obs)
+        out = out.reshape(self.actions, -1)
         return out - out.mean(0) + through(self.value, x, True) if self.value else out
 
     def expected(self, out: jax.Array) -> jax.Array:
@@ -122,7 +131,9 @@ class QNetwork(eqx.Module):
         """The network without noise as JSON values; :mod:`steppe.models.numpy_forward` reads it."""
         weights, _ = self.folded()
         sizes = [weights[0].shape[0], *(weight.shape[1] for weight in weights)]
+        scores = {} if self.scores is None else {"scores": self.scores.describe()}
         return {
+            **scores,
             "encoder": self.encoder.describe(),
             "mlp": {"sizes": sizes, "activation": self.activation},
             "free_log_std": False,
@@ -181,6 +192,8 @@ def make_q_network(
     support: tuple[float, float, int] | None = None,
     sigma0: float | None = None,
     masked: bool = False,
+    encoder: Callable[..., Any] | None = None,
+    embeddings: Embeddings | None = None,
 ) -> QNetwork:
     """Draw a network.
 
@@ -196,10 +209,16 @@ def make_q_network(
         sigma0: initial deviation of the noise on the layers of the streams, times the root of their inputs;
             None has no noise.
         masked: the observation has a mask of the actions beside that.
+        encoder: makes one of the user's own.
+        embeddings: where the observation describes the choices.
     """
-    encoder = make_encoder(spec, rng, conv_filters=conv_filters)
-    atoms = 1 if support is None else support[2]
-    sizes = [encoder.size, *hiddens]
+    torso, scores = make_encoder(spec, rng, conv_filters=conv_filters, own=encoder), None
+    atoms, outputs = 1 if support is None else support[2], actions
+    if embeddings is not None:
+        from steppe.models.embeddings import KEY, Scores  # most choices are numbered only
+
+        scores, outputs, dueling = Scores(embeddings, rng), KEY + 1, False
+    sizes = [torso.size, *hiddens]
     parting = max(len(sizes) - 2, 0)
 
     def layers(widths: Sequence[int], last: bool) -> tuple[Dense, ...]:
@@ -210,9 +229,9 @@ def make_q_network(
         )
 
     trunk = layers(sizes[: parting + 1], False)
-    advantage = layers([*sizes[parting:], actions * atoms], True)
+    advantage = layers([*sizes[parting:], outputs * atoms], True)
     value = layers([*sizes[parting:], atoms], True) if dueling else ()
-    return QNetwork(encoder, trunk, advantage, value, activation, actions, support, masked)
+    return QNetwork(torso, trunk, advantage, value, activation, actions, support, masked, scores)
 
 
 def _dense(rng: np.random.Generator, before: int, after: int, gain: float, sigma0: float | None) -> Dense:

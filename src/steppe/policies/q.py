@@ -78,7 +78,7 @@ class QPolicy:
         flat = np.concatenate([weights.params, *map(np.ravel, weights.normalizer)])
         network = self._layout.unravel(flat)[0]
         stack = dict(zip(("weights", "biases"), network.folded(), strict=True))
-        arrays = {"encoder": network.encoder, "mlp": stack}
+        arrays = {"encoder": network.encoder, "mlp": stack, "scores": network.scores}
         return exported(self._sight, self.action, {}, arrays, weights, network.describe())
 
 
