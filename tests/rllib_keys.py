@@ -954,6 +954,21 @@ _OLDER_NAMES: dict[str, Any] = {
     "softmax_temp": -1,
 }
 """Of DQN and DDPG, from before ``exploration_config``, and one of today's."""
+ES_CONFIG: dict[str, Any] = {
+    "action_noise_std": 0.01,
+    "l2_coeff": 0.005,
+    "noise_stdev": 0.02,
+    "episodes_per_batch": 1000,
+    "train_batch_size": 10_000,
+    "eval_prob": 0.003,
+    "return_proc_mode": "centered_rank",
+    "num_workers": 10,
+    "stepsize": 0.01,
+    "observation_filter": "MeanStdFilter",
+    "noise_size": 250_000_000,
+    "report_length": 10,
+}
+"""What ES adds; its learning rate is not ``lr``, so the settings of all do not pass for ES."""
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "PG": {"num_workers": 0, "lr": 0.0004},
     "A2C": _A2C_CONFIG,

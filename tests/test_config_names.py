@@ -50,7 +50,8 @@ def every_key():
 
 def of_algorithms():
     """Keys of the settings of other algorithms than PPO."""
-    return {key for algo in rllib.ALGORITHMS for key in paths(rllib.algorithm_config(algo))}
+    every = {key for algo in rllib.ALGORITHMS for key in paths(rllib.algorithm_config(algo))}
+    return every | set(rllib.ES_CONFIG)
 
 
 def fates(key):

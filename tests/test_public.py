@@ -18,6 +18,7 @@ NAMES = {
     "CheckpointError",
     "ConfigError",
     "DQNConfig",
+    "ESConfig",
     "EnvContext",
     "EnvError",
     "IMPALAConfig",

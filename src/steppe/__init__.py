@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from steppe.algorithms.a2c import A2CConfig
     from steppe.algorithms.appo import APPOConfig
     from steppe.algorithms.dqn import DQNConfig
+    from steppe.algorithms.es import ESConfig
     from steppe.algorithms.impala import IMPALAConfig
     from steppe.algorithms.pg import PGConfig
     from steppe.algorithms.ppo import PPOConfig
@@ -39,6 +40,7 @@ _HOME = {
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "DQNConfig": "algorithms.dqn",
+    "ESConfig": "algorithms.es",
     "EnvContext": "envs.context",
     "EnvError": "errors",
     "IMPALAConfig": "algorithms.impala",
@@ -75,6 +77,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DQNConfig",
+    "ESConfig",
     "EnvContext",
     "EnvError",
     "IMPALAConfig",

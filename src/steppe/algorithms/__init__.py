@@ -14,6 +14,7 @@ ALGORITHMS = {
     "A2C": "steppe.algorithms.a2c:A2CConfig",
     "APPO": "steppe.algorithms.appo:APPOConfig",
     "DQN": "steppe.algorithms.dqn:DQNConfig",
+    "ES": "steppe.algorithms.es:ESConfig",
     "IMPALA": "steppe.algorithms.impala:IMPALAConfig",
     "PG": "steppe.algorithms.pg:PGConfig",
     "PPO": "steppe.algorithms.ppo:PPOConfig",
