@@ -120,7 +120,7 @@ def test_what_has_a_priority_is_what_may_be_sampled(drawn, policy, capacity, n_s
     replay = Prioritized(inner, alpha=0.6)
     for rollout in play(**drawn).rollouts(policy):
         replay.add(rollout)
-        assert np.flatnonzero(leaves(replay)).tolist() == sorted(inner._ready[: len(inner)].tolist())
+        assert np.flatnonzero(leaves(replay)).tolist() == sorted(inner._ready.members.tolist())
         if len(replay):
             columns = replay.sample(rng, 2, 5, beta=0.7)
             assert (columns["weight"].max(axis=1) == 1).all()

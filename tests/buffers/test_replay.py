@@ -24,7 +24,7 @@ SECOND = by_hand([[3, 6], [7, 8]], t=[[2, 2], [3, 3]], sequence=1)
 
 def everything(replay):
     """The columns of all rows that may be sampled, by the number of their observation."""
-    index = np.sort(replay._ready[: len(replay)])
+    index = np.sort(replay._ready.members)
     columns = replay.columns(index)
     return {int(number): {k: v[i] for k, v in columns.items()} for i, number in enumerate(columns["obs"])}
 
@@ -94,9 +94,9 @@ def turns(drawn, policy, runners):
 
 
 def all_rows(replay):
-    index = replay._ready[: len(replay)]
+    index = replay._ready.members
     assert len(set(index.tolist())) == len(index)
-    assert (replay._place >= 0).sum() == len(index)
+    assert replay._ready.has(np.arange(replay.capacity)).sum() == len(index) == len(replay)
     return read(replay.columns(index)) if len(index) else []
 
 
@@ -159,7 +159,7 @@ def test_every_row_of_a_ring_of_cartpole_obeys_its_physics():
     with config.build() as algo:
         for _ in range(40):
             stored += sum(replay.add(rollout) for part in algo.runner.sample() for rollout in part.rollouts)
-    columns = replay.columns(replay._ready[: len(replay)])
+    columns = replay.columns(replay._ready.members)
     assert stored > 840
     assert np.count_nonzero(columns["discount"] == 0) > 10
     env = gymnasium.make("CartPole-v1").unwrapped
@@ -227,7 +227,7 @@ def test_one_that_was_silent_while_the_ring_turned_is_stored_anew(framestack, wa
         stored.append(replay.add(rows))
     assert stored == [4, 1, 1, 1, 1, 2]
     replay.add(by_hand([[2, 9], [11, 10]], t=[[1, 6], [2, 7]], sequence=6))
-    columns = replay.columns(np.sort(replay._ready[: len(replay)]))
+    columns = replay.columns(np.sort(replay._ready.members))
     newest = columns["obs"].reshape(-1, framestack)[:, -1]
     assert sorted(newest.tolist()) == wanted
     assert columns["reward"][newest == 2].tolist() == [11.0] * (framestack == 1)

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from steppe.errors import CheckpointError
 from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, Priorities, followed
 from steppe.models.observations import norm_init
 from steppe.spaces import spec_of
@@ -68,6 +69,10 @@ class Rows:
 
     def get_state(self):
         return {"rows": self.rows}
+
+    def check(self, state):
+        if state["rows"] != self.rows:
+            raise CheckpointError("a buffer of other rows")
 
     def set_state(self, state):
         self.rows = state["rows"]
@@ -246,3 +251,12 @@ def test_a_learner_goes_on_exactly():
     other.set_state(state, other.checked(state))
     assert one.update(25) == other.update(25)
     np.testing.assert_array_equal(one.get_weights(), other.get_weights())
+
+
+def test_a_state_whose_replay_does_not_fit_is_refused_before_anything_is_changed():
+    made, other = learner(), learner()
+    made.update(10)
+    state = made.get_state()
+    state["replay"] = {"rows": 7}
+    with pytest.raises(CheckpointError, match="other rows"):
+        other.checked(state)

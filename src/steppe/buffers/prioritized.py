@@ -7,13 +7,14 @@ from typing import Any, final
 import numpy as np
 
 from steppe.buffers.replay import Replay
+from steppe.buffers.sequences import Sequences
 from steppe.errors import CheckpointError, ConfigError
 from steppe.types import Array, Rollout, State
 
 
 @final
 class Prioritized:
-    """Draws the rows of a :class:`Replay` in proportion to ``(|td_error| + eps) ** alpha``.
+    """Draws rows, or sequences, in proportion to ``(|td_error| + eps) ** alpha``.
 
     This is the proportional variant of Schaul et al. 2016, "Prioritized Experience Replay". The priorities
     are the leaves of a binary tree in which each node is the sum of the two below it.
@@ -27,7 +28,7 @@ class Prioritized:
         ConfigError: a negative ``alpha``, or an ``eps`` that is not positive.
     """
 
-    def __init__(self, replay: Replay, *, alpha: float, eps: float = 1e-6) -> None:
+    def __init__(self, replay: Replay | Sequences, *, alpha: float, eps: float = 1e-6) -> None:
         if alpha < 0 or eps <= 0:
             raise ConfigError(
                 f"prioritized replay: alpha={alpha} and eps={eps}, expected alpha >= 0 and eps > 0, "
@@ -101,17 +102,25 @@ class Prioritized:
         held = leaves[: np.flatnonzero(leaves)[-1] + 1] if len(self) else leaves[:0]
         return {"replay": self._replay.get_state(), "priority": held, "largest": self._largest}
 
-    def set_state(self, state: State) -> None:
-        """Go on from :meth:`get_state`.
+    def check(self, state: State) -> None:
+        """Judge that :meth:`set_state` may take ``state``.
 
         Raises:
-            CheckpointError: it belongs to a replay of other sizes, or without priorities; nothing was
-                changed.
+            CheckpointError: it belongs to a replay of other sizes, or without priorities.
         """
         if "priority" not in state:
             raise CheckpointError(
                 "the checkpoint's replay has no priorities: go on without prioritized_replay"
             )
+        self._replay.check(state["replay"])
+
+    def set_state(self, state: State) -> None:
+        """Go on from :meth:`get_state`.
+
+        Raises:
+            CheckpointError: see :meth:`check`; nothing was changed.
+        """
+        self.check(state)
         self._replay.set_state(state["replay"])
         self._largest = float(state["largest"])
         self._tree[:] = 0.0

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 
+from steppe.buffers.pool import Pool
 from steppe.errors import CheckpointError, ConfigError
 from steppe.spaces import map_leaves, put, take, tupled
 from steppe.types import Array, BoolArray, IntArray, Rollout, State, Tree
@@ -46,6 +47,7 @@ class Replay:
         capacity: as given.
         came: rows that the last :meth:`add` made sampleable.
         went: rows that it made no longer so; a row that was replaced can be in both.
+        at: ``(rows, lanes)``, where it stored the fragment; -1 where nothing is stored.
 
     Raises:
         ConfigError: a number that is below 1.
@@ -63,16 +65,15 @@ class Replay:
         self._terminated, self._truncated = np.zeros((2, capacity), np.bool_)
         self._next, self._previous = np.full((2, capacity), NONE, np.int32)
         self._stored = 0  # rows ever; the next one goes to that place, modulo capacity
-        self._ready = np.zeros(capacity, np.int32)  # sampleable rows, in any order
-        self._place = np.full(capacity, -1, np.int32)  # of each row in there
-        self._count = 0
+        self._ready = Pool(capacity)
         self._due: dict[int, Due] = {}  # by runner
-        self.came: Array = self._ready[:0]
-        self.went: Array = self._ready[:0]
+        self.came: Array = self._ready.members
+        self.went: Array = self._ready.members
+        self.at: Array = np.zeros((0, 0), np.int64)
 
     def __len__(self) -> int:
         """Rows that may be sampled."""
-        return self._count
+        return len(self._ready)
 
     def add(self, rollout: Rollout) -> int:
         """Store a fragment; takes time by its rows, whatever the capacity.
@@ -88,7 +89,7 @@ class Replay:
         numbers[:1] = number
         numbers[row, lane] = self._stored + np.arange(len(row))
         self._forget(len(row))
-        at = self._at(numbers)
+        self.at = at = self._at(numbers)
         self._write(rollout, at, row, lane)
         ends = self._link(rollout, at, unknown)
         cut = self._close(rollout, numbers, at)
@@ -107,9 +108,9 @@ class Replay:
         Raises:
             ConfigError: no row may be sampled yet.
         """
-        if not self._count:
+        if not len(self):
             raise ConfigError("replay: no row may be sampled yet. Ask len() first, and collect more steps")
-        index = self._ready[rng.integers(self._count, size=(batches, size))]
+        index = self._ready.members[rng.integers(len(self), size=(batches, size))]
         return {**self.columns(index), "weight": np.ones(index.shape, np.float32)}
 
     def columns(self, index: Array) -> dict[str, Any]:
@@ -140,20 +141,56 @@ class Replay:
             "index": index,
         }
 
+    def runs(self, index: Array, rows: int) -> dict[str, Any]:
+        """Rows of one trajectory, as they followed each other.
+
+        Args:
+            index: sampleable rows, of any shape, that runs begin with.
+            rows: length of a run; one that ends before repeats its last row.
+
+        Returns:
+            Columns of ``(*index.shape, rows)``: ``obs`` and ``action``, the ``reward`` that led to the row,
+            ``terminated``, ``truncated``, and ``filled``, False where a last row is repeated.
+        """
+        at, filled = np.empty((*index.shape, rows), np.int32), np.ones((*index.shape, rows), np.bool_)
+        for t in range(rows):
+            at[..., t], after = index, self._next[index]
+            filled[..., t + 1 :] &= (after >= 0)[..., None]
+            index = np.where(after >= 0, after, index)
+        names = ("reward", "terminated", "truncated")
+        flags = {name: getattr(self, f"_{name}")[at] for name in names}
+        return {"obs": take(self._obs, self._stack(at)), "action": take(self._action, at), **flags} | {
+            "filled": filled
+        }
+
+    def first(self, index: Array) -> BoolArray:
+        """Which rows begin their trajectories."""
+        begins: BoolArray = self._previous[index] == NONE
+        return begins
+
+    def beyond(self, index: Array, rows: int) -> BoolArray:
+        """Whether a row that far behind sampleable ones was acted on, in the same trajectory."""
+        for _ in range(rows):
+            index = np.where(self._next[index] >= 0, self._next[index], index)
+        acted: BoolArray = ~(self._terminated[index] | self._truncated[index]) & (self._next[index] >= 0)
+        return acted
+
     def get_state(self) -> State:
         """Everything, as views of the rows that are held: store it before the next :meth:`add`."""
         held = slice(min(self._stored, self.capacity))
         columns = {name: take(column, held) for name, column in self._columns().items()}
         due = [{"runner": runner, **due._asdict()} for runner, due in self._due.items()]
-        ready = self._ready[: self._count]
-        return {**self._about, "columns": columns, "stored": self._stored, "ready": ready, "due": due}
+        about = {**self._about, "columns": columns, "stored": self._stored}
+        return {**about, "ready": self._ready.members, "due": due}
 
-    def set_state(self, state: State) -> None:
-        """Go on from :meth:`get_state`.
+    def check(self, state: State) -> None:
+        """Judge that :meth:`set_state` may take ``state``.
 
         Raises:
-            CheckpointError: it belongs to a replay of other sizes, or with priorities; nothing was changed.
+            CheckpointError: it belongs to a replay of other sizes, or of another kind.
         """
+        if "anchors" in state:
+            raise CheckpointError("the checkpoint's replay has sequences: go on with the memory that it had")
         if "priority" in state:
             raise CheckpointError(
                 "the checkpoint's replay has priorities: go on with prioritized_replay=True"
@@ -164,16 +201,22 @@ class Replay:
                     f"the checkpoint's replay has {name}={state[name]}, this one {name}={value}: "
                     "go on with the value that the run began with"
                 )
-        self._stored, self._count = int(state["stored"]), len(state["ready"])
+
+    def set_state(self, state: State) -> None:
+        """Go on from :meth:`get_state`.
+
+        Raises:
+            CheckpointError: see :meth:`check`; nothing was changed.
+        """
+        self.check(state)
+        self._stored = int(state["stored"])
         columns = {name: tupled(column) for name, column in state["columns"].items()}
         self._obs = self._room(np.empty, columns["obs"]) if "obs" in columns else None
         self._action = self._room(np.zeros, columns["action"]) if "action" in columns else None
         held = slice(min(self._stored, self.capacity))
         for name, column in self._columns().items():
             put(column, held, columns[name])
-        self._ready[: self._count] = state["ready"]
-        self._place[:] = -1
-        self._place[state["ready"]] = np.arange(self._count)
+        self._ready.replace(state["ready"])
         self._due = {
             due["runner"]: Due(tuple(due["fragment"]), due["who"], due["number"]) for due in state["due"]
         }
@@ -227,13 +270,8 @@ class Replay:
             after = self._next[after]
             after = after[after >= 0]
         rows_gone = np.concatenate(parts)
-        self.went = np.unique(rows_gone[self._place[rows_gone] >= 0])
-        places = self._place[self.went]
-        self._count -= len(places)
-        self._place[self.went] = -1
-        tail = self._ready[self._count : self._count + len(places)]
-        moving, holes = tail[self._place[tail] >= 0], places[places < self._count]
-        self._ready[holes], self._place[moving] = moving, holes
+        self.went = np.unique(rows_gone[self._ready.has(rows_gone)])
+        self._ready.leave(self.went)
 
     def _write(self, rollout: Rollout, at: IntArray, row: IntArray, lane: IntArray) -> None:
         """Store the new rows, and the actions of all."""
@@ -297,16 +335,14 @@ class Replay:
             row, last = row[row >= 0], last[row >= 0]
             parts.append(row if steps == self._n_step else row[last])
         rows = np.concatenate(parts)
-        rows = rows[self._place[rows] < 0]
+        rows = rows[~self._ready.has(rows)]
         whole, past = np.ones(len(rows), np.bool_), rows
         for _ in range(self._framestack - 1):
             before = self._previous[past]
             whole &= before != CUT
             past = np.where(before >= 0, before, past)
         self.came = rows[whole]
-        places = np.arange(self._count, self._count + len(self.came))
-        self._ready[places], self._place[self.came] = self.came, places
-        self._count += len(self.came)
+        self._ready.join(self.came)
 
     def _stack(self, index: Array) -> Array:
         """The rows whose observations are sampled together: ``index``, or one axis more."""

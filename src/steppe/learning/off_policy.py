@@ -85,6 +85,9 @@ class Buffer(Protocol):
     def get_state(self) -> State:
         """All of it."""
 
+    def check(self, state: State) -> None:
+        """Refuse a state that is not of such a buffer; changes nothing."""
+
     def set_state(self, state: State) -> None:
         """Go on from that."""
 
@@ -345,11 +348,13 @@ class OffPolicyLearner(PolicyLearner):
 
     def checked(self, state: State) -> LearnerState:
         """The arrays in their places."""
-        return refilled(self.state, state["arrays"])
+        checked = refilled(self.state, state["arrays"])
+        self._replay.check(state["replay"])
+        return checked
 
     def set_state(self, state: State, checked: LearnerState) -> None:
         """Go on from ``state``."""
-        self._replay.set_state(state["replay"])  # first: it refuses one of another size
+        self._replay.set_state(state["replay"])
         self.state, self._owed = checked, float(state["owed"])
         self._rng.bit_generator.state = state["rng"]
         self._version, self._skipped, self._number, self._env_steps = map(int, state["counters"])
