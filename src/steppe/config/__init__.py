@@ -33,6 +33,7 @@ from steppe.config.checks import (
     kind_of_memory,
     listed_ids,
     parsed_mapping,
+    parsed_models,
     parsed_space,
     squared_kernels,
 )
@@ -150,7 +151,7 @@ class AlgorithmConfig(ABC):
     """Activation of the hidden layers."""
     vf_share_layers: bool = policy_field(False)
     """Policy and value function share their hidden layers."""
-    models: dict[str, Any] = policy_field({})
+    models: dict[str, Any] = policy_field({}, convert=parsed_models)
     """Classes of your own in place of "encoder", "actor_critic" or "distribution"; see docs/models.md."""
     memory: Literal["none", "lstm", "gru", "attention"] = policy_field("none", convert=kind_of_memory)
     """What networks remember of a trajectory: nothing, a recurrent state, or rows that they look back on."""
@@ -464,17 +465,20 @@ class AlgorithmConfig(ABC):
         return self.num_envs_per_env_runner * max(1, self.num_env_runners)
 
     @property
-    def action_settings(self) -> dict[str, bool]:
+    def action_settings(self) -> dict[str, Any]:
         """Arguments of a :class:`~steppe.models.distributions.Distribution` besides its space."""
         return {
             "squash": self.squash_actions,
             "normalize": self.normalize_actions,
             "clip": self.clip_actions,
+            "autoregressive": self.autoregressive_actions,
+            "own": self.models.get("distribution"),
         }
 
     @property
     def model_settings(self) -> dict[str, Any]:
         """Arguments of :class:`~steppe.learning.networks.ActorCriticNetworks` besides the spaces."""
+        memory = (self.memory, self.memory_size, self.attention_memory, self.prev_action, self.prev_reward)
         return {
             "normalize": self.observation_filter == "MeanStdFilter",
             "hiddens": self.fcnet_hiddens,
@@ -483,6 +487,10 @@ class AlgorithmConfig(ABC):
             "conv_filters": self.conv_filters,
             "free_log_std": self.free_log_std,
             "critic_only": self.critic_only,
+            "embeddings": self.action_embeddings,
+            "encoder": self.models.get("encoder"),
+            "whole": self.models.get("actor_critic"),
+            "memory": None if self.memory == "none" else (*memory, self.max_seq_len),
         }
 
     @property

@@ -22,13 +22,15 @@ class FragmentQueue:
 
     Args:
         env_steps: size of a batch.
+        length: of the sequences that a batch is cut to, where there is a memory: its rows are a multiple, and
+            ``state0`` ``(lanes, ...)`` is among its columns.
 
     Attributes:
         answer: of an update that :meth:`take` gave nothing: None to wait on, {} where nobody had acted.
     """
 
-    def __init__(self, env_steps: int) -> None:
-        self._goal = env_steps
+    def __init__(self, env_steps: int, length: int = 0) -> None:
+        self._goal, self._length = env_steps, length
         self._fragments: list[Rollout] = []
         self._steps = self._idle = 0  # since the last batch; idle: before anybody ever acted
         self.answer: dict[str, float] | None = None
@@ -93,6 +95,7 @@ class FragmentQueue:
         lanes = sum(part["filled"].shape[1] for part in parts)
         if rows > self._rows:
             self._rows = _capacity(rows, by_runner[0])
+            self._rows += -self._rows % (self._length or 1)
         self._lanes = max(self._lanes, lanes)
         pad = partial(_padded, self._rows, self._lanes)
         batch = {name: map_leaves(pad, *[part[name] for part in parts]) for name in parts[0]}
@@ -106,6 +109,11 @@ class FragmentQueue:
             on_batch(batch)
         goes_on = _goes_on(self._closing, np.concatenate([_who(own[0], opening=True) for own in by_runner]))
         self._closing = np.concatenate([_who(own[-1], opening=False) for own in by_runner])
+        if self._length:
+            from steppe.learning.sequences import longer, opening  # most policies remember nothing
+
+            states = map_leaves(lambda *a: np.concatenate(a), *[opening(own) for own in by_runner])
+            batch["state0"] = longer(states, self._lanes)
         continues = np.zeros(self._lanes, np.bool_)
         continues[: len(goes_on)] = goes_on
         return batch, acted, continues

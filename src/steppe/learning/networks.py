@@ -13,8 +13,8 @@ from steppe.models.catalog import make_actor_critic
 from steppe.models.distributions import Distribution
 from steppe.models.observations import Sight, norm_init, normalized_leaves
 from steppe.policies.actor_critic import ActorCriticPolicy, Layout
-from steppe.spaces import DictSpec, Spec
-from steppe.types import Array, FloatArray, SpacePair
+from steppe.spaces import DictSpec, Spec, map_leaves
+from steppe.types import Array, FloatArray, SpacePair, Tree
 
 
 @final
@@ -29,6 +29,8 @@ class ActorCriticNetworks:
         params: the initial parameters.
         normalizer: observation statistics of no rows; empty when observations are left alone.
         published: which of these arrays acting needs.
+        length: of the sequences that they learn from; 0 without a memory.
+        remembered: what a critic that remembers by itself knows of no lane: ``(0, ...)``.
 
     Args:
         pair: observation and action spaces.
@@ -36,7 +38,10 @@ class ActorCriticNetworks:
         rng: source of the initial parameters.
         normalize: keep observation statistics.
         critic_only: keys of a Dict observation that the critic sees and acting does not.
-        model: further arguments of :func:`~steppe.models.catalog.make_actor_critic`.
+        embeddings: the one that describes the choices.
+        memory: what :class:`~steppe.models.before.Memory` is made of; None for none.
+        model: further arguments of :func:`~steppe.models.catalog.make_actor_critic`, and ``whole``: makes a
+            network of the user's own instead.
 
     Raises:
         ConfigError: see :func:`~steppe.models.sight.sight_of`.
@@ -50,16 +55,20 @@ class ActorCriticNetworks:
         *,
         normalize: bool,
         critic_only: Sequence[str] = (),
+        embeddings: str | None = None,
+        memory: Sequence[Any] | None = None,
         **model: Any,
     ) -> None:
         whole = pair.observation
         sight = Sight(whole, whole, whole, whole)
-        if critic_only or isinstance(whole, DictSpec):
+        if critic_only or embeddings or isinstance(whole, DictSpec):
             from steppe.models.sight import sight_of  # most runs see all of it
 
-            sight = sight_of(pair, critic_only, model.get("share_layers", False))
+            sight = sight_of(pair, critic_only, model.get("share_layers", False), embeddings)
         seen: dict[str, Any] = {"critic_spec": sight.critic, "masked": sight.masked}
-        self._model = make_actor_critic(sight.actor, distribution, rng, **seen, **model)
+        if sight.embeddings is not None:
+            seen["embeddings"] = sight.embeddings
+        self._model, self.remembered = _drawn(sight.actor, distribution, rng, memory, {**seen, **model})
         self.seen: Spec = sight.critic
         self.normalizer: tuple[Array, ...] = norm_init(self.seen) if normalize else ()
         acting = normalized_leaves(sight.actor)
@@ -68,13 +77,39 @@ class ActorCriticNetworks:
         self.layout, self._actor = Layout.of(self._model), Layout.of(self._model.actor)
         self.params = self.layout.ravel(self._model)
         layout = Layout.of((self._model.actor, tuple(self.normalizer[i] for i in self.published)))
-        self.policy = ActorCriticPolicy(sight, distribution, layout)
+        self.length: int = 0 if memory is None else memory[-1]
+        self.policy: Any = ActorCriticPolicy(sight, distribution, layout)
+        if memory is not None:
+            from steppe.policies.recurrent import RecurrentPolicy
+
+            self.policy = RecurrentPolicy(sight, distribution, layout, self._model.actor)
         self.actor_size = self._actor.size
         assert np.array_equal(self.params[: self.actor_size], self._actor.ravel(self._model.actor))
 
     def summary(self) -> str:
         """Parameter counts and layers."""
         return f"{self.layout.size} parameters, {self._actor.size} of them act\n{self._model}"
+
+
+def _drawn(
+    seen: Spec,
+    distribution: Distribution,
+    rng: np.random.Generator,
+    memory: Sequence[Any] | None,
+    model: dict[str, Any],
+) -> tuple[Any, Tree]:
+    """The networks, and what their critic knows of no lane."""
+    if (whole := model.pop("whole", None)) is not None:
+        from steppe.models.whole import make_whole
+
+        return make_whole(whole, seen, distribution, rng, memory=memory, **model), ()
+    if memory is None:
+        return make_actor_critic(seen, distribution, rng, **model), ()
+    from steppe.models.memory import Memory, make_memory_actor_critic  # most policies remember nothing
+
+    drawn = make_memory_actor_critic(seen, distribution, rng, Memory(*memory), **model)
+    nothing = drawn.initial().get("critic", ())
+    return drawn, map_leaves(lambda a: np.zeros((0, *a.shape), a.dtype), nothing)
 
 
 def arrays_of(tree: Any) -> list[FloatArray]:

@@ -60,16 +60,23 @@ class Method(NamedTuple):
 
 
 class LearnerState(NamedTuple):
-    """Everything that learning changes: flat parameters, optimizer, running statistics."""
+    """Everything that learning changes: flat parameters, optimizer, running statistics.
+
+    And ``memory``: what a critic that remembers by itself knows of each lane that goes on.
+    """
 
     params: Any
     opt: Any
     normalizer: Any
     return_scale: Any
+    memory: Any = ()
 
 
 class Static(NamedTuple):
-    """What the compiled programs of one policy are keyed by; ``minibatch`` 0 is the whole batch."""
+    """What the compiled programs of one policy are keyed by; ``minibatch`` 0 is the whole batch.
+
+    Where there is a memory, ``length`` is that of a sequence, and ``minibatch`` counts sequences.
+    """
 
     method: Method
     observation: Spec
@@ -79,6 +86,7 @@ class Static(NamedTuple):
     grad_clip: float | None
     scale_rewards: bool
     extra_loss: Callable[..., Any] | None
+    length: int = 0
 
 
 class Team(NamedTuple):
@@ -103,14 +111,15 @@ class Team(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """One policy's batch, ready to be learned from."""
+    """One policy's batch, ready to be learned from; ``count`` of its rows, or sequences, are learned from."""
 
     rows: dict[str, Any]
-    statistics: tuple[Any, Any]
+    statistics: tuple[Any, ...]
     explained: Any
     order: Array
-    acted: Any
+    count: Any
     hyper: Any
+    acted: int
 
 
 @lru_cache(maxsize=64)
@@ -130,7 +139,7 @@ def compiled_update(team: Team) -> Any:
 
 def _rows(
     static: Static, state: LearnerState, batch: Any, continues: Any, hyper: Any
-) -> tuple[dict[str, Any], tuple[Any, Any], jax.Array]:
+) -> tuple[dict[str, Any], tuple[Any, ...], jax.Array]:
     """The batch as flat rows with advantages and targets, the new statistics, and the explained variance."""
     acted = returns.acted(batch["terminated"], batch["truncated"], batch["filled"])
     obs, normalizer, first = normalized(static.observation, state.normalizer, batch["obs"], acted)
@@ -138,18 +147,14 @@ def _rows(
     if static.scale_rewards:
         reward, return_scale = scaled_rewards(return_scale, batch, acted, continues, hyper.gamma)
 
-    def flat(tree: Any) -> Any:
-        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
-
-    obs, action = flat(obs), flat(batch["action"])
-    model = static.layout.unravel(state.params)
-    value, actor = jax.vmap(model.value)(obs).reshape(acted.shape), jax.vmap(model.actor)
+    value, ask, steps, memory = _asked(static, state, obs, batch, continues)
+    obs, action = _flat(obs), _flat(batch["action"])
     # A first batch's ratios start from the policy as its fresh statistics make it.
-    then = flat(batch["logp"])
-    logp = jax.lax.cond(first, lambda: static.distribution.logp(actor(obs), action), lambda: then)
+    then = _flat(batch["logp"])
+    logp = jax.lax.cond(first, lambda: static.distribution.logp(ask(), action), lambda: then)
     log_ratio, ends = jnp.zeros(acted.shape), (batch["terminated"], batch["truncated"], batch["filled"])
     if static.method.corrects:
-        now = static.distribution.logp(actor(obs), action)
+        now = static.distribution.logp(ask(), action)
         log_ratio = jnp.where(acted, (now - logp).reshape(acted.shape), 0.0)
     advantage, target = static.method.targets(reward, value, log_ratio, ends, hyper)
     advantage = batch.get("advantages", advantage)
@@ -159,13 +164,47 @@ def _rows(
         mean, variance = moments(advantage, acted)
         advantage = (advantage - mean) / (jnp.sqrt(variance) + 1e-8)
     unexplained, total = moments(target - value, acted)[1], moments(target, acted)[1]
-    rows = {"obs": obs, "action": action, "logp": logp, "advantage": flat(advantage), "target": flat(target)}
+    rows = {
+        "obs": obs,
+        "action": action,
+        "logp": logp,
+        "advantage": _flat(advantage),
+        "target": _flat(target),
+    }
     if static.method.corrects:
-        rows["log_ratio"] = flat(log_ratio)
+        rows["log_ratio"] = _flat(log_ratio)
     if static.extra_loss is not None:
-        known = (*COLUMNS, *rows, "advantages", "value_targets")
-        rows |= {name: flat(column) for name, column in batch.items() if name not in known}
-    return rows, (normalizer, return_scale), 1.0 - unexplained / jnp.maximum(total, 1e-8)
+        known = (*COLUMNS, *rows, "advantages", "value_targets", "state0")
+        rows |= {name: _flat(column) for name, column in batch.items() if name not in known}
+    if static.length:
+        from steppe.learning.sequences import cut
+
+        rows = cut(rows, steps, acted, static.length)
+    return rows, (normalizer, return_scale, memory), 1.0 - unexplained / jnp.maximum(total, 1e-8)
+
+
+def _flat(tree: Any) -> Any:
+    """Columns of ``(rows, lanes, ...)`` as ``(rows * lanes, ...)``."""
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
+
+
+def _asked(
+    static: Static, state: LearnerState, obs: Tree, batch: Any, continues: Any
+) -> tuple[jax.Array, Callable[[], jax.Array], dict[str, Any], Any]:
+    """What the weights that acted say of each row.
+
+    Returns:
+        Values ``(rows, lanes)``; a function that gives distribution parameters ``(rows * lanes, P)``; and of
+        policies that remember the steps of their memory, and :class:`LearnerState`'s next one.
+    """
+    model = static.layout.unravel(state.params)
+    if static.length:
+        from steppe.learning.sequences import walked  # most policies remember nothing
+
+        value, params, steps, memory = walked(model, obs, batch, continues, state.memory)
+        return value, lambda: params, steps, memory
+    rows, shape = _flat(obs), batch["filled"].shape
+    return jax.vmap(model.value)(rows).reshape(shape), lambda: jax.vmap(model.actor)(rows), {}, ()
 
 
 def _update(
@@ -245,6 +284,10 @@ def _epochs(team: Team, params: Any, opt: Any, rows: Any, orders: Any, counts: A
             weight = place < (i + 1) * count // minibatches - start
         index = jax.lax.dynamic_slice(orders[k], (epoch, start), (1, size))[0]
         chosen: dict[str, Any] = jax.tree.map(lambda a: a[index], rows[k])
+        if team.members[k].length:
+            from steppe.learning.sequences import opened
+
+            chosen, weight = opened(chosen, weight)
         return {**chosen, "weight": weight.astype(jnp.float32)}
 
     def step(i: jax.Array, carry: Any) -> Any:
@@ -348,10 +391,11 @@ class OnPolicyLearner(PolicyLearner):
         self._rng, self.share = stream(seed, "minibatches"), dict(share)
         distribution = Distribution(pair.action, **actions)
         self.networks = nets = ActorCriticNetworks(pair, distribution, stream(seed, "parameters"), **model)
-        size = min(minibatch_size or 0, train_batch_size)
+        size, length = min(minibatch_size or 0, train_batch_size), nets.length
+        size = max(size // length, 1) if size and length else size
         if extra_loss is not None and getattr(extra_loss, "__hash__", None) is None:  # such as a dataclass
             extra_loss = partial(extra_loss)
-        about = (nets.seen, distribution, nets.layout, size, grad_clip, scale_rewards, extra_loss)
+        about = (nets.seen, distribution, nets.layout, size, grad_clip, scale_rewards, extra_loss, length)
         self.static = Static(method, *about)
         arrays = Layout.of([np.zeros(shape) for shape in nets.layout.shapes])
         alone = Team((self.static,), arrays, (tuple(range(len(nets.layout.shapes))),))
@@ -363,8 +407,8 @@ class OnPolicyLearner(PolicyLearner):
         self._penalty = {} if kl_coeff is None else {"kl_coeff": kl_coeff}
         self.policy = nets.policy
         opt = clipped_adam_init(nets.params)
-        self.state = LearnerState(nets.params, opt, nets.normalizer, return_scale_init())
-        self._queue = FragmentQueue(train_batch_size)
+        self.state = LearnerState(nets.params, opt, nets.normalizer, return_scale_init(), nets.remembered)
+        self._queue = FragmentQueue(train_batch_size, length)
         self._capacity = self._version = self._skipped = 0
 
     def add(self, rollout: Rollout) -> None:
@@ -376,7 +420,7 @@ class OnPolicyLearner(PolicyLearner):
         if (one := self.prepare(env_steps)) is None:
             return self._queue.answer
         params, opt, *old = self.state
-        given = ([tuple(old)], [one.statistics], [one.rows], [one.order], [one.acted], [one.hyper])
+        given = ([tuple(old)], [one.statistics], [one.rows], [one.order], [one.count], [one.hyper])
         (params, opt, (new,)), (parts,) = self._update(params, opt, *given)
         return self.learned(LearnerState(params, opt, *new), parts, one)
 
@@ -391,7 +435,13 @@ class OnPolicyLearner(PolicyLearner):
             return None
         batch, acted, continues = taken
         size = self.static.minibatch or 1  # a whole batch is of any size
-        order, count = shuffled(self._rng, acted, self._epochs, size, self._capacity)
+        learned, length = acted, self.static.length
+        if length:
+            from steppe.learning.sequences import acted_sequences, longer
+
+            learned = acted_sequences(acted, length)
+            self.state = self.state._replace(memory=longer(self.state.memory, len(continues)))
+        order, count = shuffled(self._rng, learned, self._epochs, size, self._capacity)
         self._capacity = order.shape[1]
         *measured, old = self.state.return_scale
         carry = np.zeros(len(continues), np.float32)  # lanes that are new begin with nothing
@@ -400,7 +450,7 @@ class OnPolicyLearner(PolicyLearner):
         numbers = {name: np.interp(env_steps, *given) for name, given in self._points.items()} | self._penalty
         hyper = self.static.method.hyper(**{name: np.float32(value) for name, value in numbers.items()})
         rows, statistics, explained = self._rows(self.state, batch, continues, hyper)
-        return Prepared(rows, statistics, explained, order, np.int32(count), hyper)
+        return Prepared(rows, statistics, explained, order, np.int32(count), hyper, int(acted.sum()))
 
     def learned(self, state: LearnerState, parts: dict[str, Any], one: Prepared) -> Stats:
         """Take over what an update made; returns its statistics."""
@@ -462,8 +512,8 @@ class OnPolicyLearner(PolicyLearner):
         }
 
     def checked(self, state: State) -> LearnerState:
-        """The arrays in their places; the open returns, one a lane, are of any number."""
-        return refilled(self.state, state["arrays"], ragged=1)
+        """The arrays in their places; open returns and what is remembered, one a lane, are of any number."""
+        return refilled(self.state, state["arrays"], ragged=1 + len(jax.tree.leaves(self.state.memory)))
 
     def set_state(self, state: State, checked: LearnerState) -> None:
         """Go on from ``state``."""

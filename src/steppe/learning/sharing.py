@@ -128,14 +128,14 @@ class Sharing:
         empty, adam = learners[0].state.opt
         count = max(int(learner.state.opt[1].count) for learner in learners)
         given = (
-            [(learner.state.normalizer, learner.state.return_scale) for learner in learners],
+            [tuple(learner.state[2:]) for learner in learners],
             [one.statistics for one in batches],
             [one.rows for one in batches],
             [
                 _extended(one.order, learner.static.minibatch)
                 for one, learner in zip(batches, learners, strict=True)
             ],
-            [one.acted for one in batches],
+            [one.count for one in batches],
             [one.hyper for one in batches],
         )
         opt = (empty, adam._replace(count=np.int32(count), mu=mu, nu=nu))

@@ -1,11 +1,25 @@
-"""What a memory is told of the row before: the action and the reward, alike in numpy and in JAX."""
+"""What a memory is, and what it is told of the row before, alike in numpy and in JAX."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from steppe.models.actions import Actions
+
+
+class Memory(NamedTuple):
+    """What networks remember: the settings memory, memory_size, attention_memory, prev_action, prev_reward.
+
+    And ``length``, max_seq_len: of the sequences that are learned from.
+    """
+
+    kind: str
+    size: int = 64
+    attention_memory: int = 32
+    prev_action: bool = False
+    prev_reward: bool = False
+    length: int = 20
 
 
 def told(xp: Any, actions: Actions | None, reward: bool, before: Mapping[str, Any]) -> list[Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from steppe.models.before import Memory as Memory
 from steppe.models.before import told, told_size
 from steppe.models.catalog import Actor, make_actor
 from steppe.models.distributions import Distribution
@@ -19,16 +20,6 @@ from steppe.models.mlp import ACTIVATIONS, MLP
 from steppe.models.recurrent import Cell, make_cell, unrolled
 from steppe.spaces import BoxSpec, Spec
 from steppe.types import Tree
-
-
-class Memory(NamedTuple):
-    """What is remembered: the settings memory, memory_size, attention_memory, prev_action and prev_reward."""
-
-    kind: str
-    size: int = 64
-    attention_memory: int = 32
-    prev_action: bool = False
-    prev_reward: bool = False
 
 
 @final

@@ -215,6 +215,8 @@ class Lanes:
         }
         shaped.setdefault("action", None)
         about |= {"policy": self.policy, "filled": filled, "lane_continues": continues}
+        if isinstance(self._state0, dict) and "reward" in self._state0:  # as seen: others may change rewards
+            about["extra"] = {"prev_reward": shaped["reward"].copy()}
         rollout = Rollout(**shaped, **who, **about, state0=self._state0)
         self._rows = max(self._first_rows, self._rows)
         self._allocate()

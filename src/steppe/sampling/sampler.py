@@ -78,8 +78,7 @@ class Sampler:
         self._pending: list[Ready] = []
         self._started, self.cut_short, self._sequence, self._tally = False, False, 0, Tally()
         self._policy_of = np.zeros(0, np.int64)
-        self._identity = np.zeros((0, 4), np.int32)
-        self._returns = np.zeros(0)
+        self._identity, self._returns = np.zeros((0, 4), np.int32), np.zeros(0)
         for id, policy in policies.items():
             self.add_policy(id, policy, trained=id in trained)
         self._grow(2 * env.num_envs)
@@ -340,6 +339,8 @@ class Sampler:
             The rows that still await an action.
         """
         table, lanes = self._states[policy], self._lanes[policy]
+        if table is not None and isinstance(table["next"], dict) and "reward" in table["next"]:
+            table["next"]["reward"][step.slot] = step.reward
         if table is not None and lanes is not None:
             first = lanes.at_row0(step.slot)
             lanes.write_state0(first, take(table["next"], first))
@@ -351,7 +352,9 @@ class Sampler:
             if decision.state is not None:
                 put(table["next"], slots, decision.state)
         if lanes is not None:
-            lanes.write_decision(slots, in_own_units(self._policies[policy], decision), self._versions[policy])
+            lanes.write_decision(
+                slots, in_own_units(self._policies[policy], decision), self._versions[policy]
+            )
         self._tally.agent_steps += len(slots)
         return select(step, np.flatnonzero(~step.decided))
 
@@ -376,8 +379,7 @@ class Sampler:
                 if self._states[index] is not None:
                     self._write_state0(index, lanes)
         self._sequence += 1
-        open_return = float(self._returns[list(self._live)].sum())
-        self.cut_short = False
+        self.cut_short, open_return = False, float(self._returns[list(self._live)].sum())
         # What open episodes have earned so far is counted here.
         tally, self._tally = self._tally, Tally(reward=-open_return)
         earned, times = tally.reward + open_return, (tally.env_time, tally.inference_time)
@@ -465,8 +467,7 @@ class Sampler:
         if self.hooks is not None:
             self.hooks.set_state(state["hooks"], infos, self.policy_of)
         self._started, self._sequence = state["started"], int(state["sequence"])
-        self.cut_short = False
-        self._tally = Tally(reward=float(state["reward"]))
+        self.cut_short, self._tally = False, Tally(reward=float(state["reward"]))
         if self._started:
             self._pending = self._resume(self.env.pending())
         return notes
@@ -480,6 +481,8 @@ class Sampler:
             for policy, part in self._by_policy(select(step, np.flatnonzero(mask))):
                 if (lanes := self._lanes[policy]) is not None and (lanes.lane_of[part.slot] < 0).any():
                     lanes.write(part, self._identity[part.slot], None)
+                    if (table := self._states[policy]) is not None:
+                        lanes.write_state0(part.slot, take(table["next"], part.slot))
                 ready.append(Ready(policy, part.slot, part.obs, part.t))
             fresh = tuple(info for info in step.opened if info.slot not in known)
             if fresh:
@@ -514,8 +517,7 @@ class Sampler:
 
     def _discard(self, info: SlotInfo) -> None:
         """An episode was lost: its rows in this fragment are unfilled, its record dropped."""
-        lanes = self._lanes[self._policy_of[info.slot]]
-        if lanes is not None:
+        if (lanes := self._lanes[self._policy_of[info.slot]]) is not None:
             lanes.discard(info.slot)
         self._tally.reward += float(self._returns[info.slot])
         self._episodes.pop((info.env, info.episode), None)
