@@ -348,6 +348,32 @@ def test_a_network_that_is_too_large_is_refused_before_anything_is_sampled(monke
         steppe.ESConfig(env="CartPole-v1", **TINY).build()
 
 
+class Others(steppe.BaseEnv):
+    """Every second action was chosen elsewhere."""
+
+    num_envs = 1
+    observation_space, action_space = BOX, TWO
+
+    def __init__(self, env_config):
+        self.t = 0
+
+    def poll(self):
+        self.t += 1
+        taken = {0: {"a": 1}} if self.t % 2 else {}
+        seen, going = np.zeros(3, np.float32), {0: {"__all__": False}}
+        return {0: {"a": seen}}, {0: {"a": 1.0}}, going, going, {0: {}}, taken
+
+    def send_actions(self, action_dict):
+        assert action_dict[0]["a"] in (0, 1)
+
+
+def test_actions_of_others_are_refused_in_words():
+    cut = {**TINY, "num_envs_per_env_runner": 1, "batch_mode": "truncate_episodes"}
+    algo = steppe.ESConfig(env=Others, **cut, rollout_fragment_length=5).build()
+    with algo, pytest.raises(steppe.ConfigError, match=r"chosen elsewhere.*leave off_policy_actions out"):
+        algo.train()
+
+
 def test_there_are_no_values():
     with pytest.raises(steppe.ConfigError, match="no critic"):
         learner().values(np.zeros((1, 3), np.float32))

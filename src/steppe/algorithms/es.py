@@ -235,6 +235,11 @@ class ESLearner(PolicyLearner):
             obs, acted = map_leaves(partial(_padded, rows), rollout.obs), _padded(rows, rollout.acted)
             self.state = self.state._replace(seen=self._merge(self.state.seen, obs, acted))
         here, after = (row, lane), (row + 1, lane)
+        if np.isnan(rollout.logp[here]).any():
+            raise ConfigError(
+                f"policy {rollout.policy!r}: an action was chosen elsewhere, and ES learns from its own "
+                "alone: leave off_policy_actions out, or use DQNConfig, SACConfig or TD3Config"
+            )
         who = (rollout.env, rollout.episode, rollout.agent, rollout.action["perturbation"])
         ids, index = np.unique(np.stack([column[here] for column in who], 1), axis=0, return_inverse=True)
         final = rollout.terminated[after] | rollout.truncated[after]

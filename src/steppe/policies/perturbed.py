@@ -16,7 +16,7 @@ from steppe.models.observations import Sight
 from steppe.models.sight import read
 from steppe.policies.actor_critic import ActorCriticPolicy, Layout
 from steppe.seeding import stream
-from steppe.spaces import Spec, is_wide, map_leaves, narrowed, take
+from steppe.spaces import Spec, is_wide, leaves, map_leaves, narrowed, take
 from steppe.types import Decision, FloatArray, IntArray, Tree
 
 _SIZE = 1 << 22
@@ -73,7 +73,7 @@ class PerturbedPolicy:
         self.noise_size, self.draws, self.load, self.export = 1, False, policy.load, policy.export
         self._policy, to_env = policy, distribution.actions.to_env_direct
         self.to_env: Callable[[Tree], Tree] = lambda recorded: to_env(recorded["action"])
-        self.from_env: Callable[[Tree], Tree] = distribution.actions.from_env
+        self.from_env: Callable[[Tree], Tree] = partial(_unmoved, distribution.actions.from_env)
         self._act = _compiled(sight.actor, distribution, layout, size)
         self._deviation, self._directions = np.float32(deviation), _SIZE - size
         self.table = jnp.asarray(noise_table())
@@ -117,6 +117,12 @@ class PerturbedPolicy:
     def initial_state(self, n: int) -> Tree:
         """Nothing is drawn yet."""
         return np.zeros(n, np.int32)
+
+
+def _unmoved(from_env: Callable[[Tree], Tree], action: Tree) -> Tree:
+    """What others chose, as it is recorded: nothing was moved."""
+    own = from_env(action)
+    return {"action": own, "perturbation": np.zeros(len(leaves(own)[0]), np.int32)}
 
 
 @lru_cache(maxsize=64)
