@@ -128,6 +128,7 @@ def build(
     created: Callable[[Any, EnvContext], None] | None = None,
     pair_for: Callable[[SlotInfo], SpacePair] | None = None,
     observing: Observing | None = None,
+    action_mask: str = "observation",
     **limits: Any,
 ) -> AsyncEnv:
     """Build exactly ``num_envs`` envs of one runner, each with a seed of its own.
@@ -145,6 +146,7 @@ def build(
         created: is called with each env once it is built, and with what it was built from.
         pair_for: the spaces of an agent of a multi-agent env that does not say them.
         observing: what is done to the observations of many agents.
+        action_mask: ``"info"`` takes masks of the actions out of the infos.
         limits: see :class:`~steppe.envs.guards.Limits`, but for ``runner``.
 
     Raises:
@@ -169,6 +171,7 @@ def build(
         seeds = [env_seed(run_seed, place, i) for i in range(num_envs)]
         built: AsyncEnv
         every: dict[str, Any] = {"seeds": seeds, "runner": worker_index, **limits}
+        every, envs = _masked(action_mask, envs, every, env_name(env))
         many = {"pair_for": pair_for, "observing": observing, **every}
         if observing is not None and not (is_base(envs[0]) or is_multi_agent(envs[0])):
             raise ConfigError(
@@ -193,6 +196,27 @@ def build(
             built = GymEnv(envs, modern_step=_modern_step, **every)
         on_failure.pop_all()
     return built
+
+
+def _masked(
+    action_mask: str, envs: list[Any], limits: dict[str, Any], name: str
+) -> tuple[dict[str, Any], list[Any]]:
+    """The envs with masks in their observations, and what is left to say to their adapter."""
+    if action_mask == "observation":
+        return limits, envs
+    from steppe.envs.masking import MaskedAgents, MaskedEnv, Masks
+
+    given = limits.pop("observation_space", None)
+    masks = Masks(given, limits.get("action_space"), limits.get("max_sequence_length"))
+    if is_base(envs[0]):
+        raise ConfigError(
+            f'action_mask="info": {name} is a BaseEnv; put the mask into the observation instead'
+        )
+    if is_vector(envs[0]):
+        return {**limits, "masks": masks}, envs
+    return limits, [
+        MaskedAgents(one, masks) if is_multi_agent(one) else MaskedEnv(one, masks) for one in envs
+    ]
 
 
 def _counted(envs: list[Any], wanted: int, name: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
@@ -39,6 +39,9 @@ from steppe.types import (
     TimeStep,
     Tree,
 )
+
+if TYPE_CHECKING:
+    from steppe.envs.masking import Masks
 
 
 class VectorEnv(ABC):
@@ -159,6 +162,7 @@ class VectorRows:
     Args:
         env: a :class:`VectorEnv` or one of Gymnasium's; the adapter owns and closes it.
         seeds: one per env, given to the first reset and to nothing else.
+        masks: how observations get masks of the actions out of the infos; None where they have their own.
         limits: see :class:`~steppe.envs.guards.Limits`; the spaces are those of one env.
 
     Raises:
@@ -168,10 +172,10 @@ class VectorRows:
 
     steps_together = True
 
-    def __init__(self, env: Any, *, seeds: Sequence[int], **limits: Any) -> None:
+    def __init__(self, env: Any, *, seeds: Sequence[int], masks: Masks | None = None, **limits: Any) -> None:
         limit = Limits(**limits)
-        own = isinstance(env, VectorEnv)
-        self._batch: Batch = OwnBatch(env, lambda: self._obs_spec) if own else GymnasiumBatch(env)
+        own = self._own = isinstance(env, VectorEnv)
+        self._batch: Batch = OwnBatch(env, lambda: self._returned) if own else GymnasiumBatch(env)
         self.num_envs = n = self._batch.num_envs
         kind = self._kind = type(getattr(env, "unwrapped", env)).__name__
         self._max_steps = limit.max_episode_steps
@@ -182,7 +186,13 @@ class VectorRows:
                 "the limit to its constructor, or use autoreset mode DISABLED"
             )
         observation, action = self._batch.space_pair
+        if masks is not None:
+            from steppe.envs.masking import MaskedBatch
+
+            self._batch = MaskedBatch(self._batch, masks)
+            observation, returned = self._batch.space_pair[0], masks.returned(observation)
         self._obs_spec = self._spec("observation", observation, limit.observation_space, limit)
+        self._returned = self._obs_spec if masks is None else returned
         self._action_spec = self._spec("action", action, limit.action_space, limit)
         self.agents = ALONE
         self.spaces: tuple[SpacePair, ...] = (SpacePair(self._obs_spec, self._action_spec),)
@@ -537,7 +547,7 @@ class VectorRows:
 
     def _begin_anew(self, why: str) -> str:
         """Reset all envs with seeds of their own, or they would live through their first episodes again."""
-        if isinstance(self._batch, OwnBatch):
+        if self._own:
             for i in range(self.num_envs):
                 self._batch.env.restart_at(i)
         self._episode = self._episode + 1

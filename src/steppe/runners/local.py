@@ -81,6 +81,7 @@ class LocalRunner:
             created=self._created,
             pair_for=(lambda info: self.spaces[self.mapping.ahead(info)]) if named else None,
             observing=self.observing,
+            action_mask=config.action_mask,
         )
         # They may draw from the global generators.
         drawn = config.policy_mapping_fn is not None or config.observation_fn is not None
