@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, final
 
@@ -165,6 +165,7 @@ def make_memory_actor(
     hiddens: Sequence[int] = (64, 64),
     activation: str = "tanh",
     conv_filters: Sequence[Sequence[int]] | None = None,
+    encoder: Callable[..., Any] | None = None,
     **head: Any,
 ) -> MemoryActor:
     """Draw the network that acts.
@@ -177,12 +178,13 @@ def make_memory_actor(
         hiddens: widths of the layers between encoder and cell.
         activation: after each of them.
         conv_filters: for images.
+        encoder: makes one of the user's own.
         head: further arguments of :func:`~steppe.models.catalog.make_actor`.
 
     Raises:
         ConfigError: see :func:`~steppe.models.catalog.make_actor`.
     """
-    torso = _torso(obs_spec, distribution, rng, memory, hiddens, activation, conv_filters)
+    torso = _torso(obs_spec, distribution, rng, memory, hiddens, activation, conv_filters, encoder)
     limits = np.full(memory.size, np.inf)
     features = BoxSpec((memory.size,), np.dtype(np.float32), -limits, limits)
     return MemoryActor(torso, make_actor(features, distribution, rng, hiddens=(), **head))
@@ -199,6 +201,7 @@ def make_memory_actor_critic(
     hiddens: Sequence[int] = (64, 64),
     activation: str = "tanh",
     conv_filters: Sequence[Sequence[int]] | None = None,
+    encoder: Callable[..., Any] | None = None,
     **head: Any,
 ) -> MemoryActorCritic:
     """Draw the networks of an actor-critic that remembers; arguments as of its two halves.
@@ -213,14 +216,16 @@ def make_memory_actor_critic(
         hiddens: see :func:`make_memory_actor`.
         activation: likewise.
         conv_filters: likewise.
+        encoder: likewise.
         head: likewise.
     """
     layers: dict[str, Any] = {"hiddens": hiddens, "activation": activation, "conv_filters": conv_filters}
+    layers["encoder"] = encoder
     actor = make_memory_actor(obs_spec, distribution, rng, memory, **layers, **head)
     own = None
     if not share_layers:
         seen = obs_spec if critic_spec is None else critic_spec
-        own = _torso(seen, distribution, rng, memory, hiddens, activation, conv_filters)
+        own = _torso(seen, distribution, rng, memory, hiddens, activation, conv_filters, encoder)
     return MemoryActorCritic(actor, MemoryCritic(own, MLP((memory.size, 1), activation, rng, 1.0)))
 
 
@@ -232,8 +237,9 @@ def _torso(
     hiddens: Sequence[int],
     activation: str,
     conv_filters: Sequence[Sequence[int]] | None,
+    own: Callable[..., Any] | None,
 ) -> Torso:
-    encoder = make_encoder(obs_spec, rng, conv_filters=conv_filters)
+    encoder = make_encoder(obs_spec, rng, conv_filters=conv_filters, own=own)
     sizes = (encoder.size, *hiddens)
     mlp = MLP(sizes, activation, rng) if hiddens else None
     action = distribution if memory.prev_action else None
