@@ -9,7 +9,7 @@ STAMP := .venv/.steppe-setup
 BENCH_STAMP := .venv-bench/.steppe-setup
 DEMO := examples/hot_and_cold
 
-.PHONY: help setup check format test test-slow learn docs bench demo lock clean
+.PHONY: help setup check format test test-slow learn pictures docs bench demo lock clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,8 +39,13 @@ test: setup  ## The fast tests
 test-slow: setup  ## The long-running tests
 	$(BIN)/python -m pytest -q -m slow --ignore=tests/learning
 
-learn: setup  ## The learning tests: every algorithm reaches its score
-	$(BIN)/python -m pytest -q -m slow tests/learning
+learn: setup  ## The learning tests, or one: make learn ROW=ppo_cartpole; then the pages that show them
+	$(BIN)/python -m pytest -q -m slow tests/learning $(if $(ROW),-k $(ROW))
+	$(BIN)/python -m benchmarks.curves
+
+pictures: setup  ## Draw the recorded learning curves, and write the pages' sections on them
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[plot]'
+	$(BIN)/python -m benchmarks.curves
 
 docs: setup  ## Write the parts of the docs that are made from the code
 	$(BIN)/python docs/generate.py
