@@ -38,6 +38,10 @@ class Cell(eqx.Module):
         """Output ``(size,)`` and the next state, of what :meth:`prepared` gave and a state."""
 
     @abstractmethod
+    def unrolled(self, x: jax.Array, state0: Tree, fresh: jax.Array) -> tuple[jax.Array, Tree]:
+        """See :func:`unrolled`."""
+
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """All but its arrays as JSON values; :mod:`steppe.models.numpy_forward` reads it."""
 
@@ -81,6 +85,10 @@ class LSTM(Cell):
         c = jax.nn.sigmoid(keep) * state["c"] + jax.nn.sigmoid(take) * jnp.tanh(new)
         h = jax.nn.sigmoid(show) * jnp.tanh(c)
         return h, {"c": c, "h": h}
+
+    def unrolled(self, x: jax.Array, state0: Tree, fresh: jax.Array) -> tuple[jax.Array, Tree]:
+        """Row by row."""
+        return _scanned(self, x, state0, fresh)
 
     def describe(self) -> dict[str, Any]:
         """Its kind and size."""
@@ -127,6 +135,10 @@ class GRU(Cell):
         h = (1.0 - keep) * new + keep * state["h"]
         return h, {"h": h}
 
+    def unrolled(self, x: jax.Array, state0: Tree, fresh: jax.Array) -> tuple[jax.Array, Tree]:
+        """Row by row."""
+        return _scanned(self, x, state0, fresh)
+
     def describe(self) -> dict[str, Any]:
         """Its kind and size."""
         return {"kind": "gru", "size": self.size}
@@ -151,6 +163,10 @@ def make_cell(
         return LSTM(inputs, size, rng)
     if kind == "gru":
         return GRU(inputs, size, rng)
+    if kind == "attention":
+        from steppe.models.attention import Attention  # a cell itself
+
+        return Attention(inputs, size, attention_memory, rng)
     raise ConfigError(f"memory={kind!r} is unknown; choose one of none, lstm, gru, attention")
 
 
@@ -166,6 +182,11 @@ def unrolled(cell: Cell, x: jax.Array, state0: Tree, fresh: jax.Array) -> tuple[
     Returns:
         ``(rows, size)`` outputs, and the state that each row was met with, ``(rows, ...)``.
     """
+    return cell.unrolled(x, state0, fresh)
+
+
+def _scanned(cell: Cell, x: jax.Array, state0: Tree, fresh: jax.Array) -> tuple[jax.Array, Tree]:
+    """Row by row, but for what is made of the inputs alone."""
 
     def step(state: Tree, row: tuple[Tree, jax.Array]) -> tuple[Tree, tuple[jax.Array, Tree]]:
         prepared, first = row
