@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steppe.buffers.prioritized import Prioritized
-from steppe.buffers.replay import Replay
 from steppe.config import (
     AlgorithmConfig,
     Schedule,
@@ -24,15 +22,17 @@ from steppe.config import (
 )
 from steppe.config.checks import FRAGMENT, own_encoder
 from steppe.errors import ConfigError
-from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, Priorities, followed
+from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, followed
 from steppe.learning.optimizer import clipped_adam, clipped_adam_init
+from steppe.learning.policy_gradient import averaged
+from steppe.learning.q_networks import looked, looked_along, make_q
+from steppe.learning.replays import Lengths, by_sequence, make_replay
 from steppe.learning.schedules import epsilon_schedule
 from steppe.models.framestack import framed
 from steppe.models.observations import norm_init
-from steppe.models.q_network import QNetwork, make_q_network, scaled_noise
+from steppe.models.q_network import QNetwork, scaled_noise
 from steppe.models.sight import sight_of
 from steppe.policies.actor_critic import Layout
-from steppe.policies.q import QPolicy
 from steppe.seeding import stream
 from steppe.spaces import DiscreteSpec, summary
 from steppe.types import SpacePair, Tree
@@ -131,6 +131,8 @@ class DQNConfig(AlgorithmConfig):
     """How far weights make up for drawing unevenly, or a schedule [[env steps, value], ...]."""
     prioritized_replay_eps: float = policy_field(1e-6, check=above(0))
     """Added to each error, so that no row is forgotten."""
+    burn_in: int = policy_field(0, check=at_least(0))
+    """Rows before those of a sequence that only bring its memory up to today's weights."""
 
     def make_learner(self, id: str, pair: SpacePair, seed: int) -> OffPolicyLearner:
         """The learner of one policy; ``seed`` is its place in the run's tree.
@@ -146,43 +148,43 @@ class DQNConfig(AlgorithmConfig):
         sight = sight_of(pair, (), False, self.action_embeddings)
         spec = pair.action
         assert isinstance(spec, DiscreteSpec)
-        network = make_q_network(
-            sight.actor,
-            int(spec.n),
+        memory, length = self.model_settings["memory"], self.max_seq_len
+        network, acts = make_q(
+            sight,
+            spec,
             stream(seed, "parameters"),
+            memory,
             hiddens=self.fcnet_hiddens,
             activation=self.fcnet_activation,
             conv_filters=self.conv_filters,
+            encoder=own_encoder(self),
             dueling=self.dueling,
             support=(self.v_min, self.v_max, self.num_atoms) if self.num_atoms > 1 else None,
             sigma0=self.sigma0 if self.noisy else None,
-            masked=sight.masked,
-            encoder=own_encoder(self),
-            embeddings=sight.embeddings,
         )
         layout, normalizes = Layout.of(network), self.observation_filter == "MeanStdFilter"
         params, normalizer = layout.ravel(network), norm_init(sight.actor) if normalizes else ()
         loss = self.double_q, self.td_error_loss_fn
         tau = (1.0 if self.target_network_update_freq else 0.02) if self.tau is None else self.tau
-        static = Static(layout, *loss, self.grad_clip, self.adam_epsilon)
-        replay = Replay(
-            self.replay_buffer_capacity, n_step=self.n_step, gamma=self.gamma, framestack=self.framestack
+        static = Static(layout, *loss, self.grad_clip, self.adam_epsilon, self.burn_in)
+        ranked = self.prioritized_replay_alpha, self.prioritized_replay_eps, self.prioritized_replay_beta
+        replay, priorities = make_replay(
+            self.replay_buffer_capacity,
+            n_step=self.n_step,
+            gamma=self.gamma,
+            framestack=self.framestack,
+            sequences=None if memory is None else Lengths(length, self.burn_in),
+            priorities=ranked if self.prioritized_replay else None,
         )
-        drawn: Any = replay
-        priorities = None
-        if self.prioritized_replay:
-            alpha, eps = self.prioritized_replay_alpha, self.prioritized_replay_eps
-            drawn = Prioritized(replay, alpha=alpha, eps=eps)
-            priorities = Priorities(drawn.update, self.prioritized_replay_beta)
         return OffPolicyLearner(
-            Method(Hyper, update, values, static, sight.actor, frames),
-            QPolicy(sight, spec, network, Layout.of((network, normalizer))),
+            Method(Hyper, update, values, static, sight.actor, frames, memory is not None),
+            acts(sight, spec, network, Layout.of((network, normalizer))),
             LearnerState(params, params.copy(), clipped_adam_init(params), normalizer),
             seed,
-            replay=drawn,
+            replay=replay,
             coefficients={"lr": self.lr, "tau": tau},
             acting=layout.size,
-            batch_size=self.train_batch_size,
+            batch_size=self.train_batch_size if memory is None else max(self.train_batch_size // length, 1),
             updates_per_step=(self.training_intensity or self.train_batch_size) / self.train_batch_size,
             learning_starts=self.num_steps_sampled_before_learning_starts,
             target_update_freq=self.target_network_update_freq,
@@ -229,6 +231,7 @@ class Static(NamedTuple):
     td_error_loss: str
     grad_clip: float | None
     adam_epsilon: float
+    burn_in: int = 0
 
 
 def dqn_loss(
@@ -246,15 +249,16 @@ def dqn_loss(
     Returns:
         The loss, its parts, and an error ``(n,)`` per row: of values the TD error, of distributions the loss.
     """
-    out = jax.vmap(network, (0, None))(rows["obs"], noise[0])
-    taken = rows["action"][:, None, None] == np.arange(network.actions)[:, None]
+    if "end" in rows:
+        seen = looked_along(network, target, rows, static.double_q, noise, static.burn_in)
+    else:
+        seen = looked(network, target, rows, static.double_q, noise)
+    head, rows, out, after, judged, then = seen
+    taken = rows["action"][:, None, None] == np.arange(head.actions)[:, None]
     chosen = jnp.where(taken, out, 0.0).sum(1)  # no gather: its gradient is a slow scatter on CPU
-    after = rows["next_obs"]
-    then = jax.vmap(target, (0, None))(after, noise[1])
-    judged = jax.vmap(network, (0, None))(after, noise[2]) if static.double_q else then
-    best = jax.vmap(network.legal)(network.expected(judged), after).argmax(-1)
+    best = jax.vmap(head.legal)(head.expected(judged), after).argmax(-1)
     outcome = jax.lax.stop_gradient(jnp.take_along_axis(then, best[:, None, None], 1)[:, 0])
-    if network.support is None:
+    if head.support is None:
         error = chosen[:, 0] - (rows["reward"] + rows["discount"] * outcome[:, 0])
         small = 0.5 * error**2
         by_row = (
@@ -263,11 +267,12 @@ def dqn_loss(
             else jnp.where(jnp.abs(error) <= 1.0, small, jnp.abs(error) - 0.5)
         )
     else:
-        wanted = projected(jax.nn.softmax(outcome), rows["reward"], rows["discount"], network.support)
+        wanted = projected(jax.nn.softmax(outcome), rows["reward"], rows["discount"], head.support)
         by_row = error = -(wanted * jax.nn.log_softmax(chosen)).sum(-1)
-    loss, q = (rows["weight"] * by_row).mean(), network.expected(chosen)
-    parts = {"total_loss": loss, "mean_q": q.mean(), "min_q": q.min(), "max_q": q.max()}
-    return loss, ({**parts, "mean_td_error": error.mean()}, error)
+    loss, q, counts = (rows["weight"] * by_row).mean(), head.expected(chosen), rows["learned"]
+    parts = averaged({"mean_q": q, "mean_td_error": error}, counts)
+    least, most = jnp.where(counts, q, jnp.inf).min(), jnp.where(counts, q, -jnp.inf).max()
+    return loss, ({**parts, "total_loss": loss, "min_q": least, "max_q": most}, error)
 
 
 def projected(
@@ -290,14 +295,16 @@ def update(
     """One step of Adam, then of the target; see :class:`~steppe.learning.off_policy.Method`."""
     network, target = static.layout.unravel(state.params), static.layout.unravel(state.target)
     noise: Any = (None,) * 3
-    if network.noise_size:
-        noise = scaled_noise(jax.random.normal(key, (3, network.noise_size)))
+    if size := (network.out if "end" in batch else network).noise_size:
+        noise = scaled_noise(jax.random.normal(key, (3, size)))
     gradient, (parts, error) = jax.grad(dqn_loss, has_aux=True)(network, target, batch, static, noise)
     flat = jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(gradient)])
     change, opt = clipped_adam(static.grad_clip, static.adam_epsilon).update(flat, state.opt)
     params = state.params - hyper.lr * change
     after = followed(state.target, params, batch["sync"], hyper.tau)
     parts["grad_norm"] = jnp.linalg.norm(flat)
+    if "end" in batch:
+        error = by_sequence(error.reshape(batch["learned"].shape), batch["learned"])
     return state._replace(params=params, target=after, opt=opt), parts, error
 
 

@@ -59,6 +59,8 @@ class Method(NamedTuple):
         static: the networks' layouts and choices, hashable.
         observation: what networks see, and statistics are of.
         frames: how the observations of the replay become that, where they are stacked.
+        remembers: the networks have a memory: the batch holds sequences, see
+            :meth:`steppe.buffers.sequences.Sequences.columns`, and errors are one a sequence.
     """
 
     hyper: Any
@@ -67,6 +69,7 @@ class Method(NamedTuple):
     static: Any
     observation: Spec
     frames: Frames | None = None
+    remembers: bool = False
 
 
 class Buffer(Protocol):
@@ -304,10 +307,10 @@ class OffPolicyLearner(PolicyLearner):
         Raises:
             ConfigError: it needs to know what came before them.
         """
-        if self._method.frames is not None:
+        if self._method.frames is not None or self._method.remembers:
             raise ConfigError(
-                "framestack: the critic judges observations with those before them, and single ones are not "
-                "enough; leave framestack out, or let the function do without the critic's values"
+                "the critic judges observations with what came before them (framestack, memory), and single "
+                "ones are not enough; leave that out, or let the function do without the critic's values"
             )
         n = len(leaves(obs)[0])
         index = np.minimum(np.arange(1 << (n - 1).bit_length()), n - 1)  # padded: few shapes to compile

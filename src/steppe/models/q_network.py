@@ -98,6 +98,10 @@ class QNetwork(eqx.Module):
             obs: one observation.
             noise: ``(noise_size,)`` from :func:`scaled_noise`; None leaves the noise out.
         """
+        return self.head(self.encoder(obs), obs, noise)
+
+    def head(self, encoded: jax.Array, obs: Tree, noise: jax.Array | None) -> jax.Array:
+        """The same of an observation that was encoded already."""
         rest, function = noise, ACTIVATIONS[self.activation]
 
         def through(layers: tuple[Dense, ...], x: jax.Array, last: bool) -> jax.Array:
@@ -109,7 +113,7 @@ class QNetwork(eqx.Module):
                 x = x if last and i == len(layers) - 1 else function(x)
             return x
 
-        x = through(self.trunk, self.encoder(obs), False)
+        x = through(self.trunk, encoded, False)
         out = through(self.advantage, x, True)
         if self.scores is not None:
             return self.scores(out.reshape(-1, 1 if self.support is None else self.support[2]), obs)
