@@ -198,7 +198,7 @@ def section(algorithm: str, recorded: Mapping[str, Mapping[str, Any]]) -> str:
     own = [row for row in recorded.values() if row["algorithm"] == algorithm]
     if not own:
         return ""
-    pictures = [f"![Score against steps of {row['row']}](../images/learn/{row['row']}.svg)\n" for row in own]
+    pictures = [f"![Score against steps of {row['row']}](../images/learn/{row['row']}.svg)" for row in own]
     about = (
         "Thin lines are seeds; the thick one is their mean, as far as all were trained, in its 95 %\n"
         "bootstrap interval; the dashed one is the bar. Most runs end where they reach it.\n"
@@ -206,7 +206,7 @@ def section(algorithm: str, recorded: Mapping[str, Mapping[str, Any]]) -> str:
         "settings and versions.\n"
     )
     header = ["| row | env | settings | bar, steps | reached by each seed after |", "|---|---|---|---|---|"]
-    return "\n".join(["## Learning curves\n", about, *header, *map(line, own), "", *pictures])
+    return "\n".join(["## Learning curves\n", about, *header, *map(line, own), "", *pictures, ""])
 
 
 def page(path: Path, recorded: Mapping[str, Mapping[str, Any]]) -> str:

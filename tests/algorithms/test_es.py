@@ -334,6 +334,7 @@ def test_agents_of_one_env_are_moved_each_by_itself():
     ("changes", "said"),
     [
         ({"share": {"encoder": "x"}}, "share=.*PPOConfig"),
+        ({"explore": False}, "explore=False moves no parameters"),
         ({"memory": "lstm"}, "memory='lstm' has no meaning for ES"),
     ],
 )

@@ -89,6 +89,8 @@ class ESConfig(AlgorithmConfig):
         for name in _UNUSED:
             if getattr(self, name) != specs[name].default():
                 raise ConfigError(f"{self.spelt(name)} has no meaning for ES; leave it out, or use PPOConfig")
+        if not self.explore:
+            raise ConfigError("explore=False moves no parameters, and ES learns from that alone; leave it out")
         return ESLearner(
             pair,
             seed,
