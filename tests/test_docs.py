@@ -72,6 +72,7 @@ TINY = {
         "range(12)": "range(2)",
     },
     "docs/algorithms/mappo.md": {},
+    "docs/algorithms/mappo.md": {},
     "docs/tutorial.md": {
         "--episodes 10000": "--episodes 3",
         "seed=0)\nwith": f"seed=0, {SMALL})\nwith",

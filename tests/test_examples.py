@@ -17,6 +17,7 @@ from examples import (
     env_ensemble,
     grouped_agents,
     hierarchical_maze,
+    mappo,
     multi_agent_cartpole,
     pettingzoo_pistonball,
     rock_paper_scissors,
@@ -47,6 +48,7 @@ ALONE = (
     env_ensemble,
     grouped_agents,
     hierarchical_maze,
+    mappo,
     multi_agent_cartpole,
     traffic,
     two_configs,
@@ -350,3 +352,24 @@ def test_the_two_step_game_shows_its_state_in_either_way():
         assert (state.tolist() == [0, 0, 1]) if one_hot else (state == 2)
         _, paid, over, _, _ = env.step({"team": (1, 1)})
         assert (rewards, paid, over["__all__"]) == ({"team": 0.0}, {"team": 8.0}, True)
+
+
+def test_goals_are_paid_for_once_however_many_stand_there():
+    env = mappo.Cover({})
+    obs, _ = env.reset(seed=0)
+    env.goals, env.places = np.array([1, 4, 7]), np.array([0, 5, 5])
+    obs, rewards, *_ = env.step({"r0": 2, "r1": 0, "r2": 0})
+    np.testing.assert_allclose(list(rewards.values()), 2 / 9)
+    assert env.observation_space["state"].contains(obs["r0"]["state"])
+    np.testing.assert_allclose(obs["r1"]["obs"], [-0.75, 0.0, 0.75, 0.0])
+    assert obs["r0"]["state"] is obs["r2"]["state"]
+
+
+def test_one_policy_acts_for_all_robots_without_the_state_and_knows_who_they_are():
+    config = mappo.config(**TINY)
+    assert (config.critic_only, config.add_agent_id) == (["state"], True)
+    with config.build() as algo:
+        result = algo.train()
+        assert set(result["info"]) == {"shared"}
+        obs = {"obs": np.zeros(4, np.float32), "agent_id": 2}
+        assert algo.compute_single_action(obs, policy_id="shared") in (0, 1, 2)

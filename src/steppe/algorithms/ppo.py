@@ -38,7 +38,8 @@ class PPOConfig(AlgorithmConfig):
             "fcnet_hiddens": [256, 256],
             "observation_filter": "NoFilter",
             "reward_scale": "none",
-        }
+        },
+        "mappo": {"critic_only": ["state"], "add_agent_id": True, "lambda_": 0.95, "entropy_coeff": 0.01},
     }
 
     lambda_: float = policy_field(0.98, check=between(0, 1), alias="lambda")

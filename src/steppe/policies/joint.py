@@ -40,7 +40,6 @@ class JointPolicy:
         self.noise_size, self.draws = 2 * members.size, False
         self.to_env: Callable[[Tree], Tree] = Actions(action).to_env
         self.from_env: Callable[[Tree], Tree] = Actions(action).from_env
-        self.from_env: Callable[[Tree], Tree] = Actions(action).from_env
         self._members, self._wide = members, is_wide(members.acting)
         self._layout, self._normalized = Layout.of(network), normalized
         self._sample, self._mode = _compiled(members, self._layout, normalized)

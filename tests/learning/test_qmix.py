@@ -1,0 +1,28 @@
+"""QMIX and VDN on the game of QMIX's paper; the scores are those of ``docs/algorithms/qmix.md``."""
+
+import pytest
+
+import steppe
+from examples.two_step_game import config
+
+pytestmark = pytest.mark.slow
+
+
+def greedily(result):
+    return result["evaluation"]["episode_reward_mean"]
+
+
+def team(algo, **settings):
+    return config(algo, evaluation_interval=1, evaluation_duration=1, **settings)
+
+
+def test_qmix_twostep(learned):
+    """Trust pays 8, and is kept: whoever explores evenly has to see it in the mixed value."""
+    runs = learned(team(steppe.QMIXConfig), 7.9, 40_000, score=greedily, to_the_end=True)
+    assert [run["scores"][-1] for run in runs] == [8.0] * 3
+
+
+def test_vdn_twostep(learned):
+    """A sum of values cannot hold the 8 without the 0 beside it; it takes the sure 7."""
+    runs = learned(team(steppe.VDNConfig), 6.9, 20_000, score=greedily, to_the_end=True)
+    assert [run["scores"][-1] for run in runs] == [7.0] * 3
