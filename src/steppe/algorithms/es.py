@@ -90,7 +90,7 @@ class ESConfig(AlgorithmConfig):
             if getattr(self, name) != specs[name].default():
                 raise ConfigError(f"{self.spelt(name)} has no meaning for ES; leave it out, or use PPOConfig")
         if not self.explore:
-            raise ConfigError("explore=False moves no parameters, and ES learns from that alone; leave it out")
+            raise ConfigError("explore=False moves no parameters, and ES learns from that; leave it out")
         return ESLearner(
             pair,
             seed,
