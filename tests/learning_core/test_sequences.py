@@ -250,7 +250,7 @@ def check_values(model, batch, value, critics):
     """Against the critic's memory of each trajectory, kept by who lives it; how many values were compared."""
     checked, torso = 0, model.critic.torso
     cell = jax.jit(lambda obs, before, state: torso.cell(torso.inputs(obs, before), state))
-    rows, lanes = batch["filled"].shape
+    lanes = batch["filled"].shape[1]
     for lane in range(lanes):
         for row in range(int(batch["filled"][:, lane].sum())):
             env, agent, episode, t = batch["who"][row, lane].tolist()
