@@ -208,7 +208,13 @@ def _leaves_by_name(id: str, learner: OnPolicyLearner) -> dict[str, list[int]]:
         ConfigError: a part has no arrays, or two parts have one name.
     """
     layout = learner.static.layout
-    parts = parts_of(jax.tree.unflatten(layout.treedef, range(len(layout.shapes))))
+    model = jax.tree.unflatten(layout.treedef, range(len(layout.shapes)))
+    if not isinstance(model, ActorCritic):
+        raise ConfigError(
+            f"policy {id!r}: share={learner.share}: networks with a memory, and those of your own, have no "
+            "parts that can be shared; leave it out"
+        )
+    parts = parts_of(model)
     found: dict[str, list[int]] = {}
     for part, name in learner.share.items():
         leaves = jax.tree.leaves(parts[part])

@@ -215,14 +215,7 @@ def _parted(said: str, module: Any, spec: Spec, name: str) -> Own:
             )
     arrays = jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), learned)
     keys = tuple(key for key, _ in spec.items) if isinstance(spec, DictSpec) else None
-    own = Own(arrays, rest, keys, name)
-    try:
-        hash(jax.tree.structure(own))
-    except TypeError as error:
-        raise ConfigError(
-            f"{said}: its static fields have no hash ({error}); write tuples for lists, and no arrays"
-        ) from None
-    return own
+    return Own(arrays, rest, keys, name)
 
 
 def _is_learned(leaf: Any) -> bool:

@@ -48,8 +48,6 @@ class Network:
         self.observation: Spec = from_description(description["observation"])
         if "own" in description["distribution"]:
             raise not_in_numpy("distribution", description["distribution"]["own"])
-        if "role" in description["encoder"]:
-            raise not_in_numpy(description["encoder"]["role"], description["encoder"]["name"])
         self.actions = Actions(from_description(description["action"]), **description["distribution"])
         # Older checkpoints lack some of these.
         self._masked, self._hidden = description.get("masked", False), description.get("critic_only", ())
@@ -208,6 +206,8 @@ def _cnn(strides: list[int], name: str, arrays: Arrays) -> Forward:
 
 
 def _encoder(description: Mapping[str, Any], name: str, arrays: Arrays) -> Forward:
+    if description["kind"] == "custom":
+        raise not_in_numpy(description.get("role", "encoder"), description["name"])
     return _ENCODERS[description["kind"]](description, name, arrays)
 
 
@@ -275,10 +275,6 @@ def _alternatives(description: Mapping[str, Any], name: str, arrays: Arrays) -> 
     return forward
 
 
-def _custom(description: Mapping[str, Any], name: str, arrays: Arrays) -> Forward:
-    raise not_in_numpy("encoder", description["name"])
-
-
 def not_in_numpy(role: str, name: str) -> ConfigError:
     """The error of code of the user's, of which a file holds the name only; to be raised by the caller."""
     return ConfigError(
@@ -294,5 +290,4 @@ _ENCODERS: dict[str, Callable[[Mapping[str, Any], str, Arrays], Forward]] = {
     "parts": _parts,
     "items": _items,
     "alternatives": _alternatives,
-    "custom": _custom,
 }
