@@ -181,7 +181,11 @@ def test_noise_of_td3_is_its_deviation():
     ("algo", "settings", "reason"),
     [
         ("SAC", {"prioritized_replay": True}, "DQN alone draws rows by their error"),
-        ("SAC", {"Q_model": {"custom_model": "mine"}}, "Q_model.custom_model='mine': models of your own"),
+        (
+            "SAC",
+            {"Q_model": {"custom_model": "mine"}},
+            "Q_model.custom_model='mine': write models={'encoder': MyEncoder}",
+        ),
         ("SAC", {"_use_beta_distribution": True}, "the policy is a squashed normal distribution"),
         (
             "TD3",
@@ -369,7 +373,10 @@ def test_true_is_not_one_and_tuples_are_lists():
     ("settings", "reason"),
     [
         ({"model": {"use_lstm": True}}, "model.use_lstm=True: networks with memory are not available yet"),
-        ({"model": {"custom_model": "mine"}}, "model.custom_model='mine': models of your own are not"),
+        (
+            {"model": {"custom_model": "mine"}},
+            "model.custom_model='mine': write models={'encoder': MyEncoder}",
+        ),
         ({"clip_rewards": True}, "clip_rewards=True: wrap the env: gymnasium.wrappers.TransformReward"),
         ({"use_gae": False}, "use_gae=False: write lambda_=1.0"),
         ({"exploration_config": {"type": "EpsilonGreedy"}}, "policies explore by drawing from their own"),

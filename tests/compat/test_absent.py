@@ -52,6 +52,7 @@ THERE = [
     "from ray.rllib.policy.sample_batch import SampleBatch",
     "from ray.rllib.utils import merge_dicts",
     "from ray.rllib.utils.annotations import override",
+    "from ray.rllib.utils.spaces.repeated import Repeated",
     "from ray.rllib.utils.typing import AgentID, PolicyID, TrainerConfigDict",
 ]
 NOT_THERE = [
@@ -103,7 +104,7 @@ def test_what_is_missing_is_said_as_it_is_asked_for():
         (ray, "get", "install Ray"),
         (ray.rllib, "offline", "not available yet"),
         (tune, "with_parameters", "belong to Tune"),
-        (compat, "algorithms", "it has .*gym, ray, trainer, tune"),
+        (compat, "algorithms", "it has .*gym, ray, spaces, trainer, tune"),
     ):
         with pytest.raises(AttributeError, match=message):
             getattr(where, name)

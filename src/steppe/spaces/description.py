@@ -84,6 +84,11 @@ def _sequence(read: _Reader) -> Spec:
     return SequenceSpec(item, maximum, bool(getattr(read.space, "stack", False)))
 
 
+def _repeated(read: _Reader) -> Spec:
+    """RLlib's Sequence."""
+    return SequenceSpec(read.child(read.get("child_space"), "[i]"), read.get("max_len"), False)
+
+
 def _text(read: _Reader) -> Spec:
     raise SpaceError(
         f"{read.name}: Text spaces are not supported, since how text becomes numbers is the task's own"
@@ -105,6 +110,7 @@ _READERS: dict[str, Callable[[_Reader], Spec]] = {
     "MultiBinary": _multi_binary,
     "Dict": _dict,
     "Tuple": lambda read: TupleSpec(read.children()),
+    "Repeated": _repeated,
     "Sequence": _sequence,
     "OneOf": lambda read: OneOfSpec(read.children()),
     "Text": _text,
@@ -139,7 +145,7 @@ def _read(space: Any, name: str, maximum: int | None) -> Spec:
                 raise SpaceError(f"{name}: {error}") from None
     raise SpaceError(
         f"{name} space is {type(space).__name__}, which is not known: use one of"
-        f" {', '.join(k for k in _READERS if k not in ('Text', 'Graph'))}, or a subclass of one"
+        f" {', '.join(k for k in _READERS if k not in ('Repeated', 'Text', 'Graph'))}, or a subclass of one"
     )
 
 
