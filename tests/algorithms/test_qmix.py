@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 
 import steppe
 from examples.two_step_game import TwoStepGame, grouped
-from steppe.learning.joint_q import Hyper, JointValue, Static, joint_loss, make_joint_value, update, values
+from steppe.learning.joint_q import (
+    Hyper,
+    JointValue,
+    Static,
+    joint_loss,
+    make_joint_value,
+    update,
+    values,
+)
 from steppe.learning.off_policy import LearnerState
 from steppe.learning.optimizer import clipped_adam_init
 from steppe.models.members import members_of
@@ -37,7 +45,8 @@ TINY = {
     "seed": 0,
 }
 MIXING = {"mixing_embed_dim": 4}
-DRAW = {"algorithm": "QMIX", "unused": (), "hiddens": (), "activation": "relu", "conv_filters": None}
+LAYERS = {"hiddens": (), "activation": "relu", "conv_filters": None}
+DRAW = {"algorithm": "QMIX", "unused": (), "memory": None, **LAYERS}
 
 
 def group(member, actions=2, size=2, start=0):

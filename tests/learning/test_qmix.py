@@ -22,6 +22,13 @@ def test_qmix_twostep(learned):
     assert [run["scores"][-1] for run in runs] == [8.0] * 3
 
 
+def test_qmix_twostep_gru(learned):
+    """The same by members that remember."""
+    small = {"memory": "gru", "memory_size": 16, "max_seq_len": 2, "fcnet_hiddens": [32]}
+    runs = learned(team(steppe.QMIXConfig, **small), 7.9, 40_000, score=greedily, to_the_end=True)
+    assert [run["scores"][-1] for run in runs] == [8.0] * 3
+
+
 def test_vdn_twostep(learned):
     """A sum of values cannot hold the 8 without the 0 beside it; it takes the sure 7."""
     runs = learned(team(steppe.VDNConfig), 6.9, 20_000, score=greedily, to_the_end=True)

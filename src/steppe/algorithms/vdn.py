@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from steppe.buffers.replay import Replay
+from steppe.buffers.sequences import Sequences
 from steppe.config import (
     AlgorithmConfig,
     Schedule,
@@ -41,7 +42,7 @@ class VDNConfig(AlgorithmConfig):
     lr: Schedule = policy_field(5e-4, check=scheduled(at_least(0)))
     """Learning rate, or a schedule [[env steps, value], ...]."""
     train_batch_size: int = policy_field(32, check=at_least(1))
-    """Rows of one update."""
+    """Rows of one update; with a memory, of sequences of max_seq_len rows."""
     training_intensity: float | None = policy_field(None, check=above(0))
     """Rows learned from for each env step; None is train_batch_size, one update an env step."""
     grad_clip: float | None = policy_field(10.0, check=above(0))
@@ -72,6 +73,8 @@ class VDNConfig(AlgorithmConfig):
     """Env steps before the first update."""
     replay_buffer_capacity: int = policy_field(10_000, check=at_least(1), alias="buffer_size")
     """Rows that are remembered."""
+    burn_in: int = policy_field(0, check=at_least(0))
+    """Rows before those of a sequence that only bring its memory up to today's weights."""
 
     def make_learner(self, id: str, pair: SpacePair, seed: int) -> OffPolicyLearner:
         """The learner of one team; ``seed`` is its place in the run's tree.
@@ -86,11 +89,17 @@ class VDNConfig(AlgorithmConfig):
                 f"{name}: {self.spelt('replay_buffer_capacity')} is less than the {self.train_batch_size} "
                 "rows of an update (train_batch_size): give it room for thousands"
             )
+        memory, length = self.model_settings["memory"], self.max_seq_len
+        replay: Replay | Sequences = Replay(self.replay_buffer_capacity, gamma=self.gamma)
+        if memory is not None:
+            kept: dict[str, Any] = {"length": length, "burn_in": self.burn_in, "gamma": self.gamma}
+            replay = Sequences(self.replay_buffer_capacity, **kept)
         model = make_joint_value(
             members,
             stream(seed, "parameters"),
             algorithm=name,
             unused=[self.spelt(field) for field in UNUSED if field in changed],
+            memory=memory,
             mixing=None,
             hiddens=self.fcnet_hiddens,
             activation=self.fcnet_activation,
@@ -101,7 +110,7 @@ class VDNConfig(AlgorithmConfig):
             members,
             seed,
             action=pair.action,
-            replay=Replay(self.replay_buffer_capacity, gamma=self.gamma),
+            replay=replay,
             normalize=self.observation_filter == "MeanStdFilter",
             double_q=self.double_q,
             td_error_loss=self.td_error_loss_fn,
@@ -110,8 +119,9 @@ class VDNConfig(AlgorithmConfig):
             lr=self.lr,
             tau=self.tau,
             epsilon=self.epsilon,
-            batch_size=self.train_batch_size,
+            batch_size=self.train_batch_size if memory is None else max(self.train_batch_size // length, 1),
             updates_per_step=(self.training_intensity or self.train_batch_size) / self.train_batch_size,
             learning_starts=self.num_steps_sampled_before_learning_starts,
             target_update_freq=self.target_network_update_freq,
+            burn_in=self.burn_in,
         )

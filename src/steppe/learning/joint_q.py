@@ -17,11 +17,14 @@ import numpy as np
 from steppe.errors import ConfigError
 from steppe.learning.off_policy import Buffer, LearnerState, Method, OffPolicyLearner, followed
 from steppe.learning.optimizer import clipped_adam, clipped_adam_init
+from steppe.learning.policy_gradient import averaged
 from steppe.learning.schedules import Schedule
+from steppe.models.before import Memory
 from steppe.models.encoders import Encoder, make_encoder
 from steppe.models.members import Members
 from steppe.models.mixers import Mixer, Total, make_monotonic
 from steppe.models.observations import norm_init
+from steppe.models.q_memory import MemoryQ, make_memory_q
 from steppe.models.q_network import QNetwork, make_q_network
 from steppe.policies.actor_critic import Layout
 from steppe.policies.joint import JointPolicy
@@ -29,8 +32,8 @@ from steppe.spaces import Spec
 from steppe.types import Tree
 
 UNUSED = (
-    *("critic_only", "share", "extra_loss", "vf_share_layers", "models", "framestack", "memory"),
-    *("prev_action", "prev_reward", "action_embeddings", "autoregressive_actions"),
+    *("critic_only", "share", "extra_loss", "vf_share_layers", "models", "framestack"),
+    *("action_embeddings", "autoregressive_actions"),
 )
 """Settings that mean nothing here."""
 
@@ -45,26 +48,32 @@ class JointValue(eqx.Module):
         mixer: values of what the members chose to that of the team.
     """
 
-    network: QNetwork
+    network: QNetwork | MemoryQ
     encoder: Encoder | None
     mixer: Mixer
 
     def values(self, rows: Tree) -> jax.Array:
         """``(n, members, actions)`` of the members' rows ``(n, members, ...)``."""
-        out: jax.Array = jax.vmap(jax.vmap(self.network))(rows)
-        return out[..., 0]
+        out: Any = jax.vmap(jax.vmap(self.network))(rows)
+        values: jax.Array = out[..., 0]
+        return values
 
     def legal(self, values: jax.Array, rows: Tree) -> jax.Array:
-        """The same with those of illegal actions far below all others."""
-        return jax.vmap(jax.vmap(self.network.legal))(values, rows)
+        """Values ``(..., members, actions)`` with those of illegal actions far below all others."""
+        head = self.network.out if isinstance(self.network, MemoryQ) else self.network
+        return head.legal(values, rows)
 
     def total(self, chosen: jax.Array, state: Tree) -> jax.Array:
-        """``(n,)`` values of the team from its members' ``(n, members)`` and states ``(n, ...)``."""
+        """Values ``(...)`` of the team from its members' ``(..., members)`` and states ``(..., ...)``."""
 
         def one(values: jax.Array, state: Tree) -> jax.Array:
             return self.mixer(values, jnp.zeros(0) if self.encoder is None else self.encoder(state))
 
-        return jax.vmap(one)(chosen, state)
+        mixed: Any = one
+        for _ in range(chosen.ndim - 1):
+            mixed = jax.vmap(mixed)
+        total: jax.Array = mixed(chosen, state)
+        return total
 
 
 def make_joint_value(
@@ -73,6 +82,7 @@ def make_joint_value(
     *,
     algorithm: str,
     unused: Sequence[str],
+    memory: Sequence[Any] | None,
     mixing: int | None,
     hiddens: Sequence[int],
     activation: str,
@@ -85,6 +95,7 @@ def make_joint_value(
         rng: source of the initial parameters.
         algorithm: its name, for messages.
         unused: settings that it has no use for, as they were written.
+        memory: what :class:`~steppe.models.before.Memory` is made of, each member's own; None for none.
         mixing: width of QMIX's mixer; None is the sum.
         hiddens: widths of the hidden layers of the members' network.
         activation: after each of them.
@@ -95,16 +106,13 @@ def make_joint_value(
     """
     if unused:
         raise ConfigError(f"{algorithm}: {unused[0]} has no meaning here; leave it out, or use PPOConfig")
-    network = make_q_network(
-        members.seen,
-        members.choices.n,
-        rng,
-        hiddens=hiddens,
-        activation=activation,
-        conv_filters=conv_filters,
-        dueling=False,
-        masked=members.masked,
-    )
+    layers: dict[str, Any] = {"hiddens": hiddens, "activation": activation, "conv_filters": conv_filters}
+    layers |= {"dueling": False, "masked": members.masked}
+    network: QNetwork | MemoryQ
+    if memory is None:
+        network = make_q_network(members.seen, members.choices.n, rng, **layers)
+    else:
+        network = make_memory_q(members.seen, members.choices, rng, Memory(*memory), **layers)
     if mixing is None:
         return JointValue(network, None, Total())
     encoder = make_encoder(members.state, rng, conv_filters=conv_filters)
@@ -127,6 +135,7 @@ class Static(NamedTuple):
     td_error_loss: str
     grad_clip: float | None
     adam_epsilon: float
+    burn_in: int = 0
 
 
 def joint_loss(
@@ -138,28 +147,62 @@ def joint_loss(
         model: what learns.
         target: its slowly following copy.
         batch: see :class:`~steppe.learning.off_policy.Method`; the action is a tuple, one part a member.
-        static: ``members``, ``double_q`` and ``td_error_loss``.
+        static: ``members``, ``double_q``, ``td_error_loss`` and ``burn_in``.
 
     Returns:
-        The loss, its parts, and the TD error ``(n,)`` of each row.
+        The loss, its parts, and the TD error of each row ``(n,)``, of sequences its mean size.
     """
-    members = static.members
-    rows, after = (members.rows(batch[name], jnp.stack) for name in ("obs", "next_obs"))
-    values = model.values(rows)
-    chosen = picked(values, jnp.stack(batch["action"], axis=1))
-    then = target.values(after)
-    judged = model.values(after) if static.double_q else then
+    members, along = static.members, "end" in batch
+    action = jnp.stack(batch["action"], axis=-1)
+    if along:
+        rows = after = members.rows(batch["obs"], jnp.stack, lead=2)
+        values, then = (values_along(one, static, batch, rows, action) for one in (model, target))
+        judged, later, learned = values if static.double_q else then, batch["obs"], batch["learned"]
+    else:
+        rows, after = (members.rows(batch[name], jnp.stack) for name in ("obs", "next_obs"))
+        values, then = model.values(rows), target.values(after)
+        judged = model.values(after) if static.double_q else then
+        later, learned = batch["next_obs"], jnp.ones(action.shape[:-1], bool)
     best = picked(then, target.legal(judged, after).argmax(-1))
-    outcome = target.total(best, members.state_of(batch["next_obs"]))
-    wanted = batch["reward"] + batch["discount"] * jax.lax.stop_gradient(outcome)
+    outcome = jax.lax.stop_gradient(target.total(best, members.state_of(later)))
+    if along:
+        outcome = jnp.take_along_axis(outcome, batch["end"], 1)
+    chosen = picked(values, action)
     total = model.total(chosen, members.state_of(batch["obs"]))
-    error = total - wanted
+    error = jnp.where(learned, total - (batch["reward"] + batch["discount"] * outcome), 0.0)
     small, size = 0.5 * error**2, jnp.abs(error)
     by_row = small if static.td_error_loss == "mse" else jnp.where(size <= 1.0, small, size - 0.5)
-    loss = (batch["weight"] * by_row).mean()
-    parts = {"total_loss": loss, "mean_q": total.mean(), "min_q": total.min(), "max_q": total.max()}
-    parts |= {"mean_member_q": chosen.mean(), "mean_td_error": error.mean()}
-    return loss, (parts, error)
+    count = jnp.maximum(learned.sum(), 1)
+    weight = batch["weight"][:, None] if along else batch["weight"]
+    parts = {"total_loss": (weight * by_row).sum() / count, "mean_td_error": error.sum() / count}
+    parts |= averaged({"mean_q": total, "mean_member_q": chosen.mean(-1)}, learned)
+    parts["min_q"] = jnp.where(learned, total, jnp.inf).min()
+    parts["max_q"] = jnp.where(learned, total, -jnp.inf).max()
+    return parts["total_loss"], (parts, size.mean(1) if along else error)
+
+
+def values_along(
+    model: JointValue, static: Any, batch: Mapping[str, Any], rows: Tree, action: jax.Array
+) -> jax.Array:
+    """``(s, l, members, actions)`` of sequences, which every member goes along with a memory of its own.
+
+    Args:
+        model: whose network remembers.
+        static: ``members`` and ``burn_in``.
+        batch: columns of the group, ``(s, l, ...)``, and ``state`` of ``(s, ...)``.
+        rows: what members see, ``(s, l, members, ...)``.
+        action: what they did, ``(s, l, members)``.
+    """
+    assert isinstance(model.network, MemoryQ)
+    shape = action.shape
+    shared = {name: jnp.broadcast_to(batch[name][..., None], shape) for name in ("earned", "fresh")}
+    columns = jax.tree.map(
+        lambda a: a.swapaxes(1, 2).reshape(-1, shape[1], *a.shape[3:]),
+        {"obs": rows, "action": action, **shared},
+    )
+    states = static.members.states(batch["state"], jnp)
+    out = model.network.sequences({**columns, "state": states}, static.burn_in)[..., 0]
+    return out.reshape(shape[0], shape[2], shape[1], -1).swapaxes(1, 2)
 
 
 def picked(values: jax.Array, action: jax.Array) -> jax.Array:
@@ -209,6 +252,7 @@ def make_joint_learner(
     updates_per_step: float,
     learning_starts: int,
     target_update_freq: int,
+    burn_in: int,
 ) -> OffPolicyLearner:
     """The learner of one team; arguments as of :class:`~steppe.learning.off_policy.OffPolicyLearner`.
 
@@ -230,12 +274,14 @@ def make_joint_learner(
         updates_per_step: updates an env step is worth.
         learning_starts: env steps before the first update.
         target_update_freq: env steps between updates of the targets.
+        burn_in: rows before those of a sequence.
     """
     layout, normalizer = Layout.of(model), norm_init(members.covered) if normalize else ()
     params, acting = layout.ravel(model), Layout.of(model.network).size
-    static = Static(members, layout, double_q, td_error_loss, grad_clip, adam_epsilon)
+    static = Static(members, layout, double_q, td_error_loss, grad_clip, adam_epsilon, burn_in)
+    remembers = isinstance(model.network, MemoryQ)
     return OffPolicyLearner(
-        Method(Hyper, update, values, static, members.covered),
+        Method(Hyper, update, values, static, members.covered, None, remembers),
         JointPolicy(members, action, model.network, normalized=bool(normalizer)),
         LearnerState(params, params.copy(), clipped_adam_init(params), normalizer),
         seed,

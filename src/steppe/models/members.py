@@ -84,6 +84,21 @@ class Members(NamedTuple):
             return obs
         return tuple({key: value for key, value in part.items() if key != STATE} for part in obs)
 
+    def states(self, state: Tree, xp: Any = np) -> dict[str, Tree]:
+        """What each member is met with, one below the other ``(n * members, ...)``, of a group's state.
+
+        Args:
+            state: ``memory`` of ``(n, members, ...)``, and as they are asked for ``action``, the group's, and
+                ``reward`` ``(n,)``.
+            xp: numpy, or JAX's.
+        """
+        own: dict[str, Tree] = {"memory": map_leaves(lambda a: a.reshape(-1, *a.shape[2:]), state["memory"])}
+        if "action" in state:
+            own["action"] = xp.stack(state["action"], axis=1).reshape(-1)
+        if "reward" in state:
+            own["reward"] = xp.repeat(state["reward"], self.size)
+        return own
+
     def rows(self, obs: Tree, stack: Callable[..., Any] = np.stack, lead: int = 1) -> Tree:
         """Rows for the network: a tree of ``(*lead, members, ...)``.
 

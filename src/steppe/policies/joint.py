@@ -14,10 +14,11 @@ from steppe.models.actions import Actions
 from steppe.models.encoders import normalize
 from steppe.models.members import STATE, Members, split
 from steppe.models.observations import normalized_leaves
+from steppe.models.q_memory import MemoryQ
 from steppe.models.q_network import QNetwork
 from steppe.policies.actor_critic import Layout
 from steppe.policies.q import epsilon_greedy
-from steppe.spaces import Spec, describe, is_wide, leaves, narrowed, take
+from steppe.spaces import Spec, describe, is_wide, leaves, map_leaves, narrowed, take
 from steppe.types import Array, Decision, FloatArray, State, Tree, Weights
 
 
@@ -35,7 +36,9 @@ class JointPolicy:
         normalized: whether there are observation statistics.
     """
 
-    def __init__(self, members: Members, action: Spec, network: QNetwork, *, normalized: bool) -> None:
+    def __init__(
+        self, members: Members, action: Spec, network: QNetwork | MemoryQ, *, normalized: bool
+    ) -> None:
         self.observation, self.acting, self.action = members.whole, members.acting, action
         self.noise_size, self.draws = 2 * members.size, False
         self.to_env: Callable[[Tree], Tree] = Actions(action).to_env
@@ -43,6 +46,9 @@ class JointPolicy:
         self._members, self._wide = members, is_wide(members.acting)
         self._layout, self._normalized = Layout.of(network), normalized
         self._sample, self._mode = _compiled(members, self._layout, normalized)
+        self._initial: Tree = None
+        if isinstance(network, MemoryQ):
+            self._initial = _fresh(members, network)
 
     def load(self, weights: Weights) -> Any:
         """The parameters with epsilon last, flat, and statistics of what acting reads."""
@@ -63,18 +69,30 @@ class JointPolicy:
         if padded != n:
             index = np.minimum(np.arange(padded), n - 1)
             obs, noise = take(obs, index), noise if noise is None else noise[index]
-        action, logp = self._mode(*weights, obs) if noise is None else self._sample(*weights, obs, noise)
-        return Decision(split(np.asarray(action)[:n]), np.asarray(logp)[:n])
+            state = None if state is None else take(state, index)
+        given = (*weights, obs, state)
+        made = self._mode(*given) if noise is None else self._sample(*given, noise)
+        action, logp, memory = jax.tree.map(lambda a: np.asarray(a)[:n], made)
+        if self._initial is None:
+            return Decision(split(action), logp)
+        after = {"memory": memory, "action": split(action), "reward": np.zeros(n, np.float32)}
+        return Decision(split(action), logp, {name: after[name] for name in self._initial})
 
     def initial_state(self, n: int) -> Tree:
-        """None: no memory."""
-        return None
+        """None; of members that remember zeros, as :meth:`steppe.models.members.Members.states` has them."""
+        if self._initial is None:
+            return None
+        return map_leaves(lambda a: np.zeros((n, *a.shape), a.dtype), self._initial)
 
     def export(self, weights: Weights) -> State:
         """What a :class:`~steppe.models.numpy_members.JointNetwork` is made of: ``network``, ``arrays``."""
         network = self._layout.unravel(weights.params)
-        stack = dict(zip(("weights", "biases"), network.folded(), strict=True))
-        named, _ = jax.tree_util.tree_flatten_with_path({"encoder": network.encoder, "mlp": stack})
+        head = network.out if isinstance(network, MemoryQ) else network
+        stack = dict(zip(("weights", "biases"), head.folded(), strict=True))
+        parts: Tree = {"encoder": head.encoder, "mlp": stack}
+        if isinstance(network, MemoryQ):
+            parts = {"torso": network.torso, "out": parts}
+        named, _ = jax.tree_util.tree_flatten_with_path(parts)
         arrays = {jax.tree_util.keystr(path, simple=True, separator="."): array for path, array in named}
         covered = normalized_leaves(self._members.covered_acting) if self._normalized else ()
         names = [f"normalizer.{path}.{name}" for path in covered for name in ("count", "mean", "m2")]
@@ -105,29 +123,39 @@ class JointPolicy:
         return tuple(np.asarray(weights.normalizer[3 * i + j], np.float32) for i in places for j in range(3))
 
 
+def _fresh(members: Members, network: MemoryQ) -> dict[str, Tree]:
+    """What a group is met with whose trajectory begins."""
+    torso, none = network.torso, np.zeros((), np.int32)
+    cells = map_leaves(lambda a: np.zeros((members.size, *a.shape), a.dtype), torso.cell.initial())
+    told = {"action": (none,) * members.size, "reward": np.zeros((), np.float32)}
+    asked = {"action": torso.action is not None, "reward": torso.reward}
+    return {"memory": cells, **{name: zero for name, zero in told.items() if asked[name]}}
+
+
 @lru_cache(maxsize=64)
 def _compiled(members: Members, layout: Layout, normalized: bool) -> tuple[Any, Any]:
     """The two acting functions of a structure, shared by all policies that have it."""
 
-    def rows_of(stats: Any, obs: Tree) -> Tree:
-        """Rows of all members, one below the other: ``(n * members, ...)``."""
+    def values(flat: jax.Array, stats: Any, obs: Tree, state: Tree) -> tuple[jax.Array, Tree, Tree]:
+        """Of all members, one below the other ``(n * members, ...)``; their rows; what they remember then."""
         if normalized:
             obs = normalize(members.covered_acting, stats, obs)
         rows: Tree = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), members.rows(obs, jnp.stack))
-        return rows
-
-    def values(flat: jax.Array, rows: Tree) -> jax.Array:
         network = layout.unravel(flat)
-        found: jax.Array = jax.vmap(lambda row: network.legal(network(row)[:, 0], row))(rows)
-        return found
+        if state is None:
+            return network.legal(jax.vmap(network)(rows)[..., 0], rows), rows, None
+        out, memory = jax.vmap(network)(rows, members.states(state, jnp))
+        memory = jax.tree.map(lambda a: a.reshape(-1, members.size, *a.shape[1:]), memory)
+        return network.out.legal(out[..., 0], rows), rows, memory
 
-    def sample(flat: jax.Array, stats: Any, obs: Tree, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
-        rows = rows_of(stats, obs)
-        action, logp = epsilon_greedy(values(flat, rows), flat[-1], rows, noise.reshape(-1, 2))
-        return action.reshape(-1, members.size), logp.reshape(-1, members.size).sum(1)
+    def sample(flat: jax.Array, stats: Any, obs: Tree, state: Tree, noise: jax.Array) -> Tree:
+        found, rows, memory = values(flat, stats, obs, state)
+        action, logp = epsilon_greedy(found, flat[-1], rows, noise.reshape(-1, 2))
+        return action.reshape(-1, members.size), logp.reshape(-1, members.size).sum(1), memory
 
-    def mode(flat: jax.Array, stats: Any, obs: Tree) -> tuple[jax.Array, jax.Array]:
-        best = values(flat, rows_of(stats, obs)).argmax(-1).astype(jnp.int32).reshape(-1, members.size)
-        return best, jnp.zeros(len(best), jnp.float32)
+    def mode(flat: jax.Array, stats: Any, obs: Tree, state: Tree) -> Tree:
+        found, _, memory = values(flat, stats, obs, state)
+        best = found.argmax(-1).astype(jnp.int32).reshape(-1, members.size)
+        return best, jnp.zeros(len(best), jnp.float32), memory
 
     return jax.jit(sample), jax.jit(mode)
