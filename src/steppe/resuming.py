@@ -29,6 +29,8 @@ _SHAPING = (
     "conv_filters",
     "critic_only",
     "free_log_std",
+    "action_embeddings",
+    "autoregressive_actions",
     "observation_filter",
     "dueling",
     "num_atoms",
