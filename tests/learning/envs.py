@@ -51,3 +51,28 @@ class Ring(gymnasium.Env):
     def step(self, action):
         reward, self.place = float(self.place), (self.place + 1) % 5
         return self.place, reward, self.ends and self.place == 0, False, {}
+
+
+class RepeatAfter(gymnasium.Env):
+    """Shows a bit; the right action is the one that was shown ``delay`` steps ago, for 1 or else -1.
+
+    The first ``delay`` steps score nothing, then 100 do: chance makes 0, memory 100.
+    """
+
+    observation_space, action_space = spaces.Discrete(2), spaces.Discrete(2)
+    SCORED = 100
+
+    def __init__(self, env_config):
+        self.delay = env_config.get("delay", 2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.shown = [int(self.np_random.integers(2))]
+        return self.shown[-1], {}
+
+    def step(self, action):
+        late = len(self.shown) > self.delay
+        right = late and action == self.shown[-1 - self.delay]
+        self.shown.append(int(self.np_random.integers(2)))
+        over = len(self.shown) == self.SCORED + self.delay + 1
+        return self.shown[-1], (1.0 if right else -1.0) if late else 0.0, over, False, {}

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steppe.buffers.replay import Replay
 from steppe.config import (
     AlgorithmConfig,
     above,
@@ -21,12 +20,14 @@ from steppe.config import (
     run_field,
 )
 from steppe.config.checks import FRAGMENT, own_encoder
+from steppe.errors import ConfigError
 from steppe.learning.action_networks import UNUSED, Structure, flat, make_action_networks
 from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, followed
 from steppe.learning.optimizer import clipped_adam, clipped_adam_init
+from steppe.learning.replays import Lengths, by_sequence, make_replay
 from steppe.learning.schedules import noise_deviation
-from steppe.models.action_values import ActionValue, action_inputs, action_values
-from steppe.models.catalog import Actor
+from steppe.learning.walks import acting_params, judged, opened
+from steppe.models.action_values import action_inputs
 from steppe.models.framestack import framed
 from steppe.policies.noisy import NoisyPolicy
 from steppe.seeding import SMALLEST_NOISE, stream
@@ -89,10 +90,13 @@ class SACConfig(AlgorithmConfig):
     """Deviation of noise on top of the sampled actions, where the bounds are -1 and 1."""
     exploration_noise_correlation: float = policy_field(0.0, check=between(0, 0.9999))
     """Of that noise from one row to the next: 0 is white, else an Ornstein-Uhlenbeck process."""
+    burn_in: int = policy_field(10, check=at_least(0))
+    """Rows before those of a sequence that only bring memories up to date; critics begin with none."""
 
     def make_learner(self, id: str, pair: SpacePair, seed: int) -> OffPolicyLearner:
         """The learner of one policy; ``seed`` is its place in the run's tree."""
         frames, pair = framed(pair, self.framestack)
+        memory, rows = self.model_settings["memory"], self.train_batch_size
         nets = make_action_networks(
             pair,
             stream(seed, "parameters"),
@@ -105,24 +109,35 @@ class SACConfig(AlgorithmConfig):
             activation=self.fcnet_activation,
             conv_filters=self.conv_filters,
             encoder=own_encoder(self),
+            memory=memory,
         )
         params = np.concatenate([nets.actor, [np.float32(math.log(self.initial_alpha))], nets.critics])
         policy: Any = nets.policy
         actions = nets.structure.distribution.actions
         if self.exploration_noise and not isinstance(pair.action, DiscreteSpec):
+            if memory is not None:
+                raise ConfigError(
+                    f"policy {id!r}: exploration_noise does not go with memory={self.memory!r}; leave it "
+                    "out: SAC draws its actions anyway"
+                )
             noise = {"deviation": self.exploration_noise, "correlation": self.exploration_noise_correlation}
             policy = NoisyPolicy(policy, actions, draws=True, **noise)
         size = float(actions.noise_size)
         auto = 0.98 * math.log(actions.param_size) if isinstance(pair.action, DiscreteSpec) else -size
-        static = Static(nets.structure, self.grad_clip)
+        static = Static(nets.structure, self.grad_clip, self.burn_in)
+        replay, _ = make_replay(
+            self.replay_buffer_capacity,
+            n_step=self.n_step,
+            gamma=self.gamma,
+            framestack=self.framestack,
+            sequences=None if memory is None else Lengths(self.max_seq_len, self.burn_in),
+        )
         return OffPolicyLearner(
-            Method(Hyper, sac_update, sac_values, static, nets.structure.seen, frames),
+            Method(Hyper, sac_update, sac_values, static, nets.structure.seen, frames, memory is not None),
             policy,
             LearnerState(params, nets.critics.copy(), clipped_adam_init(params), nets.normalizer),
             seed,
-            replay=Replay(
-                self.replay_buffer_capacity, n_step=self.n_step, gamma=self.gamma, framestack=self.framestack
-            ),
+            replay=replay,
             coefficients={
                 "lr": self.lr,
                 "actor_lr": self.lr if self.actor_lr is None else self.actor_lr,
@@ -132,8 +147,8 @@ class SACConfig(AlgorithmConfig):
                 "tau": self.tau,
             },
             acting=len(nets.actor),
-            batch_size=self.train_batch_size,
-            updates_per_step=(self.training_intensity or self.train_batch_size) / self.train_batch_size,
+            batch_size=rows if memory is None else max(rows // self.max_seq_len, 1),
+            updates_per_step=(self.training_intensity or rows) / rows,
             learning_starts=self.num_steps_sampled_before_learning_starts,
             target_update_freq=self.target_network_update_freq,
             about=f"{len(params)} parameters, {len(nets.actor)} of them act",
@@ -145,6 +160,7 @@ class Static(NamedTuple):
 
     networks: Structure
     grad_clip: float | None
+    burn_in: int = 0
 
 
 class Hyper(NamedTuple):
@@ -159,30 +175,31 @@ class Hyper(NamedTuple):
 
 
 def outlook(
-    networks: Structure, actor: Actor, critics: ActionValue, obs: Tree, noise: jax.Array
+    networks: Structure, actor: Any, critics: Any, obs: Tree, noise: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The least of the critics' values, and the log-probability, of what the actor would do.
 
     Of one action, drawn by the noise ``(n, K)``; where there are choices, the mean over all of them.
+    Observations may be a :class:`~steppe.learning.walks.Walk`.
 
     Returns:
         Two ``(n,)``.
     """
     distribution = networks.distribution
-    params = jax.vmap(actor)(obs)
+    params = acting_params(actor, obs)
     if isinstance(distribution.spec, DiscreteSpec):
         logp = jax.nn.log_softmax(params)
-        least = action_values(critics, obs, jnp.zeros((len(params), 0))).min(0)
+        least = judged(critics, obs, jnp.zeros((len(params), 0))).min(0)
         return (jnp.exp(logp) * least).sum(-1), (jnp.exp(logp) * logp).sum(-1)
     action = distribution.sample(params, noise)
-    values = action_values(critics, obs, action_inputs(distribution.actions, action))
+    values = judged(critics, obs, action_inputs(distribution.actions, action))
     return values.min(0)[:, 0], distribution.logp(params, action)
 
 
 def sac_losses(
     networks: Structure,
-    learned: tuple[Actor, jax.Array, ActionValue],
-    targets: ActionValue,
+    learned: tuple[Any, jax.Array, Any],
+    targets: Any,
     rows: dict[str, Any],
     noise: tuple[jax.Array, jax.Array],
     target_entropy: Any,
@@ -195,7 +212,8 @@ def sac_losses(
         networks: their structure.
         learned: actor, logarithm of the temperature, and critics.
         targets: slowly following critics.
-        rows: obs, action, reward, discount, next_obs, weight; ``(n, ...)`` each.
+        rows: obs, action, reward, discount, next_obs, weight; ``(n, ...)`` each; and ``counts``, where some
+            do not, 1 on average.
         noise: uniforms ``(n, K)`` that draw actions, in ``obs`` and in ``next_obs``.
         target_entropy: what the temperature is adapted to.
 
@@ -209,8 +227,9 @@ def sac_losses(
     td_error = networks.values(critics, rows["obs"], rows["action"]) - target
     critic_loss = 0.5 * (rows["weight"] * td_error**2).mean(1).sum()
     value, logp = outlook(networks, actor, still, rows["obs"], noise[0])
-    actor_loss = (still_alpha * logp - value).mean()
-    entropy = -jax.lax.stop_gradient(logp.mean())
+    counts = rows.get("counts", 1.0)
+    actor_loss = (counts * (still_alpha * logp - value)).mean()
+    entropy = -jax.lax.stop_gradient((counts * logp).mean())
     alpha_loss = log_alpha * (entropy - target_entropy)
     parts = {
         "critic_loss": critic_loss,
@@ -218,8 +237,8 @@ def sac_losses(
         "alpha_loss": alpha_loss,
         "alpha": still_alpha,
         "entropy": entropy,
-        "mean_q": value.mean(),
-        "td_error": jnp.abs(td_error).mean(),
+        "mean_q": (counts * value).mean(),
+        "td_error": (counts * jnp.abs(td_error)).mean(),
     }
     return critic_loss + actor_loss + alpha_loss, (parts, td_error[0])
 
@@ -229,7 +248,8 @@ def sac_update(
 ) -> tuple[LearnerState, dict[str, jax.Array], jax.Array]:
     """One step of Adam for all, then the targets follow."""
     networks = static.networks
-    size = networks.actor.size
+    size, drawn = networks.actor.size, rows
+    rows = opened(rows, static.burn_in) if "end" in rows else rows
     shape = (2, len(rows["reward"]), networks.distribution.noise_size)
     noise = jax.random.uniform(key, shape, minval=SMALLEST_NOISE)
     targets = networks.critics.unravel(state.target)
@@ -251,6 +271,8 @@ def sac_update(
     ]
     params = state.params - jnp.concatenate(rates) * change
     target = followed(state.target, params, rows["sync"], hyper.tau)
+    if "end" in drawn:
+        td_error = by_sequence(td_error.reshape(drawn["learned"].shape), drawn["learned"])
     return state._replace(params=params, target=target, opt=opt), parts, td_error
 
 

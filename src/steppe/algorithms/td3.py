@@ -14,6 +14,7 @@ from steppe.buffers.replay import Replay
 from steppe.config import AlgorithmConfig, above, at_least, between, each, policy_field, run_field, scheduled
 from steppe.config.checks import FRAGMENT, own_encoder
 from steppe.config.fields import Schedule
+from steppe.errors import ConfigError
 from steppe.learning.action_networks import UNUSED, Structure, flat, likeliest, make_action_networks
 from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, followed
 from steppe.learning.optimizer import clipped_adam, clipped_adam_init
@@ -84,6 +85,11 @@ class TD3Config(AlgorithmConfig):
 
     def make_learner(self, id: str, pair: SpacePair, seed: int) -> OffPolicyLearner:
         """The learner of one policy; ``seed`` is its place in the run's tree."""
+        if self.memory != "none":
+            raise ConfigError(
+                f"policy {id!r}: {self.spelt('memory')} is not for TD3, which remembers nothing; use "
+                "SACConfig or PPOConfig, or framestack"
+            )
         frames, pair = framed(pair, self.framestack)
         nets = make_action_networks(
             pair,

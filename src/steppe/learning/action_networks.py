@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from steppe.errors import ConfigError
-from steppe.models.action_values import ActionValue, action_inputs, action_values, make_action_values
+from steppe.learning.walks import judged
+from steppe.models.action_values import action_inputs, make_action_values
 from steppe.models.actions import Numbers
+from steppe.models.before import Memory
 from steppe.models.catalog import Actor, make_actor
 from steppe.models.distributions import Distribution
-from steppe.models.observations import norm_init
+from steppe.models.observations import Sight, norm_init
 from steppe.models.sight import sight_of
 from steppe.policies.actor_critic import ActorCriticPolicy, Layout
 from steppe.spaces import DiscreteSpec, Spec, summary
@@ -46,9 +48,12 @@ class Structure(NamedTuple):
     actor: Layout
     critics: Layout
 
-    def values(self, critics: ActionValue, obs: Tree, action: Tree) -> jax.Array:
-        """What each critic makes of the actions that were taken: ``(critics, n)``."""
-        values = action_values(critics, obs, action_inputs(self.distribution.actions, action))
+    def values(self, critics: Any, obs: Tree, action: Tree) -> jax.Array:
+        """What each critic makes of the actions that were taken: ``(critics, n)``.
+
+        Observations may be a :class:`~steppe.learning.walks.Walk`.
+        """
+        values = judged(critics, obs, action_inputs(self.distribution.actions, action))
         if not isinstance(self.distribution.spec, DiscreteSpec):
             return values[..., 0]
         return jnp.where(action[:, None] == np.arange(values.shape[-1]), values, 0.0).sum(-1)
@@ -66,7 +71,7 @@ class Networks(NamedTuple):
     """
 
     structure: Structure
-    policy: ActorCriticPolicy
+    policy: Any
     actor: FloatArray
     critics: FloatArray
     normalizer: tuple[Array, ...]
@@ -86,6 +91,7 @@ def make_action_networks(
     conv_filters: Sequence[Sequence[int]] | None,
     encoder: Callable[..., Any] | None = None,
     log_std: float | None = None,
+    memory: Sequence[Any] | None = None,
 ) -> Networks:
     """Draw an actor and critics of actions; Boxes are squashed to their bounds.
 
@@ -102,6 +108,7 @@ def make_action_networks(
         conv_filters: of images; chosen by size if None.
         encoder: makes one of the user's own, for actor and critics each.
         log_std: of the actions, the same for all; the actor's own, for every observation, if None.
+        memory: what :class:`~steppe.models.before.Memory` is made of; None for none.
 
     Raises:
         ConfigError: actions that the algorithm cannot learn, or an unused setting.
@@ -123,16 +130,46 @@ def make_action_networks(
     layers: dict[str, Any] = {"hiddens": hiddens, "activation": activation, "conv_filters": conv_filters}
     layers["encoder"] = encoder
     free = log_std is not None
-    scale: dict[str, Any] = {"free_log_std": free, "bounded": not free, "initial_log_std": log_std or 0.0}
-    actor = make_actor(sight.actor, distribution, rng, masked=sight.masked, **scale, **layers)
+    head: dict[str, Any] = {"free_log_std": free, "bounded": not free, "initial_log_std": log_std or 0.0}
+    head["masked"] = sight.masked
     inputs, outputs = (0, distribution.param_size) if choices else (distribution.noise_size, 1)
-    critics = make_action_values(sight.critic, inputs, outputs, rng, count=count, **layers)
+    actor: Any
+    critics: Any
+    if memory is None:
+        actor = make_actor(sight.actor, distribution, rng, **head, **layers)
+        critics = make_action_values(sight.critic, inputs, outputs, rng, count=count, **layers)
+    else:
+        actor, critics = _remembering(
+            sight, distribution, rng, Memory(*memory), layers, head, (inputs, outputs, count)
+        )
     statistics = norm_init(sight.critic) if normalize else ()
     structure = Structure(sight.critic, distribution, Layout.of(actor), Layout.of(critics))
-    policy = ActorCriticPolicy(sight, distribution, Layout.of((actor, statistics)))
+    policy: Any = ActorCriticPolicy(sight, distribution, Layout.of((actor, statistics)))
+    if memory is not None:
+        from steppe.policies.recurrent import RecurrentPolicy
+
+        policy = RecurrentPolicy(sight, distribution, Layout.of((actor, statistics)), actor)
     return Networks(
         structure, policy, structure.actor.ravel(actor), structure.critics.ravel(critics), statistics
     )
+
+
+def _remembering(
+    sight: Sight,
+    distribution: Distribution,
+    rng: np.random.Generator,
+    memory: Memory,
+    layers: dict[str, Any],
+    head: dict[str, Any],
+    sizes: tuple[int, int, int],
+) -> tuple[Any, Any]:
+    """Actor and critics with a memory each; ``sizes`` are inputs, outputs and count of the critics."""
+    from steppe.models.memory import make_memory_actor  # most policies remember nothing
+    from steppe.models.q_memory import make_memory_values
+
+    actor = make_memory_actor(sight.actor, distribution, rng, memory, **layers, **head)
+    critics = make_memory_values(sight.critic, distribution, rng, memory, *sizes, tuple(layers.values()))
+    return actor, critics
 
 
 def likeliest(structure: Structure, actor: Actor, obs: Tree) -> Tree:

@@ -184,7 +184,7 @@ def make_memory_actor(
     Raises:
         ConfigError: see :func:`~steppe.models.catalog.make_actor`.
     """
-    torso = _torso(obs_spec, distribution, rng, memory, hiddens, activation, conv_filters, encoder)
+    torso = make_torso(obs_spec, distribution, rng, memory, hiddens, activation, conv_filters, encoder)
     limits = np.full(memory.size, np.inf)
     features = BoxSpec((memory.size,), np.dtype(np.float32), -limits, limits)
     return MemoryActor(torso, make_actor(features, distribution, rng, hiddens=(), **head))
@@ -225,11 +225,11 @@ def make_memory_actor_critic(
     own = None
     if not share_layers:
         seen = obs_spec if critic_spec is None else critic_spec
-        own = _torso(seen, distribution, rng, memory, hiddens, activation, conv_filters, encoder)
+        own = make_torso(seen, distribution, rng, memory, hiddens, activation, conv_filters, encoder)
     return MemoryActorCritic(actor, MemoryCritic(own, MLP((memory.size, 1), activation, rng, 1.0)))
 
 
-def _torso(
+def make_torso(
     obs_spec: Spec,
     distribution: Distribution,
     rng: np.random.Generator,
@@ -239,6 +239,7 @@ def _torso(
     conv_filters: Sequence[Sequence[int]] | None,
     own: Callable[..., Any] | None,
 ) -> Torso:
+    """Draw encoder, hidden layers and cell; arguments as of :func:`make_memory_actor`."""
     encoder = make_encoder(obs_spec, rng, conv_filters=conv_filters, own=own)
     sizes = (encoder.size, *hiddens)
     mlp = MLP(sizes, activation, rng) if hiddens else None

@@ -13,13 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steppe.models.before import told_size
 from steppe.models.distributions import Distribution
-from steppe.models.encoders import make_encoder
-from steppe.models.memory import Memory, Torso
+from steppe.models.memory import Memory, Torso, make_torso
 from steppe.models.mlp import MLP
 from steppe.models.q_network import QNetwork, make_q_network
-from steppe.models.recurrent import make_cell
 from steppe.spaces import BoxSpec, DiscreteSpec, Spec
 from steppe.types import Tree
 
@@ -60,6 +57,52 @@ class MemoryQ(eqx.Module):
         return {**self.out.describe(), "torso": self.torso.describe()}
 
 
+@final
+class MemoryValue(eqx.Module):
+    """Values of the action that comes along or, where none does, of every choice.
+
+    Attributes:
+        torso: to features.
+        mlp: to values, of features and the action behind them.
+    """
+
+    torso: Torso
+    mlp: MLP
+
+
+def make_memory_values(
+    spec: Spec,
+    distribution: Distribution,
+    rng: np.random.Generator,
+    memory: Memory,
+    inputs: int,
+    outputs: int,
+    count: int,
+    layers: tuple[Any, ...],
+) -> MemoryValue:
+    """Draw some networks of the same form, as :func:`~steppe.models.action_values.make_action_values` does.
+
+    Args:
+        spec: what they see of an observation.
+        distribution: of the actions.
+        rng: source of the initial parameters.
+        memory: what is remembered.
+        inputs: elements of an action that comes along.
+        outputs: values that each gives: 1, or one a choice.
+        count: how many networks.
+        layers: the last arguments of :func:`~steppe.models.memory.make_torso`.
+    """
+
+    def one() -> MemoryValue:
+        torso = make_torso(spec, distribution, rng, memory, *layers)
+        return MemoryValue(torso, MLP((memory.size + inputs, outputs), "linear", rng, 1.0))
+
+    networks = [one() for _ in range(count)]
+    arrays = zip(*map(jax.tree.leaves, networks), strict=True)
+    stacked: MemoryValue = jax.tree.unflatten(jax.tree.structure(networks[0]), map(np.stack, arrays))
+    return stacked
+
+
 def features(torso: Torso, rows: Mapping[str, Any], memory: Tree, burn_in: int) -> jax.Array:
     """What a torso makes of sequences.
 
@@ -93,40 +136,6 @@ def before(rows: Mapping[str, Any]) -> dict[str, Tree]:
     return {name: told[name] for name in ("action", "reward") if name in state}
 
 
-def make_torso(
-    spec: Spec,
-    actions: Spec,
-    rng: np.random.Generator,
-    memory: Memory,
-    *,
-    hiddens: Sequence[int],
-    activation: str,
-    conv_filters: Sequence[Sequence[int]] | None,
-    encoder: Callable[..., Any] | None = None,
-) -> Torso:
-    """Draw encoder, hidden layers and cell.
-
-    Args:
-        spec: what it sees of an observation.
-        actions: the action space.
-        rng: source of the initial parameters.
-        memory: what is remembered.
-        hiddens: widths of the layers between encoder and cell.
-        activation: after each of them.
-        conv_filters: ``[channels, kernel, stride]`` a layer, for images; chosen by size if None.
-        encoder: makes one of the user's own.
-    """
-    own = make_encoder(spec, rng, conv_filters=conv_filters, own=encoder)
-    sizes = (own.size, *hiddens)
-    mlp = MLP(sizes, activation, rng) if hiddens else None
-    distribution = Distribution(actions, squash=True) if memory.prev_action else None
-    told = told_size(None if distribution is None else distribution.actions, memory.prev_reward)
-    cell = make_cell(
-        memory.kind, sizes[-1] + told, rng, size=memory.size, attention_memory=memory.attention_memory
-    )
-    return Torso(own, mlp, distribution, memory.prev_reward, cell)
-
-
 def make_memory_q(
     spec: Spec,
     actions: DiscreteSpec,
@@ -139,21 +148,21 @@ def make_memory_q(
     encoder: Callable[..., Any] | None = None,
     **head: Any,
 ) -> MemoryQ:
-    """Draw a network; arguments as of :func:`make_torso`.
+    """Draw a network.
 
     Args:
-        spec: see there, as of the others that are not named here.
-        actions: likewise.
-        rng: likewise.
-        memory: likewise.
-        hiddens: likewise.
-        activation: likewise.
-        conv_filters: likewise.
-        encoder: likewise.
+        spec: what it sees of an observation.
+        actions: the action space.
+        rng: source of the initial parameters.
+        memory: what is remembered.
+        hiddens: widths of the layers between encoder and cell.
+        activation: after each of them.
+        conv_filters: ``[channels, kernel, stride]`` a layer, for images; chosen by size if None.
+        encoder: makes one of the user's own.
         head: further arguments of :func:`~steppe.models.q_network.make_q_network`.
     """
-    layers: dict[str, Any] = {"hiddens": hiddens, "activation": activation, "conv_filters": conv_filters}
-    torso = make_torso(spec, actions, rng, memory, encoder=encoder, **layers)
+    layers = hiddens, activation, conv_filters, encoder
+    torso = make_torso(spec, Distribution(actions), rng, memory, *layers)
     limits = np.full(memory.size, np.inf)
     seen = BoxSpec((memory.size,), np.dtype(np.float32), -limits, limits)
     return MemoryQ(
