@@ -7,15 +7,19 @@ import pytest
 import steppe
 from tests.learning.envs import Catch
 
+# The board is seen square by square; the stack that is chosen by size is for richer pictures, and slower.
+EYES = {"conv_filters": [[16, 4, 4], [16, 4, 3]]}
+
 
 @pytest.mark.slow
 def test_ppo_catch(learned):
-    learned(steppe.PPOConfig(env=Catch), 0.9, 100_000)
+    small = {"train_batch_size": 1024, "min_sample_timesteps_per_iteration": 4096}
+    learned(steppe.PPOConfig(env=Catch, **EYES, **small, lr=1e-3), 0.9, 100_000)
 
 
 @pytest.mark.slow
 def test_dqn_catch(learned):
-    learned(steppe.DQNConfig(env=Catch), 0.9, 100_000)
+    learned(steppe.DQNConfig(env=Catch, **EYES, training_intensity=32, tau=0.01), 0.9, 100_000)
 
 
 def test_the_ball_is_caught_by_going_where_it_falls_and_missed_elsewhere():
