@@ -21,13 +21,13 @@ from steppe.config import (
     scheduled,
 )
 from steppe.config.checks import FRAGMENT, own_encoder
+from steppe.config.exploration import epsilon_schedule
 from steppe.errors import ConfigError
 from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, followed
 from steppe.learning.optimizer import clipped_adam, clipped_adam_init
 from steppe.learning.policy_gradient import averaged
 from steppe.learning.q_networks import looked, looked_along, make_q
 from steppe.learning.replays import Lengths, by_sequence, make_replay
-from steppe.learning.schedules import epsilon_schedule
 from steppe.models.framestack import framed
 from steppe.models.observations import norm_init
 from steppe.models.q_network import QNetwork, scaled_noise

@@ -20,12 +20,12 @@ from steppe.config import (
     run_field,
 )
 from steppe.config.checks import FRAGMENT, own_encoder
+from steppe.config.exploration import noise_deviation
 from steppe.errors import ConfigError
 from steppe.learning.action_networks import UNUSED, Structure, flat, make_action_networks
 from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, followed
 from steppe.learning.optimizer import clipped_adam, clipped_adam_init
 from steppe.learning.replays import Lengths, by_sequence, make_replay
-from steppe.learning.schedules import noise_deviation
 from steppe.learning.walks import acting_params, judged, opened
 from steppe.models.action_values import action_inputs
 from steppe.models.framestack import framed

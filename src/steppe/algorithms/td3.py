@@ -13,12 +13,12 @@ import numpy as np
 from steppe.buffers.replay import Replay
 from steppe.config import AlgorithmConfig, above, at_least, between, each, policy_field, run_field, scheduled
 from steppe.config.checks import FRAGMENT, own_encoder
+from steppe.config.exploration import noise_deviation
 from steppe.config.fields import Schedule
 from steppe.errors import ConfigError
 from steppe.learning.action_networks import UNUSED, Structure, flat, likeliest, make_action_networks
 from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, followed
 from steppe.learning.optimizer import clipped_adam, clipped_adam_init
-from steppe.learning.schedules import noise_deviation
 from steppe.models.action_values import ActionValue, action_inputs, action_values
 from steppe.models.catalog import Actor
 from steppe.models.framestack import framed

@@ -18,10 +18,10 @@ from steppe.config import (
     scheduled,
 )
 from steppe.config.checks import FRAGMENT
+from steppe.config.exploration import epsilon_schedule
 from steppe.errors import ConfigError
 from steppe.learning.joint_q import UNUSED, make_joint_learner, make_joint_value
 from steppe.learning.off_policy import OffPolicyLearner
-from steppe.learning.schedules import epsilon_schedule
 from steppe.models.members import members_of
 from steppe.seeding import stream
 from steppe.types import SpacePair

@@ -166,9 +166,10 @@ def trained_ids(config: AlgorithmConfig, specs: Mapping[str, PolicySpec]) -> lis
 
 def is_scripted(spec: PolicySpec) -> bool:
     """Whether a policy acts by a rule of the user's."""
+    if (given := spec.policy_class) is None:
+        return False
     from steppe.policies.scripted import Policy
 
-    given = spec.policy_class
     return issubclass(given, Policy) if isinstance(given, type) else isinstance(given, Policy)
 
 
