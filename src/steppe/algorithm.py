@@ -76,11 +76,10 @@ class Algorithm:
         self._evaluator: Evaluator | None = None
         self._window = EpisodeWindow(self.config.metrics_num_episodes_for_smoothing)
         self._iteration = self._env_steps = self._agent_steps = 0
-        self._total_s = 0.0
+        self._total_s, self._iterating = 0.0, False
         self._noise = stream(int(self.config.seed or 0), "actions")
         self._evaluated = self._best_evaluation = float("nan")
         self._run: Run | None = None
-        self._iterating = False
         self._call("on_algorithm_init")
 
     def _fragment_length(self) -> int:
@@ -291,22 +290,34 @@ class Algorithm:
             evaluator.close()
 
     def compute_actions(
-        self, obs: Mapping[str, Any], *, policy_id: str = DEFAULT_POLICY, explore: bool = False
-    ) -> dict[str, Any]:
-        """An env action for each of several observations, by the keys of ``obs``, in one batch."""
+        self, obs: Any, state: Any = None, *, policy_id: str = DEFAULT_POLICY, explore: bool = False
+    ) -> Any:
+        """An env action for each of several observations, by the keys of ``obs``, in one batch.
+
+        Returns:
+            Actions by key; ``(actions, states)`` when ``state``, which has states by key, is given.
+        """
         policy, rng = self.get_policy(policy_id), self._noise if explore else None
-        return actions_for(policy_id, policy, self.runner.sampler.weights_of(policy_id), obs, rng)
+        return actions_for(policy_id, policy, self.runner.sampler.weights_of(policy_id), obs, rng, state)
 
     def compute_single_action(
         self, obs: Any, state: Tree = None, *, policy_id: str = DEFAULT_POLICY, explore: bool = False
     ) -> Any:
         """The action for one observation, as the env takes it.
 
+        Args:
+            obs: as the env gives it.
+            state: of a policy with a memory: what came back for the observation before, and ``{}`` for the
+                first one of a trajectory. With ``prev_reward``, set its ``"reward"`` to that of ``obs``.
+            policy_id: who acts.
+            explore: draw the action instead of taking the likeliest.
+
         Returns:
             The action; ``(action, state)`` when ``state`` is given.
         """
-        action = self.compute_actions({"": obs}, policy_id=policy_id, explore=explore)[""]
-        return action if state is None else (action, state)
+        states = None if state is None else {"": state}
+        found = self.compute_actions({"": obs}, states, policy_id=policy_id, explore=explore)
+        return found[""] if state is None else (found[0][""], found[1][""])
 
     def get_policy(self, policy_id: str = DEFAULT_POLICY) -> Policy:
         """What runners act with."""

@@ -11,8 +11,9 @@ import numpy as np
 
 from steppe import checkpoint
 from steppe.errors import CheckpointError, ConfigError, SpaceError
+from steppe.policies.acting import continued
 from steppe.seeding import SMALLEST_NOISE
-from steppe.spaces import BadLeaf, describe, rows
+from steppe.spaces import BadLeaf, describe, rows, take
 from steppe.tracking.record import CHECKPOINTS, RECORD, checkpoint_of, linked
 from steppe.types import DEFAULT_POLICY, Array, FloatArray, State, Tree
 
@@ -72,7 +73,9 @@ class LoadedPolicy:
 
         Args:
             obs: one observation, as the env returns it.
-            state: of a policy with a memory; others hand it back as it is.
+            state: of a policy with a memory: what came back for the observation before, and ``{}`` for the
+                first one of a trajectory; others hand it back as it is. Where the memory is told rewards, set
+                its ``"reward"`` to the one that came with ``obs``.
             explore: draw the action instead of taking the likeliest.
             rng: to draw from, instead of the policy's own generator.
 
@@ -81,25 +84,42 @@ class LoadedPolicy:
 
         Raises:
             SpaceError: the observation does not fit its space, or its mask allows nothing.
+            ConfigError: the state is none of this policy.
         """
-        action = self.act_batch([obs], explore, rng=rng)[0]
-        return action if state is None else (action, state)
+        if state is None:
+            return self.act_batch([obs], explore, rng=rng)[0]
+        actions, states = self.act_batch([obs], explore, rng=rng, states=[state])
+        return actions[0], states[0]
 
     def act_batch(
-        self, observations: Sequence[Any], explore: bool = False, *, rng: np.random.Generator | None = None
-    ) -> list[Any]:
-        """An action for each of several observations, in one pass; see :meth:`act`."""
+        self,
+        observations: Sequence[Any],
+        explore: bool = False,
+        *,
+        rng: np.random.Generator | None = None,
+        states: Sequence[Tree] | None = None,
+    ) -> Any:
+        """An action for each of several observations, in one pass; see :meth:`act`.
+
+        Returns:
+            A list of actions; ``(actions, states)`` when ``states``, a list of one each, is given.
+        """
         if not len(observations):
-            return []
+            return [] if states is None else ([], [])
+        state = continued(self.policy_id, self._network.initial_state(len(observations)), states)
 
         def act(column: Tree) -> Tree:
             noise = None
             if explore:
                 size = (len(observations), self._network.actions.noise_size)
                 noise = np.maximum((rng or self._rng).random(size, np.float32), SMALLEST_NOISE)
-            return self._network.act(column, noise)
+            return self._network.act(column, noise, state)
 
-        return rows(self._network.actions.spec, self._asked(observations, act))
+        column, after = self._asked(observations, act)
+        actions = rows(self._network.actions.spec, column)
+        if states is None:
+            return actions
+        return actions, states if state is None else [take(after, i) for i in range(len(observations))]
 
     def outputs(self, obs: Any) -> FloatArray:
         """The distribution parameters ``(P,)`` of one observation, to check a port of the network against.

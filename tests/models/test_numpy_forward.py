@@ -145,7 +145,7 @@ def test_rows_by_hand():
     # 0.7615942 is tanh 1; the last row is clipped to 10
     expected = [[0, 0.5], [3 * 0.7615942, 0.5], [3.0, 0.5]]
     np.testing.assert_allclose(network.params(column), expected, atol=1e-6)
-    assert network.act(column, None).tolist() == [1, 0, 0]
+    assert network.act(column, None)[0].tolist() == [1, 0, 0]
     arrays["normalizer.obs.count"] = one  # one row is no statistic: only clipped
     np.testing.assert_allclose(Network(description, arrays).params(column)[0, 0], 3 * np.tanh(2), atol=1e-6)
 

@@ -14,9 +14,11 @@ import numpy as np
 
 from steppe.errors import ConfigError
 from steppe.models.actions import LOG_STD_RANGE, MASKED, Actions
+from steppe.models.before import told
+from steppe.models.numpy_cells import cell_of
 from steppe.models.observations import CLIP, EPSILON, MASK, normalized_leaves, visit
 from steppe.models.sight import check_mask, shown, without
-from steppe.spaces import BoxSpec, Spec, collect, from_description, map_leaves, narrowed, zeros
+from steppe.spaces import BoxSpec, Spec, collect, from_description, leaves, map_leaves, narrowed, zeros
 from steppe.types import Array, FloatArray, Tree
 
 Arrays: TypeAlias = Mapping[str, Array]
@@ -55,6 +57,10 @@ class Network:
         unseen = [description["scores"]["place"]] if "scores" in description else []
         self._seen = without(self.observation, [MASK, *unseen] if self._masked else unseen)
         self._statistics = statistics(self._seen, arrays) if description["normalizer"] else []
+        self._torso: _Torso | None = None
+        if (torso := description.get("torso")) is not None:
+            self._torso = _Torso(torso, self.actions, arrays)
+            arrays = {name.removeprefix("out."): array for name, array in arrays.items()}
         self._encoder = _encoder(description["encoder"], "encoder", arrays)
         self._mlp = _mlp(description["mlp"], "mlp", arrays)
         scores = description.get("scores")
@@ -74,13 +80,25 @@ class Network:
         """
         return collect(self.observation, shown(observations, self._hidden) if self._hidden else observations)
 
+    def initial_state(self, n: int) -> Tree:
+        """What ``n`` fresh trajectories are met with; None without a memory."""
+        return None if self._torso is None else self._torso.initial(n)
+
     def params(self, column: Tree) -> FloatArray:
-        """Distribution parameters, or action values, ``(n, P)`` of a column of at least one observation."""
+        """Distribution parameters, or action values, ``(n, P)`` of a column of at least one observation.
+
+        With a memory: of the first ones of their trajectories.
+        """
+        return self._params(column, self.initial_state(len(leaves(column)[0])))[0]
+
+    def _params(self, column: Tree, state: Tree) -> tuple[FloatArray, Tree]:
+        """These, and what is remembered from then on."""
         with np.errstate(all="ignore"):  # as compiled code is: silent, and the result says it
             column = map_leaves(_narrow, narrowed(self.observation, column))
             if self._statistics:
                 column = normalized(self._seen, self._statistics, column)
-            heads = self._mlp(self._encoder(column))
+            seen, memory = (column, None) if self._torso is None else self._torso(column, state)
+            heads = self._mlp(self._encoder(seen))
             if self._scores is not None:
                 heads = self._scores(heads, column)
             if self._support is not None:
@@ -90,21 +108,55 @@ class Network:
                 legal[...] = np.where(column[MASK] != 0, legal, np.float32(MASKED))
             if self._bounded:
                 scales = np.clip(heads[:, -self._bounded :], *LOG_STD_RANGE)
-                return np.concatenate([heads[:, : -self._bounded], scales], axis=1)
+                return np.concatenate([heads[:, : -self._bounded], scales], axis=1), memory
             scales = np.broadcast_to(self._log_std, (len(heads), self._log_std.size))
-            return np.concatenate([heads, scales], axis=1)
+            return np.concatenate([heads, scales], axis=1), memory
 
-    def act(self, column: Tree, noise: FloatArray | None) -> Tree:
-        """A column of env actions: the likeliest, or those that the noise ``(n, K)`` picks.
+    def act(self, column: Tree, noise: FloatArray | None, state: Tree = None) -> tuple[Tree, Tree]:
+        """A column of env actions: the likeliest, or those that the noise ``(n, K)`` picks; and the state.
 
         Raises:
             BadLeaf: a mask allows nothing.
         """
         if self._masked:
             check_mask(column[MASK], self.actions)
-        params = self.params(column)
+        params, memory = self._params(column, state)
         with np.errstate(all="ignore"):
-            return self.actions.to_env_direct(self.actions.choose(params, None if self._greedy else noise))
+            action = self.actions.choose(params, None if self._greedy else noise)
+            after = None if state is None else self._after(state, memory, action)
+            return self.actions.to_env_direct(action), after
+
+    def _after(self, state: Tree, memory: Tree, action: Tree) -> Tree:
+        found = {"memory": memory, "action": action, "reward": np.zeros(len(leaves(action)[0]), np.float32)}
+        return {name: found[name] for name in state}
+
+
+@final
+class _Torso:
+    """Mirrors :class:`steppe.models.memory.Torso`."""
+
+    def __init__(self, description: Mapping[str, Any], actions: Actions, arrays: Arrays) -> None:
+        self._encoder = _encoder(description["encoder"], "torso.encoder", arrays)
+        self._mlp, self._activation = None, _ACTIVATIONS["linear"]
+        if (mlp := description["mlp"]) is not None:
+            self._mlp, self._activation = _mlp(mlp, "torso.mlp", arrays), _ACTIVATIONS[mlp["activation"]]
+        self._reward, self._cell = description["reward"], cell_of(description["cell"], "torso.cell", arrays)
+        self._actions = actions if description["action"] else None
+
+    def initial(self, n: int) -> Tree:
+        state = {"memory": self._cell.initial()}
+        if self._actions is not None:
+            params = np.zeros((1, self._actions.param_size), np.float32)
+            state["action"] = map_leaves(lambda a: np.zeros_like(a[0]), self._actions.choose(params, None))
+        state |= {"reward": np.zeros((), np.float32)} if self._reward else {}
+        return map_leaves(lambda a: np.zeros((n, *a.shape), a.dtype), state)
+
+    def __call__(self, column: Tree, state: Tree) -> tuple[FloatArray, Tree]:
+        x = self._encoder(column)
+        if self._mlp is not None:
+            x = self._activation(self._mlp(x))
+        parts = [x, *told(np, self._actions, self._reward, state)]
+        return self._cell.step(np.concatenate(parts, axis=1), state["memory"])
 
 
 def _scores(

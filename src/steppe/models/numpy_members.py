@@ -43,25 +43,46 @@ class JointNetwork:
         """
         return collect(self.observation, shown(observations, self._hidden) if self._hidden else observations)
 
+    def initial_state(self, n: int) -> Tree:
+        """What ``n`` fresh trajectories are met with; None without a memory."""
+        own = self._member.initial_state(n * self._members.size)
+        return None if own is None else self._joined(own, own, n)
+
     def params(self, column: Tree) -> FloatArray:
-        """Values ``(n, members * actions)`` of a column, member by member."""
-        column = narrowed(self.observation, column)
-        if self._statistics:
-            column = normalized(self._members.covered_acting, self._statistics, column)
-        rows = map_leaves(lambda a: a.reshape(-1, *a.shape[2:]), self._members.rows(column))
-        values: FloatArray = self._member.params(rows).reshape(len(leaves(column)[0]), -1)
+        """Values ``(n, members * actions)`` of a column, member by member.
+
+        With a memory: of the first ones of their trajectories.
+        """
+        values: FloatArray = self._member.params(self._rows(column)).reshape(len(leaves(column)[0]), -1)
         return values
 
-    def act(self, column: Tree, noise: FloatArray | None) -> Tree:
-        """A column of env actions, each member's best; whatever the noise.
+    def act(self, column: Tree, noise: FloatArray | None, state: Tree = None) -> tuple[Tree, Tree]:
+        """A column of env actions, each member's best, whatever the noise; and the state.
 
         Raises:
             BadLeaf: a mask allows nothing.
         """
         self._members.read(column)
-        values = self.params(column)
-        values = values.reshape(len(values), self._members.size, -1)
-        return self.actions.to_env(split(values.argmax(-1)))
+        n, own = len(leaves(column)[0]), None if state is None else self._members.states(state)
+        choices, after = self._member.act(self._rows(column), None, own)
+        action = self.actions.to_env(split(choices.reshape(n, -1)))
+        return action, None if state is None else self._joined(after, state, n)
+
+    def _rows(self, column: Tree) -> Tree:
+        """Of all members, one below the other."""
+        column = narrowed(self.observation, column)
+        if self._statistics:
+            column = normalized(self._members.covered_acting, self._statistics, column)
+        return map_leaves(lambda a: a.reshape(-1, *a.shape[2:]), self._members.rows(column))
+
+    def _joined(self, own: Tree, like: Tree, n: int) -> dict[str, Tree]:
+        """A group's state of its members', the parts that ``like`` has."""
+        found = {name: map_leaves(lambda a: a.reshape(n, -1, *a.shape[1:]), own[name]) for name in like}
+        if "action" in found:
+            found["action"] = split(found["action"])
+        if "reward" in found:  # which the group earned, so each was told the same
+            found["reward"] = found["reward"][:, 0]
+        return found
 
 
 def network_of(description: Mapping[str, Any], arrays: Arrays) -> Network | JointNetwork:

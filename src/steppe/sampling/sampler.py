@@ -13,7 +13,7 @@ import numpy as np
 
 from steppe.errors import ConfigError
 from steppe.sampling.callbacks import EpisodeHooks
-from steppe.sampling.lanes import AGENT, ENV, EPISODE, Lanes, Ready, in_order, in_own_units, select
+from steppe.sampling.lanes import Lanes, Ready, T, in_order, in_own_units, select
 from steppe.sampling.metrics import EpisodeRecord, Sample, Tally
 from steppe.seeding import SMALLEST_NOISE
 from steppe.spaces import BadLeaf, described, map_leaves, misfits, put, take, tupled
@@ -219,8 +219,7 @@ class Sampler:
         and the new ones are over, and the others are not counted.
         """
         waiting: list[Ready] = []
-        together, counted = self.env.steps_together, len(self._tally.episodes)
-        began = self.env.env_steps
+        together, counted, began = self.env.steps_together, len(self._tally.episodes), self.env.env_steps
         patience: float = began + _PATIENCE * self.env.num_envs
 
         def goes_on(slot: int, t: int) -> bool:
@@ -300,8 +299,7 @@ class Sampler:
             self._live[slot] = info
             self._policy_of[slot], self._returns[slot] = policy, 0.0
             agent = self._agents.setdefault(info.agent, len(self._agents))
-            identity = self._identity[slot]
-            identity[ENV], identity[AGENT], identity[EPISODE] = info.env, agent, info.episode
+            self._identity[slot, :T] = info.env, agent, info.episode
             if (info.env, info.episode) not in self._episodes:
                 self._episodes[info.env, info.episode] = EpisodeRecord(info.env, info.episode, self._runner)
             if self._initial[policy] is not None:
