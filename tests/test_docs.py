@@ -59,6 +59,8 @@ TINY = {
         "seed=0,\n)": f"seed=0, {SMALL},\n)",
         '"rounds": 5}, seed=0)': f'"rounds": 5}}, seed=0, {SMALL})',
     },
+    "docs/models.md": {"seed=0)": f"seed=0, {SMALL})"},
+    "docs/actions.md": {"seed=0)": f"seed=0, {SMALL})", "range(5)": "range(2)"},
     "docs/scaffold.md": {
         '{"size": 8}, seed=0)': f'{{"size": 8}}, seed=0, {SMALL})',
         "--total-steps 20k": f"--total-steps 128 {SMALL_FLAGS}",
@@ -71,7 +73,6 @@ TINY = {
         "train_batch_size=512": SMALL,
         "range(12)": "range(2)",
     },
-    "docs/algorithms/mappo.md": {},
     "docs/algorithms/mappo.md": {},
     "docs/tutorial.md": {
         "--episodes 10000": "--episodes 3",
