@@ -444,6 +444,20 @@ def test_a_run_goes_on_exactly_from_its_checkpoint(tmp_path, changes):
     assert state_hash(wanted["learner"]) == state_hash(found["learner"])
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"mixing_embed_dim": 8}, "trained with mixing_embed_dim=4, here 8"),
+        ({"memory": "lstm"}, "trained with memory='none', here 'lstm'"),
+    ],
+)
+def test_a_checkpoint_of_another_network_is_refused_by_its_setting(tmp_path, changes, said):
+    with qmix().build() as algo:
+        path = algo.save(tmp_path / "c")
+    with pytest.raises(steppe.CheckpointError, match=said):
+        steppe.load(path, env=grouped, **changes)
+
+
 class Pairs(TwoStepGame):
     """Two games side by side, of two teams."""
 
