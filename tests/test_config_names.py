@@ -372,7 +372,10 @@ def test_true_is_not_one_and_tuples_are_lists():
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"model": {"use_lstm": True}}, "model.use_lstm=True: networks with memory are not available yet"),
+        (
+            {"model": {"lstm_use_prev_action_reward": True}},
+            "model.lstm_use_prev_action_reward=True: write lstm_use_prev_action for the action and lstm_use_",
+        ),
         (
             {"model": {"custom_model": "mine"}},
             "model.custom_model='mine': write models={'encoder': MyEncoder}",
@@ -479,20 +482,51 @@ def test_a_whole_default_config_is_built_without_its_workers():
     config.training(train_batch_size=200).rollouts(num_workers=0).validate()
 
 
+def test_memory_under_its_old_names():
+    """Of a whole default dict, nothing is said but for what it changes; both kinds at once disagree."""
+    defaults = {
+        "use_lstm": False,
+        "use_attention": False,
+        "lstm_cell_size": 256,
+        "attention_dim": 64,
+        "attention_memory_inference": 50,
+        "attention_memory_training": 50,
+        "max_seq_len": 20,
+        "lstm_use_prev_action": False,
+        "lstm_use_prev_action_reward": -1,
+    }
+
+    def read(**changes):
+        return PPOConfig.from_dict({"model": {**defaults, **changes}})
+
+    assert read().memory == "none"
+    config = read(use_lstm=True, lstm_use_prev_action=True, lstm_use_prev_reward=True, max_seq_len=9)
+    assert (config.memory, config.memory_size, config.max_seq_len) == ("lstm", 256, 9)
+    assert config.prev_action is config.prev_reward is True
+    window = {"attention_memory_inference": 7, "attention_memory_training": 7}
+    config = read(use_attention=True, attention_dim=32, **window)
+    assert (config.memory, config.memory_size, config.attention_memory) == ("attention", 32, 7)
+    assert PPOConfig.from_dict({"model": {"use_lstm": True}}).memory_size == 64
+    text = refusal(lambda: read(use_lstm=True, use_attention=True))
+    assert "two spellings of one setting (memory) and disagree" in text
+
+
 @dataclasses.dataclass
 class ModelConfig:
     """As RLlib's DefaultModelConfig is."""
 
     fcnet_hiddens: list[int] = dataclasses.field(default_factory=lambda: [256, 256])
     use_lstm: bool = False
+    head_fcnet_hiddens: list[int] = dataclasses.field(default_factory=list)
     fcnet_bias_initializer: str | None = None
 
 
 def test_a_model_config_may_be_a_dataclass():
     config = PPOConfig().rl_module(model_config=ModelConfig(fcnet_hiddens=[8]))
     assert config.changes() == {"fcnet_hiddens": [8]}
-    text = refusal(lambda: PPOConfig().rl_module(model_config=ModelConfig(use_lstm=True)))
-    assert text.startswith("PPOConfig: model_config.use_lstm=True: networks with memory are not")
+    assert PPOConfig().rl_module(model_config=ModelConfig(use_lstm=True)).memory == "lstm"
+    text = refusal(lambda: PPOConfig().rl_module(model_config=ModelConfig(head_fcnet_hiddens=[3])))
+    assert text.startswith("PPOConfig: model_config.head_fcnet_hiddens=[3]: ")
     for other in (ModelConfig, type("Other", (), {"fcnet_hiddens": [3]})()):  # would say nothing
         text = refusal(lambda other=other: PPOConfig().rl_module(model_config=other))
         assert "must be a dict of settings, or a dataclass of them such as RLlib's Default" in text
@@ -502,7 +536,8 @@ def test_dicts_of_settings_are_no_keywords():
     text = refusal(lambda: PPOConfig(model={"fcnet_hiddens": [3]}))
     assert text == (
         "PPOConfig: model is a dict of RLlib's, whose settings stand for themselves here: write "
-        "conv_filters, fcnet_activation, fcnet_hiddens, free_log_std, vf_share_layers, or give the dict to "
+        "memory_size, attention_memory, conv_filters, fcnet_activation, fcnet_hiddens, free_log_std, "
+        "prev_action, prev_reward, max_seq_len, memory, vf_share_layers, or give the dict to "
         "PPOConfig.from_dict({'model': {...}}) or PPOConfig().training(model={...})"
     )
     text = refusal(lambda: setattr(PPOConfig(), "multiagent", {}))

@@ -274,7 +274,7 @@ def test_the_illegal_is_never_chosen_and_numpy_agrees(name, data, seed, scale):
     for noise in (None, drawn, *(np.full(size, u, np.float32) for u in (SMALLEST_NOISE, 0.5, LARGEST_NOISE))):
         decision = nets.policy.act(nets.policy.load(weights), column, None, noise)
         assert (np.isfinite(decision.logp) & (decision.logp > -1e8)).all()
-        for found in (nets.policy.to_env(decision.action), network.act(column, noise)):
+        for found in (nets.policy.to_env(decision.action), network.act(column, noise)[0]):
             choices = np.asarray(found).reshape(size).astype(int) - start + np.cumsum(nvec) - nvec
             assert np.take_along_axis(legal, choices, axis=1).all()
     params = network.params(column)
@@ -419,7 +419,7 @@ def test_the_export_knows_nothing_of_it_and_takes_observations_that_have_it():
     assert with_it.keys() == without_it.keys() == {"observation", "action_mask"}
     noise = np.full((4, 1), 0.4, np.float32)
     decision = nets.policy.act(nets.policy.load(weights), column, None, noise)
-    assert network.act(with_it, noise).tolist() == nets.policy.to_env(decision.action).tolist()
+    assert network.act(with_it, noise)[0].tolist() == nets.policy.to_env(decision.action).tolist()
     with pytest.raises(BadLeaf, match=r"E105.*unknown 'else'"):
         network.column([{**rows[0], "else": 1}])
 

@@ -63,6 +63,9 @@ KEYS: dict[str, Key] = _keys()
 NONE: dict[str, Any] = _TABLE["none"]
 """What None means for a field that does not hold it."""
 
+MEANS: dict[str, Any] = _TABLE["means"]
+"""What true means, said under a key, for its field."""
+
 UNSET: dict[str, tuple[Any, ...]] = {name: _values(items) for name, items in _TABLE["unset"].items()}
 """Values with which a key says nothing."""
 

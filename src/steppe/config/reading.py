@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from steppe.config.fields import field_specs
-from steppe.config.names import ALIASES, GROUPS, KEYS, UNSET, YIELDS, Key, is_one_of
+from steppe.config.names import ALIASES, GROUPS, KEYS, MEANS, UNSET, YIELDS, Key, is_one_of
 from steppe.config.values import named, same, short
 from steppe.errors import ConfigError
 
@@ -57,7 +57,7 @@ def read(cls: type[AlgorithmConfig], settings: Any, where: str = "") -> Reading:
         else:
             yields = is_one_of(given, YIELDS.get(path, ()))
             found = schedules if key.schedule else yielding if yields else constants
-            value = cls.checked(key.field, given, written)
+            value = cls.checked(key.field, MEANS.get(path, given) if given is True else given, written)
             _agree(key.field, found.setdefault(key.field, (written, value)), (written, value))
     for name, scheduled in schedules.items():  # RLlib lets them win over a constant
         constant = constants.get(name, scheduled)
@@ -177,6 +177,6 @@ def _not_a_group(cls: type[AlgorithmConfig], key: str) -> str:
     name = cls.__name__
     return (
         f"{name}: {key} is a dict of RLlib's, whose settings stand for themselves here: write "
-        f"{', '.join(field for field in fields if field in specs)}, or give the dict to "
+        f"{', '.join(field for field in dict.fromkeys(fields) if field in specs)}, or give the dict to "
         f"{name}.from_dict({{{key!r}: {{...}}}}) or {name}().{method}({key}={{...}})"
     )
