@@ -662,6 +662,26 @@ def test_sizes_that_do_not_divide_are_said_once(caplog):
     assert all(record.levelno == logging.WARNING and record.name == "steppe" for record in caplog.records)
 
 
+def test_settings_of_a_memory_that_is_not_there_are_said(caplog):
+    ToyConfig(env="e", prev_action=True).validate()
+    ToyConfig(env="e", memory="lstm", attention_memory=3, prev_reward=True, max_seq_len=9).validate()
+    ToyConfig(env="e", memory="attention", attention_memory=3).validate()
+    ToyConfig.from_dict({"env": "e", "model": {"lstm_cell_size": 128, "max_seq_len": 9}}).validate()
+    assert caplog.messages == [
+        "prev_action=True has no effect with memory='none'; memory is one of lstm, gru and attention",
+        "attention_memory=3 has no effect with memory='lstm'; memory is one of lstm, gru and attention",
+    ]
+
+
+def test_a_sequence_is_no_longer_than_a_batch():
+    small = {"env": "e", "train_batch_size": 32, "num_envs_per_env_runner": 1, "max_seq_len": 33}
+    ToyConfig(**small).validate()
+    assert refusal(ToyConfig(**small, memory="gru").validate) == (
+        "ToyConfig: max_seq_len=33, and an update learns from 32 env steps; write max_seq_len=32 or less, or "
+        "a larger train_batch_size"
+    )
+
+
 def test_importing_the_config_loads_nothing_heavy():
     env = {"PYTHONPATH": str(Path(steppe.config.__file__).parents[2])}
     code = "import sys, steppe.config; sys.exit(any(m in sys.modules for m in ('jax', 'gymnasium', 'numpy')))"

@@ -53,6 +53,18 @@ class Ring(gymnasium.Env):
         return self.place, reward, self.ends and self.place == 0, False, {}
 
 
+class StillCartPole(gymnasium.ObservationWrapper):
+    """CartPole-v1 seen as a photograph sees it: where cart and pole are, not how they move."""
+
+    def __init__(self):
+        super().__init__(gymnasium.make("CartPole-v1"))
+        seen = self.env.observation_space
+        self.observation_space = spaces.Box(seen.low[::2], seen.high[::2])
+
+    def observation(self, observation):
+        return observation[::2]
+
+
 class RepeatAfter(gymnasium.Env):
     """Shows a bit; the right action is the one that was shown ``delay`` steps ago, for 1 or else -1.
 

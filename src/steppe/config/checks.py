@@ -128,20 +128,6 @@ def parsed_models(cls: type[AlgorithmConfig], value: Any) -> Any:
     return value
 
 
-def own_encoder(config: AlgorithmConfig) -> Any:
-    """What makes an encoder of the user's own, for an algorithm that has a use for no other model.
-
-    Raises:
-        ConfigError: there is another model.
-    """
-    for key in config.models.keys() - {"encoder"}:
-        raise ConfigError(
-            f"{config.algo_name}: models[{key!r}] is for algorithms with a policy and one value, such as "
-            'PPOConfig; use that, or leave it at "encoder"'
-        )
-    return config.models.get("encoder")
-
-
 def _function_of(*names: str) -> Check:
     """A function that can be given so many arguments, by position."""
 
@@ -175,6 +161,11 @@ FILTERS = Check("[[channels, kernel, stride], ...]", _are_filters, whole=True)
 # --- together -----------------------------------------------------------------------------------------------
 
 _RUNNERS = {"num_env_runners": "samples", "evaluation_num_env_runners": "evaluates"}
+_OF_MEMORIES = dict.fromkeys(("lstm", "gru"), ("attention_memory",)) | {
+    "none": ("prev_action", "prev_reward", "attention_memory", "max_seq_len", "memory_size"),
+    "attention": (),
+}
+"""What other kinds of memory have, and this has not."""
 _OF_ENVS = ("env", "env_config", "max_episode_steps", "on_out_of_space")
 
 
@@ -200,6 +191,12 @@ def check_together(config: AlgorithmConfig) -> list[str]:
             )
     if config.squash_actions and not config.normalize_actions:
         raise ConfigError(f"{name}: squash_actions=True needs normalize_actions=True")
+    on_policy = "replay_buffer_capacity" not in vars(config)
+    if config.memory != "none" and on_policy and config.max_seq_len > config.train_batch_size:
+        raise ConfigError(
+            f"{name}: {config.spelt('max_seq_len')}, and an update learns from {config.train_batch_size} env "
+            f"steps; write max_seq_len={config.train_batch_size} or less, or a larger train_batch_size"
+        )
     _check_evaluation(config)
     from steppe.runners.policies import specs_of, trained_ids
 
@@ -237,6 +234,13 @@ def _notes(config: AlgorithmConfig) -> list[str]:
         notes.append(
             f"{config.spelt('train_batch_size')} is no multiple of {config.envs} envs x "
             f"{config.fragment_length} steps: each update learns from {batch} steps"
+        )
+    changed = config.changes()
+    unused = [name for name in _OF_MEMORIES[config.memory] if name in changed]
+    if config.policies is None and any(config.spelling(name) == name for name in unused):
+        notes.append(
+            f"{config.spelt(unused[0])} has no effect with memory={config.memory!r}; memory is one of "
+            "lstm, gru and attention"
         )
     minibatch = vars(config).get("minibatch_size")  # a field of the algorithms that have minibatches
     if minibatch is not None and minibatch > config.train_batch_size:
