@@ -137,7 +137,7 @@ def test_what_cannot_be_stacked_is_said(space, count, words):
 class Watcher:
     """A policy that remembers what it was shown; its own state counts the rows of a trajectory."""
 
-    noise_size, to_env, draws = 1, None, False
+    noise_size, to_env, from_env, draws = 1, None, None, False
 
     def __init__(self, pair):
         self.observation = self.acting = pair.observation
@@ -165,7 +165,7 @@ def test_a_trajectory_is_acted_on_with_its_past(count, length, dtype):
     space = spaces.Box(-(2**40), 2**40, (2,), dtype)
     frames, pair = frames_of(space, count)
     inner = Watcher(pair)
-    policy = FramesPolicy(inner, frames, frames.spec)
+    policy = FramesPolicy(inner, frames)
     past, state = [], policy.initial_state(3)
     for t in range(length):
         obs = (2**36 + 10 * t + np.arange(6).reshape(3, 2)).astype(dtype)
@@ -181,7 +181,7 @@ def test_a_trajectory_is_acted_on_with_its_past(count, length, dtype):
 def test_rows_of_one_call_have_trajectories_of_their_own():
     frames, pair = frames_of(spaces.Box(-99, 99, (1,), np.float32), 3)
     inner = Watcher(pair)
-    policy = FramesPolicy(inner, frames, frames.spec)
+    policy = FramesPolicy(inner, frames)
     old = policy.act(None, np.float32([[1]]), policy.initial_state(1), None).state
     both = map_leaves(lambda *rows: np.concatenate(rows), old, policy.initial_state(1))
     policy.act(None, np.float32([[2], [7]]), both, None)
@@ -190,6 +190,6 @@ def test_rows_of_one_call_have_trajectories_of_their_own():
 
 def test_what_is_exported_takes_single_observations():
     frames, pair = frames_of(spaces.Box(-99, 99, (1,), np.float32), 3)
-    network = FramesPolicy(Watcher(pair), frames, frames.spec).export(None)["network"]
+    network = FramesPolicy(Watcher(pair), frames).export(None)["network"]
     assert (network["framestack"], network["unstacked"]) == (3, ["action_mask"])
     assert network["observation"]["shape"] == [1]

@@ -491,6 +491,7 @@ class AlgorithmConfig(ABC):
             "encoder": self.models.get("encoder"),
             "whole": self.models.get("actor_critic"),
             "memory": None if self.memory == "none" else (*memory, self.max_seq_len),
+            "framestack": self.framestack,
         }
 
     @property

@@ -22,8 +22,8 @@ class FragmentQueue:
 
     Args:
         env_steps: size of a batch.
-        length: of the sequences that a batch is cut to, where there is a memory: its rows are a multiple, and
-            ``state0`` ``(lanes, ...)`` is among its columns.
+        length: of the sequences that a batch is cut to, where there is a memory, 1 where policies have
+            another state: its rows are a multiple, and ``state0`` ``(lanes, ...)`` is among its columns.
 
     Attributes:
         answer: of an update that :meth:`take` gave nothing: None to wait on, {} where nobody had acted.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 import jax
 import numpy as np
@@ -15,6 +15,9 @@ from steppe.models.observations import Sight, norm_init, normalized_leaves
 from steppe.policies.actor_critic import ActorCriticPolicy, Layout
 from steppe.spaces import DictSpec, Spec, map_leaves
 from steppe.types import Array, FloatArray, SpacePair, Tree
+
+if TYPE_CHECKING:
+    from steppe.models.framestack import Frames
 
 
 @final
@@ -30,6 +33,7 @@ class ActorCriticNetworks:
         normalizer: observation statistics of no rows; empty when observations are left alone.
         published: which of these arrays acting needs.
         length: of the sequences that they learn from; 0 without a memory.
+        frames: how observations are stacked; None where they are not.
         remembered: what a critic that remembers by itself knows of no lane: ``(0, ...)``.
 
     Args:
@@ -40,6 +44,7 @@ class ActorCriticNetworks:
         critic_only: keys of a Dict observation that the critic sees and acting does not.
         embeddings: the one that describes the choices.
         memory: what :class:`~steppe.models.before.Memory` is made of; None for none.
+        framestack: observations that networks see together.
         model: further arguments of :func:`~steppe.models.catalog.make_actor_critic`, and ``whole``: makes a
             network of the user's own instead.
 
@@ -57,8 +62,14 @@ class ActorCriticNetworks:
         critic_only: Sequence[str] = (),
         embeddings: str | None = None,
         memory: Sequence[Any] | None = None,
+        framestack: int = 1,
         **model: Any,
     ) -> None:
+        self.frames: Frames | None = None
+        if framestack > 1:
+            from steppe.models.framestack import framed  # most see one observation at a time
+
+            self.frames, pair = framed(pair, framestack, *critic_only, *filter(None, [embeddings]))
         whole = pair.observation
         sight = Sight(whole, whole, whole, whole)
         if critic_only or embeddings or isinstance(whole, DictSpec):
@@ -83,6 +94,10 @@ class ActorCriticNetworks:
             from steppe.policies.recurrent import RecurrentPolicy
 
             self.policy = RecurrentPolicy(sight, distribution, layout, self._model.actor)
+        if self.frames is not None:
+            from steppe.policies.frames import FramesPolicy
+
+            self.policy = FramesPolicy(self.policy, self.frames, critic_only)
         self.actor_size = self._actor.size
         assert np.array_equal(self.params[: self.actor_size], self._actor.ravel(self._model.actor))
 

@@ -228,7 +228,7 @@ class OffPolicyLearner(PolicyLearner):
         if method.frames is not None:
             from steppe.policies.frames import FramesPolicy  # most policies see one observation at a time
 
-            self.policy = FramesPolicy(policy, method.frames, method.frames.spec)
+            self.policy = FramesPolicy(policy, method.frames)
         self._method, (self._updates, self._values) = method, _compiled(method)
         self._rng = stream(seed, "minibatches")
         self._seed = np.uint32(stream(seed, "updates").integers(1 << 32))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,9 @@ from steppe.policies.actor_critic import Layout
 from steppe.seeding import stream
 from steppe.spaces import Spec, leaves, take
 from steppe.types import Array, FloatArray, Rollout, SpacePair, State, Tree, Weights
+
+if TYPE_CHECKING:
+    from steppe.models.framestack import Frames
 
 
 class Method(NamedTuple):
@@ -75,7 +78,8 @@ class LearnerState(NamedTuple):
 class Static(NamedTuple):
     """What the compiled programs of one policy are keyed by; ``minibatch`` 0 is the whole batch.
 
-    Where there is a memory, ``length`` is that of a sequence, and ``minibatch`` counts sequences.
+    Where there is a memory, ``length`` is that of a sequence, and ``minibatch`` counts sequences. ``frames``
+    says how observations are stacked, if they are.
     """
 
     method: Method
@@ -87,6 +91,7 @@ class Static(NamedTuple):
     scale_rewards: bool
     extra_loss: Callable[..., Any] | None
     length: int = 0
+    frames: Frames | None = None
 
 
 class Team(NamedTuple):
@@ -142,7 +147,12 @@ def _rows(
 ) -> tuple[dict[str, Any], tuple[Any, ...], jax.Array]:
     """The batch as flat rows with advantages and targets, the new statistics, and the explained variance."""
     acted = returns.acted(batch["terminated"], batch["truncated"], batch["filled"])
-    obs, normalizer, first = normalized(static.observation, state.normalizer, batch["obs"], acted)
+    obs = batch["obs"]
+    if static.frames is not None:
+        from steppe.learning.frames import along_lanes  # most see one observation at a time
+
+        obs = along_lanes(static.frames, batch)
+    obs, normalizer, first = normalized(static.observation, state.normalizer, obs, acted)
     reward, return_scale = batch["reward"], state.return_scale
     if static.scale_rewards:
         reward, return_scale = scaled_rewards(return_scale, batch, acted, continues, hyper.gamma)
@@ -396,7 +406,7 @@ class OnPolicyLearner(PolicyLearner):
         if extra_loss is not None and getattr(extra_loss, "__hash__", None) is None:  # such as a dataclass
             extra_loss = partial(extra_loss)
         about = (nets.seen, distribution, nets.layout, size, grad_clip, scale_rewards, extra_loss, length)
-        self.static = Static(method, *about)
+        self.static = Static(method, *about, nets.frames)
         arrays = Layout.of([np.zeros(shape) for shape in nets.layout.shapes])
         alone = Team((self.static,), arrays, (tuple(range(len(nets.layout.shapes))),))
         self._rows, self._update = compiled_rows(self.static), compiled_update(alone)
@@ -408,7 +418,7 @@ class OnPolicyLearner(PolicyLearner):
         self.policy = nets.policy
         opt = clipped_adam_init(nets.params)
         self.state = LearnerState(nets.params, opt, nets.normalizer, return_scale_init(), nets.remembered)
-        self._queue = FragmentQueue(train_batch_size, length)
+        self._queue = FragmentQueue(train_batch_size, length or int(nets.frames is not None))
         self._capacity = self._version = self._skipped = 0
 
     def add(self, rollout: Rollout) -> None:
@@ -473,7 +483,15 @@ class OnPolicyLearner(PolicyLearner):
 
         Returns:
             ``(n,)``, by this iteration's weights.
+
+        Raises:
+            ConfigError: it needs to know what came before them.
         """
+        if self.static.frames is not None or self.static.length:
+            raise ConfigError(
+                "the critic judges observations with what came before them (framestack, memory), and single "
+                "ones are not enough; leave that out, or let the function do without the critic's values"
+            )
         n = len(leaves(obs)[0])
         index = np.minimum(
             np.arange(1 << (n - 1).bit_length()), n - 1

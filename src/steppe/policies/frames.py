@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, final
 
 import numpy as np
 
 from steppe.models.framestack import Frames
-from steppe.spaces import Spec, describe, narrowed, zeros
+from steppe.models.sight import without
+from steppe.spaces import describe, narrowed, zeros
 from steppe.types import Decision, FloatArray, Policy, State, Tree, Weights
 
 
@@ -22,10 +24,11 @@ class FramesPolicy:
     Args:
         policy: observes what ``frames`` makes of observations.
         frames: how, of all that envs give.
-        acting: what acting reads of a single observation.
+        critic_only: keys of a Dict observation that acting does not read; they are not stacked.
     """
 
-    def __init__(self, policy: Policy, frames: Frames, acting: Spec) -> None:
+    def __init__(self, policy: Policy, frames: Frames, critic_only: Collection[str] = ()) -> None:
+        acting = without(frames.spec, critic_only)
         self.observation, self.acting, self.action = frames.spec, acting, policy.action
         self.noise_size, self.to_env, self.draws = policy.noise_size, policy.to_env, policy.draws
         self.from_env = policy.from_env

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from statistics import NormalDist
 from typing import Any, final
 
@@ -42,8 +43,9 @@ class NoisyPolicy:
         draws: bool,
     ) -> None:
         self.observation, self.acting, self.action = policy.observation, policy.acting, policy.action
-        self.to_env, self.export, self.draws = policy.to_env, policy.export, False
-        self.from_env = policy.from_env
+        self.to_env: Callable[[Tree], Tree] = policy.to_env
+        self.from_env: Callable[[Tree], Tree] = policy.from_env
+        self.export, self.draws = policy.export, False
         self._policy, self._actions, self._draws = policy, actions, draws
         self._deviation, self._correlation = deviation, correlation
         self._size = actions.noise_size
