@@ -166,7 +166,7 @@ def test_actions_of_unknown_probability_are_refused_by_name():
     fragment.logp[2, 1] = np.nan
     queue = FragmentQueue(1)
     with pytest.raises(
-        ConfigError, match=r"policy 'p': .* agent 'a' \(env 1, episode 0, step 2\).*PPO.*off-policy"
+        ConfigError, match=r"policy 'p': .* agent 'a' \(env 1, episode 0, step 2\).*PPO.*or use DQNConfig"
     ):
         queue.add(fragment)
     assert not full(queue)
