@@ -6,7 +6,7 @@ operators and methods alone, so that it takes arrays of numpy and of JAX alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from steppe.errors import ConfigError
 from steppe.models.observations import MASK, image_axis
-from steppe.spaces import BoxSpec, DictSpec, Spec, TupleSpec, map_leaves, summary
+from steppe.spaces import BoxSpec, DictSpec, Spec, TupleSpec, map_leaves, narrowed, summary, zeros
 from steppe.types import SpacePair, Tree
 
 
@@ -47,6 +47,25 @@ class Frames(NamedTuple):
         """The same of a column whose arrays all have the frames behind their ``lead`` leading axes."""
         newest = (*(slice(None),) * lead, -1)
         return self.seen(map_leaves(lambda a: a[newest], column), self.boxes(column))
+
+    def initial(self, n: int) -> dict[str, Any]:
+        """What ``n`` fresh trajectories are met with: no frames yet.
+
+        ``frames`` holds the observations before this one as :meth:`boxes` has them, ``(n, depth - 1, ...)``
+        each, and ``seen`` ``(n,)`` is 0 on the first row of a trajectory, whose observation stands for those
+        that never were.
+        """
+        past = narrowed(self.spec, zeros(self.spec, n, self.depth - 1))
+        return {"frames": self.boxes(past), "seen": np.zeros(n, np.int8)}
+
+    def step(self, column: Tree, state: Mapping[str, Any]) -> tuple[Tree, dict[str, Any]]:
+        """What networks see of rows ``(n, ...)`` in numpy, and the state that the next ones are met with."""
+        known, stacks = state["seen"] > 0, []
+        for before, now in zip(state["frames"], self.boxes(column), strict=True):
+            past = np.where(known.reshape(-1, *[1] * now.ndim), before, now[:, None]).astype(now.dtype)
+            stacks.append(np.concatenate([past, now[:, None]], axis=1))
+        after = {"frames": tuple(stack[:, 1:] for stack in stacks), "seen": np.ones_like(state["seen"])}
+        return self.seen(column, tuple(stacks)), after
 
 
 def framed(pair: SpacePair, count: int, *keep: str) -> tuple[Frames | None, SpacePair]:

@@ -15,6 +15,7 @@ import numpy as np
 from steppe.errors import ConfigError
 from steppe.models.actions import LOG_STD_RANGE, MASKED, Actions
 from steppe.models.before import told
+from steppe.models.framestack import Frames, stacked_spec
 from steppe.models.numpy_cells import cell_of
 from steppe.models.observations import CLIP, EPSILON, MASK, normalized_leaves, visit
 from steppe.models.sight import check_mask, shown, without
@@ -55,7 +56,11 @@ class Network:
         self._masked, self._hidden = description.get("masked", False), description.get("critic_only", ())
         self._bounded = description.get("bounded_log_std", 0)
         unseen = [description["scores"]["place"]] if "scores" in description else []
-        self._seen = without(self.observation, [MASK, *unseen] if self._masked else unseen)
+        self._frames, seen = None, self.observation
+        if (depth := description.get("framestack", 1)) > 1:
+            self._frames = Frames(self.observation, depth, tuple(description["unstacked"]))
+            seen = stacked_spec(self._frames)
+        self._seen = without(seen, [MASK, *unseen] if self._masked else unseen)
         self._statistics = statistics(self._seen, arrays) if description["normalizer"] else []
         self._torso: _Torso | None = None
         if (torso := description.get("torso")) is not None:
@@ -82,7 +87,8 @@ class Network:
 
     def initial_state(self, n: int) -> Tree:
         """What ``n`` fresh trajectories are met with; None without a memory."""
-        return None if self._torso is None else self._torso.initial(n)
+        state = None if self._torso is None else self._torso.initial(n)
+        return state if self._frames is None else {**(state or {}), **self._frames.initial(n)}
 
     def params(self, column: Tree) -> FloatArray:
         """Distribution parameters, or action values, ``(n, P)`` of a column of at least one observation.
@@ -91,13 +97,18 @@ class Network:
         """
         return self._params(column, self.initial_state(len(leaves(column)[0])))[0]
 
-    def _params(self, column: Tree, state: Tree) -> tuple[FloatArray, Tree]:
+    def _params(self, column: Tree, state: Tree) -> tuple[FloatArray, dict[str, Any]]:
         """These, and what is remembered from then on."""
         with np.errstate(all="ignore"):  # as compiled code is: silent, and the result says it
             column = map_leaves(_narrow, narrowed(self.observation, column))
+            after: dict[str, Any] = {}
+            if self._frames is not None:
+                column, after = self._frames.step(column, state)
             if self._statistics:
                 column = normalized(self._seen, self._statistics, column)
-            seen, memory = (column, None) if self._torso is None else self._torso(column, state)
+            seen = column
+            if self._torso is not None:
+                seen, after["memory"] = self._torso(column, state)
             heads = self._mlp(self._encoder(seen))
             if self._scores is not None:
                 heads = self._scores(heads, column)
@@ -108,9 +119,9 @@ class Network:
                 legal[...] = np.where(column[MASK] != 0, legal, np.float32(MASKED))
             if self._bounded:
                 scales = np.clip(heads[:, -self._bounded :], *LOG_STD_RANGE)
-                return np.concatenate([heads[:, : -self._bounded], scales], axis=1), memory
+                return np.concatenate([heads[:, : -self._bounded], scales], axis=1), after
             scales = np.broadcast_to(self._log_std, (len(heads), self._log_std.size))
-            return np.concatenate([heads, scales], axis=1), memory
+            return np.concatenate([heads, scales], axis=1), after
 
     def act(self, column: Tree, noise: FloatArray | None, state: Tree = None) -> tuple[Tree, Tree]:
         """A column of env actions: the likeliest, or those that the noise ``(n, K)`` picks; and the state.
@@ -120,15 +131,12 @@ class Network:
         """
         if self._masked:
             check_mask(column[MASK], self.actions)
-        params, memory = self._params(column, state)
+        params, found = self._params(column, state)
         with np.errstate(all="ignore"):
             action = self.actions.choose(params, None if self._greedy else noise)
-            after = None if state is None else self._after(state, memory, action)
+            found |= {"action": action, "reward": np.zeros(len(params), np.float32)}
+            after = None if state is None else {name: found[name] for name in state}
             return self.actions.to_env_direct(action), after
-
-    def _after(self, state: Tree, memory: Tree, action: Tree) -> Tree:
-        found = {"memory": memory, "action": action, "reward": np.zeros(len(leaves(action)[0]), np.float32)}
-        return {name: found[name] for name in state}
 
 
 @final

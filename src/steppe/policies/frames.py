@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, final
 
-import numpy as np
-
 from steppe.models.framestack import Frames
 from steppe.models.sight import without
-from steppe.spaces import describe, narrowed, zeros
+from steppe.spaces import describe, narrowed
 from steppe.types import Decision, FloatArray, Policy, State, Tree, Weights
 
 
@@ -17,9 +15,7 @@ from steppe.types import Decision, FloatArray, Policy, State, Tree, Weights
 class FramesPolicy:
     """Hands another policy its stacked observations; see :class:`steppe.types.Policy`.
 
-    To the other's state it adds ``frames``, the observations before this one as
-    :meth:`~steppe.models.framestack.Frames.boxes` has them, ``(n, depth - 1, ...)`` each, and ``seen``
-    ``(n,)``: 0 on the first row of a trajectory, whose observation stands for those that never were.
+    To the other's state it adds what :meth:`~steppe.models.framestack.Frames.initial` says.
 
     Args:
         policy: observes what ``frames`` makes of observations.
@@ -37,21 +33,14 @@ class FramesPolicy:
 
     def act(self, weights: Any, obs: Tree, state: Tree, noise: FloatArray | None) -> Decision:
         """Choose actions; see :meth:`steppe.types.Policy.act`."""
-        obs = narrowed(self.acting, obs)
         inner = {key: part for key, part in state.items() if key not in ("frames", "seen")} or None
-        seen, stacks = state["seen"] > 0, []
-        for before, now in zip(state["frames"], self._frames.boxes(obs), strict=True):
-            known = seen.reshape(-1, *[1] * now.ndim)
-            stacks.append(np.concatenate([np.where(known, before, now[:, None]), now[:, None]], axis=1))
-        decision = self._policy.act(weights, self._frames.seen(obs, tuple(stacks)), inner, noise)
-        after = {"frames": tuple(stack[:, 1:] for stack in stacks), "seen": np.ones_like(state["seen"])}
+        seen, after = self._frames.step(narrowed(self.acting, obs), state)
+        decision = self._policy.act(weights, seen, inner, noise)
         return decision._replace(state={**(decision.state or {}), **after})
 
     def initial_state(self, n: int) -> Tree:
         """No frames yet; and the other's state."""
-        one = narrowed(self.acting, zeros(self.acting, n, self._frames.depth - 1))
-        frames = {"frames": self._frames.boxes(one), "seen": np.zeros(n, np.int8)}
-        return {**(self._policy.initial_state(n) or {}), **frames}
+        return {**(self._policy.initial_state(n) or {}), **self._frames.initial(n)}
 
     def export(self, weights: Weights) -> State:
         """The other's network, and how observations are stacked for it."""
