@@ -10,7 +10,13 @@ ROOT = Path(__file__).resolve().parent.parent
 # Set before anything imports JAX; subprocesses started by tests inherit it.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+# Most of the fast tests' time is compiling, and little of it running: XLA is told not to try hard.
+HASTY = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
@@ -25,6 +31,12 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("steppe")
+
+
+def pytest_configure(config):
+    """Slow tests run what users run."""
+    if "not slow" in config.option.markexpr:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {HASTY}".strip()
 
 
 @pytest.fixture(autouse=True)
