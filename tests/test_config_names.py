@@ -537,7 +537,7 @@ def test_dicts_of_settings_are_no_keywords():
     assert text == (
         "PPOConfig: model is a dict of RLlib's, whose settings stand for themselves here: write "
         "memory_size, attention_memory, conv_filters, fcnet_activation, fcnet_hiddens, free_log_std, "
-        "prev_action, prev_reward, max_seq_len, memory, vf_share_layers, or give the dict to "
+        "prev_action, prev_reward, max_seq_len, framestack, memory, vf_share_layers, or give the dict to "
         "PPOConfig.from_dict({'model': {...}}) or PPOConfig().training(model={...})"
     )
     text = refusal(lambda: setattr(PPOConfig(), "multiagent", {}))
