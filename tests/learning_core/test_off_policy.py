@@ -260,3 +260,10 @@ def test_a_state_whose_replay_does_not_fit_is_refused_before_anything_is_changed
     state["replay"] = {"rows": 7}
     with pytest.raises(CheckpointError, match="other rows"):
         other.checked(state)
+
+
+def test_large_observations_are_drawn_for_fewer_updates_at_once():
+    image = spec_of(spaces.Box(0, 255, (256, 256, 4), np.uint8))
+    for observed, most in ((2, 16), (8, 4), (1000, 1)):
+        assert learner(method=METHOD._replace(observation=image), observed=observed)._most == most
+    assert learner()._most == 64

@@ -20,7 +20,7 @@ from steppe.config import (
     run_field,
     scheduled,
 )
-from steppe.config.checks import FRAGMENT, own_encoder
+from steppe.config.checks import FRAGMENT
 from steppe.config.exploration import epsilon_schedule
 from steppe.errors import ConfigError
 from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, followed
@@ -28,6 +28,7 @@ from steppe.learning.optimizer import clipped_adam, clipped_adam_init
 from steppe.learning.policy_gradient import averaged
 from steppe.learning.q_networks import looked, looked_along, make_q
 from steppe.learning.replays import Lengths, by_sequence, make_replay
+from steppe.models.custom import own_encoder
 from steppe.models.framestack import framed
 from steppe.models.observations import norm_init
 from steppe.models.q_network import QNetwork, scaled_noise
@@ -188,6 +189,7 @@ class DQNConfig(AlgorithmConfig):
             updates_per_step=(self.training_intensity or self.train_batch_size) / self.train_batch_size,
             learning_starts=self.num_steps_sampled_before_learning_starts,
             target_update_freq=self.target_network_update_freq,
+            observed=2 if memory is None else self.burn_in + length + self.n_step,
             scalars={"epsilon": self.epsilon},
             priorities=priorities,
             about=f"{layout.size} parameters\n{network}",

@@ -19,7 +19,7 @@ from steppe.config import (
     policy_field,
     run_field,
 )
-from steppe.config.checks import FRAGMENT, own_encoder
+from steppe.config.checks import FRAGMENT
 from steppe.config.exploration import noise_deviation
 from steppe.errors import ConfigError
 from steppe.learning.action_networks import UNUSED, Structure, flat, make_action_networks
@@ -28,6 +28,7 @@ from steppe.learning.optimizer import clipped_adam, clipped_adam_init
 from steppe.learning.replays import Lengths, by_sequence, make_replay
 from steppe.learning.walks import acting_params, judged, opened
 from steppe.models.action_values import action_inputs
+from steppe.models.custom import own_encoder
 from steppe.models.framestack import framed
 from steppe.policies.noisy import NoisyPolicy
 from steppe.seeding import SMALLEST_NOISE, stream
@@ -151,6 +152,7 @@ class SACConfig(AlgorithmConfig):
             updates_per_step=(self.training_intensity or rows) / rows,
             learning_starts=self.num_steps_sampled_before_learning_starts,
             target_update_freq=self.target_network_update_freq,
+            observed=2 if memory is None else self.burn_in + self.max_seq_len + self.n_step,
             about=f"{len(params)} parameters, {len(nets.actor)} of them act",
         )
 

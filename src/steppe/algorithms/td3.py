@@ -12,7 +12,7 @@ import numpy as np
 
 from steppe.buffers.replay import Replay
 from steppe.config import AlgorithmConfig, above, at_least, between, each, policy_field, run_field, scheduled
-from steppe.config.checks import FRAGMENT, own_encoder
+from steppe.config.checks import FRAGMENT
 from steppe.config.exploration import noise_deviation
 from steppe.config.fields import Schedule
 from steppe.errors import ConfigError
@@ -21,6 +21,7 @@ from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, f
 from steppe.learning.optimizer import clipped_adam, clipped_adam_init
 from steppe.models.action_values import ActionValue, action_inputs, action_values
 from steppe.models.catalog import Actor
+from steppe.models.custom import own_encoder
 from steppe.models.framestack import framed
 from steppe.policies.noisy import NoisyPolicy
 from steppe.seeding import SMALLEST_NOISE, stream
@@ -107,16 +108,9 @@ class TD3Config(AlgorithmConfig):
         )
         params = np.concatenate([nets.actor, nets.critics])
         opt = clipped_adam_init(nets.actor), clipped_adam_init(nets.critics)
-        starts = self.num_steps_sampled_before_learning_starts
+        starts, static = self.num_steps_sampled_before_learning_starts, Static(nets.structure, self.grad_clip)
         return OffPolicyLearner(
-            Method(
-                Hyper,
-                td3_update,
-                td3_values,
-                Static(nets.structure, self.grad_clip),
-                nets.structure.seen,
-                frames,
-            ),
+            Method(Hyper, td3_update, td3_values, static, nets.structure.seen, frames),
             NoisyPolicy(
                 nets.policy,
                 nets.structure.distribution.actions,

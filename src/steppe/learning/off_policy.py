@@ -23,11 +23,14 @@ from steppe.learning.schedules import Schedule, points
 from steppe.models.encoders import norm_merge, normalize
 from steppe.models.framestack import Frames
 from steppe.seeding import stream
-from steppe.spaces import Spec, leaves, take
+from steppe.spaces import Spec, leaves, take, zeros
 from steppe.types import Array, FloatArray, Policy, Rollout, State, Tree, Weights
 
 _MOST = 64
-"""Updates of one compiled call: bounds the memory of its minibatches, and how old their priorities are."""
+"""Updates of one compiled call: bounds how old the priorities of its minibatches are, and their memory."""
+_ROOM = 32 << 20
+"""Bytes of observations drawn for one call, if there are several updates in it: more are not reused, and take
+many times as long to get from the system as to fill."""
 
 
 class LearnerState(NamedTuple):
@@ -202,6 +205,7 @@ class OffPolicyLearner(PolicyLearner):
         updates_per_step: updates an env step is worth; what is left over waits for the next call.
         learning_starts: env steps before the first update.
         target_update_freq: env steps between updates of the targets; 0 moves them at each update.
+        observed: observations that come with each of the batch: a row's and its outcome's, or a sequence's.
         priorities: of a prioritized buffer.
         about: the summary's text.
     """
@@ -220,6 +224,7 @@ class OffPolicyLearner(PolicyLearner):
         updates_per_step: float,
         learning_starts: int,
         target_update_freq: int = 0,
+        observed: int = 2,
         scalars: Mapping[str, Schedule] | None = None,
         priorities: Priorities | None = None,
         about: str = "",
@@ -237,6 +242,9 @@ class OffPolicyLearner(PolicyLearner):
         self._priorities, self._about, self._acting = priorities, about, acting
         self._beta = None if priorities is None else points(priorities.beta)
         self._size, self._ratio, self._starts = batch_size, updates_per_step, learning_starts
+        one = sum(leaf.nbytes for leaf in leaves(zeros(method.observation, 1)))
+        most = _ROOM // (one * observed * batch_size)
+        self._most = min(_MOST, 1 << max(most.bit_length() - 1, 0))
         self._freq = target_update_freq
         self._version = self._skipped = self._number = self._env_steps = 0
         self._owed = 0.0
@@ -260,8 +268,8 @@ class OffPolicyLearner(PolicyLearner):
         )
         sync = self._due(before, env_steps, count)
         sums: dict[str, float] = {}
-        for start in range(0, count, _MOST):
-            part = sync[start : start + _MOST]
+        for start in range(0, count, self._most):
+            part = sync[start : start + self._most]
             for name, value in self._learn(part, hyper).items():
                 sums[name] = sums.get(name, 0.0) + value * (1.0 if name == "skipped" else len(part))
         self._version += 1
