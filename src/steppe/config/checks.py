@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
-from collections.abc import Mapping
-from functools import partial
-from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from steppe.config.fields import Check
@@ -110,21 +106,11 @@ def _binds(signature: inspect.Signature, positions: tuple[str, ...], names: tupl
 
 
 def parsed_models(cls: type[AlgorithmConfig], value: Any) -> Any:
-    """``models``, once it is known that they can be made.
+    """``models``, once it is known that they can be made."""
+    if value:  # most runs have no code of this kind
+        from steppe.models.custom import judged
 
-    Raises:
-        ConfigError: a key means nothing, or is given what is no class.
-    """
-    for key, build in value.items() if isinstance(value, Mapping) else ():
-        if key not in MODELS:
-            near = difflib.get_close_matches(str(key), MODELS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{cls.__name__}: models[{key!r}]: the keys are {', '.join(MODELS)}{hint}")
-        if not isinstance(build, type | FunctionType | partial):
-            raise ConfigError(
-                f"{cls.__name__}: models[{key!r}]={short(build)}: give the class itself, or a function that "
-                "makes an object of it, not an object"
-            )
+        value = judged(cls.__name__, value)
     return value
 
 
@@ -144,8 +130,6 @@ POSTPROCESSING = _function_of("policy", "batch", "other_agent_batches", "episode
 EXTRA_LOSS = _function_of("params", "batch")
 SPACE = Check("a Gymnasium space", lambda value: not isinstance(value, _NO_SPACE), whole=True)
 CALLABLE = Check("a function", callable, whole=True)
-MODELS = ("encoder", "actor_critic", "distribution")
-"""What can be of the user's own."""
 PARTS = Check(
     "a dict of encoder, pi, critic_encoder or vf: the name that the part is shared under",
     lambda value: value.keys() <= {"encoder", "pi", "critic_encoder", "vf"},

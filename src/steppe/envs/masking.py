@@ -249,3 +249,30 @@ class MaskedBatch(Batch):
             return {OBSERVATION: obs, MASK: masks}
         pairs = zip(obs, masks, strict=True)
         return [{**one, MASK: mask} if isinstance(one, Mapping) else one for one, mask in pairs]
+
+
+def masked(
+    envs: list[Any], limits: dict[str, Any], name: str, *, low_level: bool, together: bool
+) -> tuple[dict[str, Any], list[Any]]:
+    """The envs with masks in their observations, and what is left to say to their adapter.
+
+    Args:
+        envs: of a runner; one that is many, if they step ``together``.
+        limits: arguments of the adapter.
+        name: what messages call the envs.
+        low_level: they are a BaseEnv.
+        together: see ``envs``.
+
+    Raises:
+        ConfigError: they are a BaseEnv.
+    """
+    if low_level:
+        raise ConfigError(
+            f'action_mask="info": {name} is a BaseEnv; put the mask into the observation instead'
+        )
+    given = limits.pop("observation_space", None)
+    masks = Masks(given, limits.get("action_space"), limits.get("max_sequence_length"))
+    if together:
+        return {**limits, "masks": masks}, envs
+    many = MultiAgentEnv
+    return limits, [MaskedAgents(e, masks) if isinstance(e, many) else MaskedEnv(e, masks) for e in envs]

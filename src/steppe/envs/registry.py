@@ -204,19 +204,9 @@ def _masked(
     """The envs with masks in their observations, and what is left to say to their adapter."""
     if action_mask == "observation":
         return limits, envs
-    from steppe.envs.masking import MaskedAgents, MaskedEnv, Masks
+    from steppe.envs.masking import masked  # most envs have no masks
 
-    given = limits.pop("observation_space", None)
-    masks = Masks(given, limits.get("action_space"), limits.get("max_sequence_length"))
-    if is_base(envs[0]):
-        raise ConfigError(
-            f'action_mask="info": {name} is a BaseEnv; put the mask into the observation instead'
-        )
-    if is_vector(envs[0]):
-        return {**limits, "masks": masks}, envs
-    return limits, [
-        MaskedAgents(one, masks) if is_multi_agent(one) else MaskedEnv(one, masks) for one in envs
-    ]
+    return masked(envs, limits, name, low_level=is_base(envs[0]), together=is_vector(envs[0]))
 
 
 def _counted(envs: list[Any], wanted: int, name: str) -> int:

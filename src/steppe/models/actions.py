@@ -10,12 +10,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import prod
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
 from steppe.errors import SpaceError
-from steppe.models.autoregressive import Chain, Part
 from steppe.spaces import (
     BoxSpec,
     DictSpec,
@@ -27,6 +26,9 @@ from steppe.spaces import (
     summary,
 )
 from steppe.types import Array, FloatArray, Tree
+
+if TYPE_CHECKING:
+    from steppe.models.autoregressive import Chain, Part
 
 MASKED = -1e9
 """Logit of a forbidden choice: far below any other, and finite, so that no gradient becomes NaN."""
@@ -44,12 +46,33 @@ class ActionLeaf(ABC):
         heads: how many logits or means say it.
         scales: how many log standard deviations.
         noise: how many uniforms a draw needs.
+        counts: of each of several choices how many there are; else empty.
+        width: the largest of those, also of one choice; 0 where nothing is chosen from.
     """
 
     shape: tuple[int, ...]
     heads: int
     scales: int
     noise: int
+    counts: tuple[int, ...] = ()
+    width: int = 0
+
+    def parts(self) -> Sequence[ActionLeaf]:
+        """What of it can be chosen one after the other: choice by choice, anything else all at once."""
+        return [Choices(np.asarray(n), np.asarray(0), np.dtype(np.int64)) for n in self.counts] or [self]
+
+    def split(self, action: Any) -> list[Any]:
+        """An action ``(..., *shape)`` by these parts; of numpy or of JAX, as with ``numbers``."""
+        flat = self._flat(action) if self.counts else action
+        return [flat[..., i] for i in range(self.noise)] if self.counts else [action]
+
+    def numbers(self, action: Any) -> Any:
+        """What others are told of an action of one part: ``(..., heads)`` float32; choices are one-hot."""
+        told = action[..., None] == np.arange(self.width) if self.width else self._flat(action)
+        return told.astype(np.float32)
+
+    def _flat(self, action: Any) -> Any:
+        return action.reshape(*action.shape[: action.ndim - len(self.shape)], self.noise)
 
     @abstractmethod
     def mode(self, head: FloatArray) -> Array:
@@ -58,18 +81,6 @@ class ActionLeaf(ABC):
     @abstractmethod
     def sample(self, head: FloatArray, scale: FloatArray, noise: FloatArray) -> Array:
         """``(n, *shape)`` from parameters and uniforms in the open (0, 1), ``(n, noise)``."""
-
-    @abstractmethod
-    def parts(self) -> Sequence[ActionLeaf]:
-        """What of it can be chosen one after the other."""
-
-    @abstractmethod
-    def split(self, action: Any) -> list[Any]:
-        """An action ``(..., *shape)`` by these parts; of numpy or of JAX, as with ``numbers``."""
-
-    @abstractmethod
-    def numbers(self, action: Any) -> Any:
-        """What later parts are told of an action of one part: ``(..., heads)`` float32."""
 
     @abstractmethod
     def to_env(self, action: Array) -> Array:
@@ -88,7 +99,7 @@ class Choices(ActionLeaf):
         counts = np.asarray(nvec, np.int64).ravel()
         self.shape, self.start, self.dtype = np.shape(nvec), np.asarray(start, np.int64), dtype
         self.heads, self.scales, self.noise = int(counts.sum()), 0, counts.size
-        self.width = int(counts.max(initial=1))
+        self.width, self.counts = int(counts.max(initial=1)), tuple(counts.tolist()) if self.shape else ()
         self.even = bool((counts == self.width).all())
         columns = np.arange(self.width)
         self.present = columns < counts[:, None]
@@ -106,22 +117,6 @@ class Choices(ActionLeaf):
         cdf = np.cumsum(p, -1)
         reached = (cdf >= noise[..., None] * cdf[..., -1:]) & (p > 0.0)
         return self._shaped(np.argmax(reached, -1))
-
-    def parts(self) -> Sequence[ActionLeaf]:
-        """Choice by choice."""
-        counts = self.present.sum(1)
-        return [Choices(n, np.asarray(0), self.dtype) for n in counts] if self.shape else [self]
-
-    def split(self, action: Any) -> list[Any]:
-        """Choice by choice."""
-        if not self.shape:
-            return [action]
-        flat = action.reshape(*action.shape[: action.ndim - len(self.shape)], self.noise)
-        return [flat[..., i] for i in range(self.noise)]
-
-    def numbers(self, action: Any) -> Any:
-        """One-hot."""
-        return (action[..., None] == np.arange(self.width)).astype(np.float32)
 
     def to_env(self, action: Array) -> Array:
         """Counted from the space's start."""
@@ -154,19 +149,6 @@ class Bits(ActionLeaf):
     def sample(self, head: FloatArray, scale: FloatArray, noise: FloatArray) -> Array:
         """1 with the probability that the logit says."""
         return (noise * (1.0 + np.exp(-head)) < 1.0).reshape(-1, *self.shape).astype(np.int8)
-
-    def parts(self) -> Sequence[ActionLeaf]:
-        """All at once."""
-        return [self]
-
-    def split(self, action: Any) -> list[Any]:
-        """All at once."""
-        return [action]
-
-    def numbers(self, action: Any) -> Any:
-        """As they are."""
-        flat = action.reshape(*action.shape[: action.ndim - len(self.shape)], self.heads)
-        return flat.astype(np.float32)
 
     def to_env(self, action: Array) -> Array:
         """As they are."""
@@ -212,19 +194,6 @@ class Numbers(ActionLeaf):
 
         normal = np.array([NormalDist().inv_cdf(u) for u in noise.ravel().tolist()], np.float32)
         return (head + np.exp(scale) * normal.reshape(noise.shape)).reshape(-1, *self.shape)
-
-    def parts(self) -> Sequence[ActionLeaf]:
-        """All at once."""
-        return [self]
-
-    def split(self, action: Any) -> list[Any]:
-        """All at once."""
-        return [action]
-
-    def numbers(self, action: Any) -> Any:
-        """As they are."""
-        flat = action.reshape(*action.shape[: action.ndim - len(self.shape)], self.heads)
-        return flat.astype(np.float32)
 
     def to_env(self, action: Array) -> Array:
         """Squashed, scaled, clipped and rounded as the space and the options ask."""
@@ -285,7 +254,11 @@ class Actions:
         self.log_std_size = sum(leaf.scales for leaf in self.leaves)
         self.noise_size = sum(leaf.noise for leaf in self.leaves)
         heads = sum(leaf.heads for leaf in self.leaves)
-        self.chain = Chain(self.leaves, self.log_std_size) if autoregressive else None
+        self.chain: Chain | None = None
+        if autoregressive:
+            from steppe.models.autoregressive import Chain  # as few actions are
+
+            self.chain = Chain(self.leaves, self.log_std_size)
         contexts, weights = (self.chain.context_size, self.chain.weight_size) if self.chain else (0, 0)
         self.param_size = heads + contexts + self.log_std_size + weights
         if not self.param_size:

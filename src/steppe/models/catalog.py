@@ -163,15 +163,12 @@ def make_actor_critic(
     rng: np.random.Generator,
     *,
     critic_spec: Spec | None = None,
-    masked: bool = False,
     hiddens: Sequence[int] = (64, 64),
     activation: str = "tanh",
     share_layers: bool = False,
     conv_filters: Sequence[Sequence[int]] | None = None,
-    free_log_std: bool = True,
-    initial_log_std: float = 0.0,
     encoder: Callable[..., Any] | None = None,
-    embeddings: Embeddings | None = None,
+    **head: Any,
 ) -> ActorCritic:
     """Draw the networks of an actor-critic.
 
@@ -180,32 +177,18 @@ def make_actor_critic(
         distribution: of the actions.
         rng: source of the initial parameters.
         critic_spec: what the value's network sees; the same if None.
-        masked: the observation has a mask of the actions beside that.
         hiddens: widths of the hidden layers, of actor and critic alike.
         activation: after each hidden layer, see :class:`~steppe.models.mlp.MLP`.
         share_layers: the critic is one layer on the actor's features.
         conv_filters: ``[channels, kernel, stride]`` a layer, for images; chosen by size if None.
-        free_log_std: log standard deviations are parameters of their own, not outputs of the network.
-        initial_log_std: their value before training.
         encoder: makes one of the user's own; actor and critic have each theirs.
-        embeddings: where the observation describes the choices.
+        head: further arguments of :func:`make_actor`.
 
     Raises:
         ConfigError: bad widths, unknown activation, or filters that do not fit the image.
     """
-    actor = make_actor(
-        obs_spec,
-        distribution,
-        rng,
-        masked=masked,
-        hiddens=hiddens,
-        activation=activation,
-        conv_filters=conv_filters,
-        free_log_std=free_log_std,
-        initial_log_std=initial_log_std,
-        encoder=encoder,
-        embeddings=embeddings,
-    )
+    layers: dict[str, Any] = {"hiddens": hiddens, "activation": activation, "conv_filters": conv_filters}
+    actor = make_actor(obs_spec, distribution, rng, encoder=encoder, **layers, **head)
     if share_layers:
         width = hiddens[-1] if hiddens else actor.encoder.size
         return ActorCritic(actor, Critic(None, MLP((width, 1), activation, rng, 1.0)))

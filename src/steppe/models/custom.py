@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import FunctionType
 from typing import Any, final
 
 import equinox as eqx
@@ -87,6 +90,7 @@ def made(
     return own, made
 
 
+_PLACES = ("encoder", "actor_critic", "distribution")
 _MEMBERS = ("param_size", "noise_size", "sample", "mode", "logp", "entropy", "to_env", "from_env")
 
 
@@ -142,6 +146,24 @@ class OwnDistribution:
         for action in (drawn, mode):
             self._check_env(said, spec, map_leaves(lambda leaf: np.asarray(leaf)[None], action))
 
+    def sample(self, params: jax.Array, noise: jax.Array) -> Tree:
+        """Of rows along any leading axes; likewise the others."""
+        return _over_rows(self.made.sample, params)(params, noise)
+
+    def mode(self, params: jax.Array) -> Tree:
+        """What is taken without exploration."""
+        return _over_rows(self.made.mode, params)(params)
+
+    def logp(self, params: jax.Array, action: Tree) -> jax.Array:
+        """``(...)``."""
+        logp: jax.Array = _over_rows(self.made.logp, params)(params, action)
+        return logp
+
+    def entropy(self, params: jax.Array, action: Tree) -> jax.Array:
+        """``(...)``."""
+        entropy: jax.Array = _over_rows(self.made.entropy, params)(params)
+        return entropy
+
     def _check_env(self, said: str, spec: Spec, column: Tree) -> None:
         """Try the way to env units and back."""
         try:
@@ -152,6 +174,70 @@ class OwnDistribution:
             raise ConfigError(f"{said}: to_env gives what is no column of actions: {bad}") from None
         if [np.shape(leaf) for leaf in leaves(back)] != [np.shape(leaf) for leaf in leaves(column)]:
             raise ConfigError(f"{said}: from_env(to_env(action)) has another shape than the action")
+
+
+def _over_rows(function: Callable[..., Any], params: jax.Array) -> Callable[..., Any]:
+    """A function of one row for rows along all leading axes of the parameters."""
+    for _ in range(params.ndim - 1):
+        function = jax.vmap(function)
+    return function
+
+
+@final
+class OwnEncoder(eqx.Module):
+    """An encoder of the user's own; what :class:`~steppe.models.encoders.Encoder` is."""
+
+    own: Own
+    size: int = eqx.field(static=True)
+
+    def __init__(self, build: Callable[..., Any], spec: Spec, rng: np.random.Generator) -> None:
+        self.own, vector = made("encoder", build, spec, rng)
+        self.size = check_vector("encoder", self.own, vector)
+
+    def __call__(self, obs: Tree) -> jax.Array:
+        """One observation to ``(size,)``."""
+        vector: jax.Array = self.own(obs)
+        return vector
+
+    def describe(self) -> dict[str, Any]:
+        """All but its arrays, of which there is only the name."""
+        return {"kind": "custom", "name": self.own.name}
+
+
+def judged(cls: str, models: Any) -> Any:
+    """The setting ``models`` of a class, once it is known that they can be made.
+
+    Raises:
+        ConfigError: a key means nothing, or is given what is no class.
+    """
+    for key, build in models.items() if isinstance(models, Mapping) else ():
+        if key not in _PLACES:
+            near = difflib.get_close_matches(str(key), _PLACES, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{cls}: models[{key!r}]: the keys are {', '.join(_PLACES)}{hint}")
+        if not isinstance(build, type | FunctionType | partial):
+            raise ConfigError(
+                f"{cls}: models[{key!r}]={build!r:.40}: give the class itself, or a function that makes an "
+                "object of it, not an object"
+            )
+    return models
+
+
+def own_encoder(config: Any) -> Any:
+    """What makes an encoder of the user's own, for an algorithm that has a use for no other model.
+
+    Args:
+        config: of the algorithm.
+
+    Raises:
+        ConfigError: there is another model.
+    """
+    for key in config.models.keys() - {"encoder"}:
+        raise ConfigError(
+            f"{config.algo_name}: models[{key!r}] is for algorithms with a policy and one value, such as "
+            'PPOConfig; use that, or leave it at "encoder"'
+        )
+    return config.models.get("encoder")
 
 
 def check_vector(role: str, own: Own, made: Any, size: int | None = None) -> int:

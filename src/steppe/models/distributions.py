@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from steppe.models.actions import MASKED, ActionLeaf, Actions, Bits, Choices, Numbers
-from steppe.models.autoregressive import Part
 from steppe.spaces import Spec, summary
 from steppe.types import FloatArray, Tree
 
 if TYPE_CHECKING:
+    from steppe.models.chained import Chained
     from steppe.models.custom import OwnDistribution
 
 _LOG_TWO_PI = float(np.log(2.0 * np.pi))
@@ -56,6 +56,7 @@ class Distribution:
     __slots__ = (
         "_key",
         "_law",
+        "_leaves",
         "actions",
         "from_env",
         "log_std_size",
@@ -95,15 +96,18 @@ class Distribution:
         self.log_std_size, self.noise_size = self.actions.log_std_size, self.actions.noise_size
         self.param_size = self.actions.param_size
         self.to_env, self.from_env = self.actions.to_env_direct, self.actions.from_env
+        self._leaves = tuple(map(_leaf, self.actions.leaves))
+        self._law: Chained | OwnDistribution | None = None  # where leaves are not independent
         if own is not None:
             from steppe.models.custom import OwnDistribution  # most runs have no code of this kind
 
-            mine = OwnDistribution(own, spec)
-            self._law: _Law = _Own(mine)
+            self._law = mine = OwnDistribution(own, spec)
             self.param_size, self.noise_size, self.log_std_size = mine.param_size, mine.noise_size, 0
             self.to_env, self.from_env = mine.to_env, mine.from_env
-        else:
-            self._law = _Independent(self.actions) if self.actions.chain is None else _Chained(self.actions)
+        elif autoregressive:
+            from steppe.models.chained import Chained  # as few actions are
+
+            self._law = Chained(self.actions, _leaf)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -141,18 +145,29 @@ class Distribution:
         Returns:
             Action tree of ``(..., *shape)`` in policy units.
         """
-        return self._law.sample(params, noise)
+        if self._law is not None:
+            return self._law.sample(params, noise)
+        return self.actions.tree(
+            [leaf.sample(head, scale, noise[..., cut]) for leaf, head, scale, cut in self._parts(params)]
+        )
 
     def mode(self, params: jax.Array) -> Tree:
         """The likeliest action per row (of a squashed Gaussian: the tanh of the mean).
 
         Of a chain, the likeliest of each part after those before it.
         """
-        return self._law.mode(params)
+        if self._law is not None:
+            return self._law.mode(params)
+        return self.actions.tree([leaf.mode(head) for leaf, head, _, _ in self._parts(params)])
 
     def logp(self, params: jax.Array, action: Tree) -> jax.Array:
         """Log-probability ``(...)`` of an action tree in policy units."""
-        return self._law.logp(params, action)
+        if self._law is not None:
+            return self._law.logp(params, action)
+        return _total(
+            leaf.logp(head, scale, jnp.asarray(a))
+            for (leaf, head, scale, _), a in zip(self._parts(params), self.actions.flat(action), strict=True)
+        )
 
     def entropy(self, params: jax.Array, action: Tree = None) -> jax.Array:
         """Entropy ``(...)`` in nats; of a squashed Gaussian that of the Gaussian before the squash.
@@ -164,138 +179,21 @@ class Distribution:
             params: ``(..., P)``.
             action: as it was chosen; only a chain needs it.
         """
-        return self._law.entropy(params, action)
-
-    def kl(self, params_p: jax.Array, params_q: jax.Array) -> jax.Array:
-        """Kullback-Leibler divergence ``(...)`` of q from p, in nats, of independent leaves."""
-        assert isinstance(self._law, _Independent)
-        return self._law.kl(params_p, params_q)
-
-
-class _Law(ABC):
-    """The maths of all leaves together; methods as those of :class:`Distribution`."""
-
-    @abstractmethod
-    def sample(self, params: jax.Array, noise: jax.Array) -> Tree: ...
-
-    @abstractmethod
-    def mode(self, params: jax.Array) -> Tree: ...
-
-    @abstractmethod
-    def logp(self, params: jax.Array, action: Tree) -> jax.Array: ...
-
-    @abstractmethod
-    def entropy(self, params: jax.Array, action: Tree) -> jax.Array: ...
-
-
-@final
-class _Independent(_Law):
-    """A product over the leaves."""
-
-    def __init__(self, actions: Actions) -> None:
-        self._actions, self._leaves = actions, tuple(map(_leaf, actions.leaves))
-
-    def sample(self, params: jax.Array, noise: jax.Array) -> Tree:
-        return self._actions.tree(
-            [leaf.sample(head, scale, noise[..., cut]) for leaf, head, scale, cut in self._parts(params)]
-        )
-
-    def mode(self, params: jax.Array) -> Tree:
-        return self._actions.tree([leaf.mode(head) for leaf, head, _, _ in self._parts(params)])
-
-    def logp(self, params: jax.Array, action: Tree) -> jax.Array:
-        return _total(
-            leaf.logp(head, scale, jnp.asarray(a))
-            for (leaf, head, scale, _), a in zip(self._parts(params), self._actions.flat(action), strict=True)
-        )
-
-    def entropy(self, params: jax.Array, action: Tree) -> jax.Array:
+        if self._law is not None:
+            return self._law.entropy(params, action)
         return _total(leaf.entropy(head, scale) for leaf, head, scale, _ in self._parts(params))
 
     def kl(self, params_p: jax.Array, params_q: jax.Array) -> jax.Array:
-        """No squash changes it."""
+        """Kullback-Leibler divergence ``(...)`` of q from p, in nats, of independent leaves."""
+        assert self._law is None
         pairs = zip(self._parts(params_p), self._parts(params_q), strict=True)
         return _total(leaf.kl((hp, sp), (hq, sq)) for (leaf, hp, sp, _), (_, hq, sq, _) in pairs)
 
     def _parts(self, params: jax.Array) -> list[tuple[_Leaf, jax.Array, jax.Array, slice]]:
         return [
             (leaf, params[..., head], params[..., scale], noise)
-            for leaf, (head, scale, noise) in zip(self._leaves, self._actions.cuts, strict=True)
+            for leaf, (head, scale, noise) in zip(self._leaves, self.actions.cuts, strict=True)
         ]
-
-
-@final
-class _Chained(_Law):
-    """Part after part, each knowing those before it."""
-
-    def __init__(self, actions: Actions) -> None:
-        assert actions.chain is not None
-        self._actions, self._chain = actions, actions.chain
-        self._leaves = [_leaf(part.of) for part in self._chain.parts]
-
-    def sample(self, params: jax.Array, noise: jax.Array) -> Tree:
-        def meet(part: Part, head: jax.Array) -> jax.Array:
-            return self._leaves[part.place].sample(head, params[..., part.scale], noise[..., part.noise])
-
-        return self._actions.tree(self._chain.walk(jnp, params, meet))
-
-    def mode(self, params: jax.Array) -> Tree:
-        return self._actions.tree(
-            self._chain.walk(jnp, params, lambda part, head: self._leaves[part.place].mode(head))
-        )
-
-    def logp(self, params: jax.Array, action: Tree) -> jax.Array:
-        return _total(
-            self._leaves[part.place].logp(head, params[..., part.scale], taken)
-            for part, head, taken in self._taken(params, action)
-        )
-
-    def entropy(self, params: jax.Array, action: Tree) -> jax.Array:
-        return _total(
-            self._leaves[part.place].entropy(head, params[..., part.scale])
-            for part, head, _ in self._taken(params, action)
-        )
-
-    def _taken(self, params: jax.Array, action: Tree) -> list[tuple[Part, jax.Array, jax.Array]]:
-        """Each part with the head that it had after what was chosen before, and what was chosen of it."""
-        chosen = iter(self._chain.split([jnp.asarray(a) for a in self._actions.flat(action)]))
-        met: list[tuple[Part, jax.Array, jax.Array]] = []
-
-        def meet(part: Part, head: jax.Array) -> jax.Array:
-            met.append((part, head, next(chosen)))
-            return met[-1][2]
-
-        self._chain.walk(jnp, params, meet)
-        return met
-
-
-@final
-class _Own(_Law):
-    """The user's own, which is written for one row."""
-
-    def __init__(self, own: OwnDistribution) -> None:
-        self._own = own
-
-    def sample(self, params: jax.Array, noise: jax.Array) -> Tree:
-        return _over_rows(self._own.made.sample, params)(params, noise)
-
-    def mode(self, params: jax.Array) -> Tree:
-        return _over_rows(self._own.made.mode, params)(params)
-
-    def logp(self, params: jax.Array, action: Tree) -> jax.Array:
-        logp: jax.Array = _over_rows(self._own.made.logp, params)(params, action)
-        return logp
-
-    def entropy(self, params: jax.Array, action: Tree) -> jax.Array:
-        entropy: jax.Array = _over_rows(self._own.made.entropy, params)(params)
-        return entropy
-
-
-def _over_rows(function: Callable[..., Any], params: jax.Array) -> Callable[..., Any]:
-    """A function of one row for rows along all leading axes of the parameters."""
-    for _ in range(params.ndim - 1):
-        function = jax.vmap(function)
-    return function
 
 
 def legal(params: jax.Array, mask: jax.Array) -> jax.Array:

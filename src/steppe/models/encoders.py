@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -31,9 +31,6 @@ from steppe.spaces import (
     TupleSpec,
 )
 from steppe.types import Array, Tree
-
-if TYPE_CHECKING:
-    from steppe.models.custom import Own
 
 _ONE_HOT_LIMIT = 1024
 _EMBEDDING = 64
@@ -78,7 +75,10 @@ def make_encoder(
         ConfigError: filters that do not fit the image, or an encoder that does not do.
     """
     if own is not None:
-        return _Custom(own, spec, rng)
+        from steppe.models.custom import OwnEncoder  # most runs have no code of this kind
+
+        encoder: Any = OwnEncoder(own, spec, rng)
+        return encoder  # type: ignore[no-any-return]  # it does what one does
     return _built_in(spec, rng, conv_filters, sequence_hidden)
 
 
@@ -247,27 +247,6 @@ class _Alternatives(Encoder):
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "alternatives", "parts": [part.describe() for part in self.parts]}
-
-
-@final
-class _Custom(Encoder):
-    """An encoder of the user's own."""
-
-    own: Own
-    size: int = eqx.field(static=True)
-
-    def __init__(self, build: Callable[..., Any], spec: Spec, rng: np.random.Generator) -> None:
-        from steppe.models import custom  # most runs have no code of this kind
-
-        self.own, vector = custom.made("encoder", build, spec, rng)
-        self.size = custom.check_vector("encoder", self.own, vector)
-
-    def __call__(self, obs: Tree) -> jax.Array:
-        vector: jax.Array = self.own(obs)
-        return vector
-
-    def describe(self) -> dict[str, Any]:
-        return {"kind": "custom", "name": self.own.name}
 
 
 def normalize(spec: Spec, stats: Sequence[Any], obs: Tree, clip: float = CLIP) -> Tree:
