@@ -176,3 +176,27 @@ def test_runs_lists_what_is_there(steppe, trained, tmp_path):
     broken.mkdir(parents=True)
     (broken / "run.json").write_text("{")
     assert "unreadable" in steppe("runs", tmp_path).out
+
+
+def test_a_rollout_remembers_until_the_episode_ends(capsys):
+    """The state goes round with the reward that came; each episode begins with none."""
+    from steppe.cli.rollout import play
+
+    class Two:
+        def reset(self, seed=None):
+            self.t = 0
+            return 0, {}
+
+        def step(self, action):
+            self.t += 1
+            return self.t, 10.0 * self.t, self.t == 2, False, {}
+
+    met = []
+
+    def act(obs, state):
+        met.append((obs, dict(state)))
+        return obs, {"seen": obs, "reward": 0.0}
+
+    play(Two(), act, 3, False, None)
+    assert met == [(0, {}), (1, {"seen": 0, "reward": 10.0}), (0, {})]
+    assert capsys.readouterr().out.splitlines()[2] == "cumulative reward 30"

@@ -33,7 +33,7 @@ def command(path: Path, steps: int, render: bool, explore: bool, seed: int | Non
         policy.seed(seed)
     instance = make_env(env or settings["env"], settings["env_config"], render=render)
     try:
-        play(instance, lambda obs: policy.act(obs, explore=explore), steps, render, seed)
+        play(instance, lambda obs, state: policy.act(obs, state, explore), steps, render, seed)
     finally:
         instance.close()
 
@@ -64,13 +64,21 @@ def make_env(env: Any, env_config: dict[str, Any], *, render: bool) -> Any:
         return registry.make(env, env_config)
 
 
-def play(env: Any, act: Callable[[Any], Any], steps: int, render: bool, seed: int | None) -> None:
-    """Take ``steps`` env steps; prints each one, or lets the env draw it, and every episode's reward."""
+def play(
+    env: Any, act: Callable[[Any, Any], tuple[Any, Any]], steps: int, render: bool, seed: int | None
+) -> None:
+    """Take ``steps`` env steps; prints each one, or lets the env draw it, and every episode's reward.
+
+    ``act`` makes an action and the next state of an observation and a state, which begins as ``{}``.
+    """
     obs, _ = env.reset(seed=seed)
+    state: Any = {}
     total, terminated, truncated = 0.0, False, False
     for step in range(1, steps + 1):
-        action = act(obs)
+        action, state = act(obs, state)
         obs, reward, terminated, truncated, _ = env.step(action)
+        if "reward" in state:
+            state["reward"] = float(reward)
         total += float(reward)
         if render:
             _draw(env)
@@ -79,7 +87,7 @@ def play(env: Any, act: Callable[[Any], Any], steps: int, render: bool, seed: in
         if terminated or truncated:
             click.echo(f"cumulative reward {total:g}")
             obs, _ = env.reset()
-            total = 0.0
+            total, state = 0.0, {}
     if not (terminated or truncated):
         click.echo(f"reward so far {total:g}, the episode goes on")
 

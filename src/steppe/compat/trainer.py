@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from steppe.algorithm import Algorithm
 from steppe.algorithms import config_class
 from steppe.checkpoint import MANIFEST
-from steppe.compat import ray
+from steppe.compat import ray, states
 from steppe.compat.absent import of_class, table
 from steppe.compat.callbacks import adapted
 from steppe.compat.defaults import changed, default_config, known_algorithms, merged
@@ -161,33 +161,49 @@ class Trainer:
 
         Args:
             observation: as the env gives it.
-            state: of a recurrent policy.
-            prev_action: accepted; policies here get by without.
+            state: of a policy with a memory, a list of arrays: ``get_policy().get_initial_state()`` for the
+                first observation of an episode, and then what came back.
+            prev_action: for a memory that is told of it.
             prev_reward: likewise.
-            info: likewise.
+            info: accepted; policies here get by without.
             policy_id: who acts.
             full_fetch: return ``(action, state, {})``, as it is returned wherever ``state`` is given.
             explore: ``config["explore"]`` if None.
             accepted: ``unsquash_action``, ``clip_action``, ``timestep``, ``episode``; without effect.
         """
-        acting = self._acting(explore, policy_id, **accepted)
-        action = self.algorithm.compute_single_action(observation, state or None, **acting)
-        action, after = action if state else (action, [])
-        return (action, after, {}) if state or full_fetch else action
+        acting, policy = self._acting(explore, policy_id, **accepted), self.algorithm.get_policy(policy_id)
+        known = states.joined(policy, state, prev_action, prev_reward)
+        action = self.algorithm.compute_single_action(observation, known, **acting)
+        action, after = (action, []) if known is None else action
+        after = states.listed(after) if states.is_recurrent(policy) else after
+        return (action, after, {}) if known is not None or full_fetch else action
 
     compute_single_action = compute_action
 
     def compute_actions(
-        self, observations: Mapping[Any, Any], state: Any = None, *_: Any, **options: Any
+        self,
+        observations: Mapping[Any, Any],
+        state: Mapping[Any, Any] | None = None,
+        prev_action: Mapping[Any, Any] | None = None,
+        prev_reward: Mapping[Any, Any] | None = None,
+        *_: Any,
+        **options: Any,
     ) -> Any:
-        """Actions by the keys of ``observations``; options as in :meth:`compute_action`.
+        """Actions by the keys of ``observations``; options, states and what came before by the same keys.
 
         Returns:
             The actions; ``(actions, states, {})`` where ``state`` is given or all is asked for.
         """
         everything = options.pop("full_fetch", False) or state
-        actions = self.algorithm.compute_actions(observations, **self._acting(**options))
-        return (actions, {key: [] for key in observations}, {}) if everything else actions
+        acting = self._acting(**options)
+        policy = self.algorithm.get_policy(acting["policy_id"])
+        if not states.is_recurrent(policy):
+            actions = self.algorithm.compute_actions(observations, **acting)
+            return (actions, {key: [] for key in observations}, {}) if everything else actions
+        before = [one or {} for one in (state, prev_action, prev_reward)]
+        known = {key: states.joined(policy, *(one.get(key) for one in before)) for key in observations}
+        actions, after = self.algorithm.compute_actions(observations, known, **acting)
+        return actions, {key: states.listed(one) for key, one in after.items()}, {}
 
     def get_policy(self, policy_id: str = DEFAULT_POLICY) -> Policy:
         """One policy, to act with and to read and write the weights of."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
+from steppe.compat import states
 from steppe.compat.absent import of_class, table, told
 from steppe.envs import base_env
 from steppe.envs.registry import user_env
@@ -60,19 +61,45 @@ class Policy:
         """Likewise."""
         return getattr(self._trainer.workers.local_worker().env, "action_space", None)
 
-    def compute_single_action(self, obs: Any, state: Any = None, *_: Any, **options: Any) -> Any:
+    def is_recurrent(self) -> bool:
+        """Whether it has a memory."""
+        return states.is_recurrent(self._trainer.algorithm.get_policy(self.policy_id))
+
+    def get_initial_state(self) -> list[Any]:
+        """What it remembers as an episode begins, a list of arrays; empty without a memory."""
+        return states.initial_state(self._trainer.algorithm.get_policy(self.policy_id))
+
+    def compute_single_action(
+        self, obs: Any, state: Any = None, prev_action: Any = None, prev_reward: Any = None, **options: Any
+    ) -> Any:
         """``(action, state, {})`` for one observation; options as a trainer's."""
         options |= {"policy_id": self.policy_id, "full_fetch": True}
-        return self._trainer.compute_action(obs, state, **options)
+        return self._trainer.compute_action(obs, state, prev_action, prev_reward, **options)
 
     def compute_actions(
-        self, obs_batch: Sequence[Any], *_: Any, **options: Any
+        self,
+        obs_batch: Sequence[Any],
+        state_batches: Sequence[Any] | None = None,
+        prev_action_batch: Sequence[Any] | None = None,
+        prev_reward_batch: Sequence[Any] | None = None,
+        *_: Any,
+        **options: Any,
     ) -> tuple[Any, list[Any], Any]:
-        """``(actions, [], {})`` for observations ``(n, ...)``; the actions in an array if they fit in one."""
-        rows = dict(enumerate(obs_batch))
-        actions = list(self._trainer.compute_actions(rows, policy_id=self.policy_id, **options).values())
+        """``(actions, states, {})`` for observations ``(n, ...)``; the actions in one array if they fit.
+
+        States are a list of arrays ``(n, ...)``, empty without a memory.
+        """
+        rows, given = dict(enumerate(obs_batch)), state_batches or ()
+        known = {i: [array[i] for array in given] for i in rows} if given else None
+        before = [
+            None if one is None else dict(enumerate(one)) for one in (prev_action_batch, prev_reward_batch)
+        ]
+        options |= {"policy_id": self.policy_id, "full_fetch": True}
+        found, after, _info = self._trainer.compute_actions(rows, known, *before, **options)
+        actions = list(found.values())
         trees = any(isinstance(one, tuple | dict) for one in actions)
-        return actions if trees else np.array(actions), [], {}
+        columns = [np.stack(arrays) for arrays in zip(*after.values(), strict=True)]
+        return actions if trees else np.array(actions), columns, {}
 
     def get_weights(self) -> Any:
         """The policy's weights."""
