@@ -53,19 +53,6 @@ class Distribution:
         from_env: see :meth:`steppe.models.actions.Actions.from_env`.
     """
 
-    __slots__ = (
-        "_key",
-        "_law",
-        "_leaves",
-        "actions",
-        "from_env",
-        "log_std_size",
-        "noise_size",
-        "param_size",
-        "spec",
-        "to_env",
-    )
-
     def __init__(
         self,
         spec: Spec,
