@@ -200,3 +200,45 @@ def test_a_rollout_remembers_until_the_episode_ends(capsys):
     play(Two(), act, 3, False, None)
     assert met == [(0, {}), (1, {"seen": 0, "reward": 10.0}), (0, {})]
     assert capsys.readouterr().out.splitlines()[2] == "cumulative reward 30"
+
+
+def test_a_rollout_takes_masks_from_where_training_did(steppe, tmp_path):
+    """Only what the info allows is done, though the best action is another."""
+    (tmp_path / "gate.py").write_text(GATE)
+    small = ("--total-steps", "32", "--train-batch-size", "32", "--minibatch-size", "32", "--num-epochs", "1")
+    more = ("--fcnet-hiddens", "4", "--num-envs-per-env-runner", "2", "--quiet", "--checkpoint-freq", "1")
+    run = tmp_path / "run"
+    told = ("--action-mask", "info", "--run-dir", run)
+    assert steppe("train", f"{tmp_path / 'gate.py'}:Gate", *small, *more, *told).status == 0
+    done = steppe("rollout", run, "--steps", "4", "--explore")
+    assert done.status == 0
+    assert [line.split()[3] for line in done.out.splitlines()[:4]] == ["1", "2", "0", "1"]
+    assert "reward mean 6" in steppe("evaluate", run, "--episodes", "1").out
+
+
+GATE = '''
+import gymnasium
+import numpy as np
+
+
+class Gate(gymnasium.Env):
+    """One of three doors is open, the next one each step; the info says which."""
+
+    observation_space = gymnasium.spaces.Box(0, 6, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(3)
+
+    def seen(self):
+        self.open = (self.t + 1) % 3
+        return np.full(1, self.t, np.float32), {"action_mask": np.eye(3, dtype=np.int8)[self.open]}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.seen()
+
+    def step(self, action):
+        assert action == self.open
+        self.t += 1
+        obs, info = self.seen()
+        return obs, 1.0, self.t == 6, False, info
+'''

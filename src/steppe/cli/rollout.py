@@ -32,6 +32,10 @@ def command(path: Path, steps: int, render: bool, explore: bool, seed: int | Non
     if seed is not None:
         policy.seed(seed)
     instance = make_env(env or settings["env"], settings["env_config"], render=render)
+    if settings.get("action_mask") == "info":  # older checkpoints do not say it
+        from steppe.envs.masking import MaskedEnv, Masks
+
+        instance = MaskedEnv(instance, Masks(None, None, settings.get("max_sequence_length")))
     try:
         play(instance, lambda obs, state: policy.act(obs, state, explore), steps, render, seed)
     finally:
