@@ -214,12 +214,14 @@ def test_an_update_moves_every_part_and_gives_one_error_a_sequence():
         {"prev_action": True, "prev_reward": True},
         {"memory": "gru", "env_config": {"masked": True}, "burn_in": 2, "prev_action": True},
         {"framestack": 3, "prev_reward": True, "observation_filter": "NoFilter"},
+        {"memory": "attention", "attention_memory": 3, "prev_action": True, "burn_in": 1},
+        {"env": steppe.make_multi_agent(Noise), "env_config": {"num_agents": 2}, "prev_reward": True},
     ],
-    ids=["lstm", "gru masked", "frames"],
+    ids=["lstm", "gru masked", "frames", "attention", "agents"],
 )
 def test_acting_is_what_learning_sees(changes):
     """Without chance and learning, what was chosen is the best of what a walk over the sequence gives."""
-    own = config(epsilon=0.0, lr=0.0, **changes)
+    own = config(epsilon=0.0, lr=0.0).copy(**changes)
     with own.build() as algo:
         for _ in range(3):
             algo.train()
@@ -238,7 +240,7 @@ def test_acting_is_what_learning_sees(changes):
         )
     rows = columns["filled"] & (np.arange(columns["filled"].shape[1]) < columns["filled"].sum(1)[:, None] - 1)
     values = np.asarray(seen.out[..., 0]).reshape(*rows.shape, 3)
-    if own.env_config:
+    if "masked" in own.env_config:
         values = np.where(columns["obs"]["action_mask"] != 0, values, -1e9)
     assert rows.sum() > 200
     assert len({tuple(row) for row in values.argmax(-1)}) > 5  # what is best differs
@@ -280,6 +282,11 @@ def test_a_checkpoint_of_another_replay_is_refused_and_nothing_is_changed(tmp_pa
             with pytest.raises(CheckpointError, match=words):
                 other.restore(path)
             assert state_hash(other.get_state()) == before
+
+
+def test_a_replay_without_room_for_a_sequence_is_refused():
+    with pytest.raises(ConfigError, match="=80 is too little for sequences of 43 rows"):
+        config(replay_buffer_capacity=80, max_seq_len=40).build()
 
 
 def test_a_batch_of_rows_is_one_of_as_many_rows_in_sequences():

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from steppe.buffers.prioritized import Prioritized
 from steppe.buffers.replay import Replay
 from steppe.buffers.sequences import Sequences
+from steppe.errors import ConfigError
 from steppe.learning.off_policy import Priorities
 from steppe.learning.schedules import Schedule
 
@@ -41,6 +42,9 @@ def make_replay(
         framestack: observations that are seen together.
         sequences: of networks that remember; None draws rows by themselves.
         priorities: alpha, eps and beta of a prioritized replay; None draws evenly.
+
+    Raises:
+        ConfigError: there is no room for a sequence.
     """
     given: dict[str, Any] = {"n_step": n_step, "gamma": gamma, "framestack": framestack}
     replay: Replay | Sequences
@@ -48,6 +52,11 @@ def make_replay(
         replay = Replay(capacity, **given)
     else:
         replay = Sequences(capacity, **sequences._asdict(), **given)
+        if capacity < 2 * replay.rows:
+            raise ConfigError(
+                f"replay_buffer_capacity={capacity} is too little for sequences of {replay.rows} rows "
+                "(burn_in, max_seq_len and n_step together): give it room for thousands"
+            )
     if priorities is None:
         return replay, None
     alpha, eps, beta = priorities
