@@ -29,6 +29,9 @@ REPLAY = {**SMALL, "train_batch_size": 16, "num_steps_sampled_before_learning_st
 REPLAY |= {"min_sample_timesteps_per_iteration": 64, "replay_buffer_capacity": 256}
 
 
+REMEMBERS = {"memory": "gru", "memory_size": 8, "max_seq_len": 8}
+
+
 class Wide(eqx.Module):
     """An encoder: a layer of its own, and a setting of the class's own that is no array."""
 
@@ -143,6 +146,14 @@ CASES = {
         {"encoder": Wide},
         {**PPO, "memory": "lstm", "memory_size": 8, "max_seq_len": 8},
     ),
+    "gru, distribution": (
+        steppe.PPOConfig,
+        Aim,
+        {"distribution": Beta},
+        {**PPO, "memory": "gru", "memory_size": 8, "max_seq_len": 8, "prev_action": True},
+    ),
+    "dqn, memory": (steppe.DQNConfig, "CartPole-v1", {"encoder": Wide}, {**REPLAY, **REMEMBERS}),
+    "dqn, frames": (steppe.DQNConfig, "CartPole-v1", {"encoder": Wide}, {**REPLAY, "framestack": 2}),
 }
 
 
@@ -161,9 +172,8 @@ def test_it_trains_is_saved_and_goes_on_exactly(case, tmp_path):
         expected = algo.get_weights()["default_policy"]
     with pytest.raises(CheckpointError, match=r"names no code to import; .*models=\.\.\."):
         steppe.load(path, env=env)
-    if "memory" not in settings:
-        with pytest.raises(ConfigError, match=r"code of your own.*steppe\.load\(path, models="):
-            steppe.load_policy(path)
+    with pytest.raises(ConfigError, match=r"code of your own.*steppe\.load\(path, models="):
+        steppe.load_policy(path)
     with steppe.load(path, env=env, models=models) as again:
         again.train()
         np.testing.assert_array_equal(again.get_weights()["default_policy"], expected)
