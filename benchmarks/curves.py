@@ -95,8 +95,7 @@ def said(value: Any) -> Any:
     """A value without those parts of dicts in it that say nothing."""
     if not isinstance(value, dict):
         return value
-    parts = {key: said(part) for key, part in value.items()}
-    return {key: part for key, part in parts.items() if part is not None and part != {}}
+    return {key: said(part) for key, part in value.items() if part is not None and part != {}}
 
 
 def record(

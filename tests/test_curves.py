@@ -85,7 +85,7 @@ def test_settings_leave_out_what_says_nothing_and_where_a_file_lies():
     config = steppe.PPOConfig(env="/home/me/env.py:Env", policies=policies, seed=3)
     found = curves.settings(config)
     assert found["env"] == "env.py:Env"
-    assert found["policies"] == {"b": {"policy_class": "DQNConfig", "config": {"lr": 0.1}}}
+    assert found["policies"] == {"a": {}, "b": {"policy_class": "DQNConfig", "config": {"lr": 0.1}}}
     assert "seed" not in found
 
 
