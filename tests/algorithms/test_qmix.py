@@ -389,6 +389,48 @@ def test_only_legal_actions_are_taken_and_the_best_of_them_learned():
         assert algo.evaluate(num_episodes=8)["episode_reward_mean"] >= 9
 
 
+class ToldDoors(Doors):
+    """The masks stand in the infos."""
+
+    observation_space = spaces.Box(-9, 9, (2,), np.float32)
+
+    def told(self, seen):
+        infos = {agent: {"action_mask": one["action_mask"]} for agent, one in seen.items()}
+        return {agent: one["obs"] for agent, one in seen.items()}, infos
+
+    def reset(self, *, seed=None, options=None):
+        return self.told(super().reset(seed=seed)[0])
+
+    def step(self, actions):
+        seen, *rest, _ = super().step(actions)
+        obs, infos = self.told(seen)
+        return obs, *rest, infos
+
+
+def test_masks_of_infos_are_those_of_the_members():
+    def told(env_config):
+        return ToldDoors().with_agent_groups({"team": ["ann", "bob"]})
+
+    with qmix(told, action_mask="info").build() as algo:  # the env breaks where an illegal action is
+        algo.train()
+        member = team_of(algo).policy.observation.items[1]
+        assert [key for key, _ in member.items] == ["action_mask", "observation"]
+
+    class Silent(ToldDoors):
+        def told(self, seen):
+            obs, infos = super().told(seen)
+            return obs, {**infos, "bob": {}}
+
+    def silent(env_config):
+        return Silent().with_agent_groups({"team": ["ann", "bob"]})
+
+    with (
+        qmix(silent, action_mask="info").build() as algo,
+        pytest.raises(steppe.EnvError, match=r"obs\[1\].*action_mask.*no 'action_mask' in the env's info"),
+    ):
+        algo.train()
+
+
 def team_of(algo, id="team"):
     return algo._learner.learners[id]
 

@@ -148,3 +148,32 @@ def test_a_run_goes_on_exactly_from_its_checkpoint(tmp_path, env):
     for owner in ("learner", "runner"):
         assert diff(wanted[owner], found[owner]) == []
         assert state_hash(wanted[owner]) == state_hash(found[owner])
+
+
+@pytest.mark.parametrize("env", [recall, doors], ids=["plain", "masks and state"])
+@pytest.mark.parametrize("told", [{}, {"prev_action": False, "prev_reward": False, "memory": "lstm"}])
+def test_a_loaded_policy_remembers_as_the_trained_one(tmp_path, env, told):
+    with qmix(
+        env, **{**GRU, **told}, observation_filter="MeanStdFilter", train_batch_size=16
+    ).build() as algo:
+        algo.train()
+        learner = team_of(algo)
+        loaded = steppe.load_policy(algo.save(tmp_path / "c"), "team")
+    policy, rng = learner.policy, np.random.default_rng(0)
+    weights, own, other = policy.load(learner.publish()), policy.initial_state(1), {}
+    for step in range(12):
+        if env is recall:
+            obs = tuple(rng.integers(3, size=(2, 2)))
+        else:
+            masks = rng.permuted([[1, 1, 0], [0, 0, 1]], axis=1).astype(np.int8)
+            obs = tuple({"obs": rng.normal(size=2).astype(np.float32), "action_mask": m} for m in masks)
+        action, other = loaded.act(obs, other)
+        decision = policy.act(weights, jax.tree.map(lambda a: a[None], obs), own, None)
+        own = decision.state
+        assert action == tuple(int(one[0]) for one in policy.to_env(decision.action))
+        for name, part in own.items():
+            wanted = jax.tree.map(lambda a: a[0], part)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), other[name], wanted)
+        if "reward" in own:
+            own["reward"][:] = other["reward"] = np.float32(step)
+    assert set(other) == set(own) == ({"memory"} if told else {"memory", "action", "reward"})

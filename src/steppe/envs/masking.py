@@ -12,10 +12,19 @@ from steppe.envs.batch import Batch, Stepped
 from steppe.envs.batch_values import split_infos
 from steppe.envs.multi_agent import ALL, MultiAgentEnv, seeded_reset
 from steppe.errors import ConfigError
-from steppe.spaces import DictSpec, DiscreteSpec, MultiBinarySpec, MultiDiscreteSpec, Spec, spec_of, summary
+from steppe.spaces import (
+    DictSpec,
+    DiscreteSpec,
+    MultiBinarySpec,
+    MultiDiscreteSpec,
+    Spec,
+    TupleSpec,
+    spec_of,
+    summary,
+)
 from steppe.types import AgentID, IntArray, Tree
 
-MASK, OBSERVATION = "action_mask", "observation"
+MASK, OBSERVATION, MEMBERS = "action_mask", "observation", "individual_infos"
 
 
 @final
@@ -40,8 +49,10 @@ class Masks:
     def __init__(self, given: Any, action: Any, maximum: int | None) -> None:
         self._given, self._action, self._maximum = given, action, maximum
 
-    def spec(self, observation: Any, action: Any) -> DictSpec | None:
+    def spec(self, observation: Any, action: Any) -> DictSpec | TupleSpec | None:
         """The space with the mask, of two spaces of an env; None where the actions have no masks.
+
+        A group's has a mask for each of its members, if the actions of all have one.
 
         Raises:
             ConfigError: the observation has a mask of its own.
@@ -49,6 +60,12 @@ class Masks:
         """
         own = self.returned(observation)
         chosen = spec_of(action if self._action is None else self._action, name="action")
+        if not isinstance(own, TupleSpec) or not isinstance(chosen, TupleSpec):
+            return self._with_mask(own, chosen)
+        members = [self._with_mask(*pair) for pair in zip(own.items, chosen.items, strict=False)]
+        return None if None in members else TupleSpec(tuple(filter(None, members)))
+
+    def _with_mask(self, own: Spec, chosen: Spec) -> DictSpec | None:
         if not isinstance(chosen, DiscreteSpec | MultiDiscreteSpec):
             return None
         size = chosen.n if isinstance(chosen, DiscreteSpec) else int(np.sum(chosen.nvec))
@@ -66,7 +83,7 @@ class Masks:
             ConfigError: its actions have no masks.
         """
         spec = self.spec(observation, action)
-        if spec is None:
+        if not isinstance(spec, DictSpec):
             raise ConfigError(
                 'action_mask="info" is for Discrete and MultiDiscrete actions, and the action space is '
                 f"{summary(spec_of(action, name='action'))}; leave it out"
@@ -90,9 +107,13 @@ def mask_of(info: Any, spec: DictSpec, *, over: bool) -> Any:
     return (array != 0).astype(np.int8) if array.dtype.kind in "biuf" else mask
 
 
-def with_mask(obs: Any, info: Any, spec: DictSpec | None, *, over: bool = False) -> Any:
-    """One observation with its mask."""
-    if spec is None:
+def with_mask(obs: Any, info: Any, spec: Spec | None, *, over: bool = False) -> Any:
+    """One observation with its mask; that of a group, with those of its members."""
+    if isinstance(spec, TupleSpec) and isinstance(obs, tuple):
+        told = info.get(MEMBERS) if isinstance(info, Mapping) else None
+        each = zip(obs, told or ({},) * len(obs), spec.items, strict=True)
+        return tuple(with_mask(*one, over=over) for one in each)
+    if not isinstance(spec, DictSpec):
         return obs
     own = obs if isinstance(obs, Mapping) else {OBSERVATION: obs}
     return {**own, MASK: mask_of(info, spec, over=over)}
@@ -131,7 +152,7 @@ class MaskedAgents(MultiAgentEnv):
     def __init__(self, env: MultiAgentEnv, masks: Masks) -> None:
         self.env, self._masks = env, masks
         self.possible_agents = env.possible_agents
-        self._known: dict[AgentID, DictSpec | None] = {}
+        self._known: dict[AgentID, DictSpec | TupleSpec | None] = {}
 
     @property
     def unwrapped(self) -> Any:
@@ -152,7 +173,7 @@ class MaskedAgents(MultiAgentEnv):
         """That of the env."""
         return self.env.get_action_space(agent)
 
-    def _spec(self, agent: AgentID) -> DictSpec | None:
+    def _spec(self, agent: AgentID) -> DictSpec | TupleSpec | None:
         if agent not in self._known:
             spaces = self.env.get_observation_space(agent), self.env.get_action_space(agent)
             self._known[agent] = None if None in spaces else self._masks.spec(*spaces)
