@@ -51,6 +51,7 @@ TINY = {
         "timesteps_total: 100000": "timesteps_total: 128",
         "num_sgd_iter: 5": "num_sgd_iter: 1\n        train_batch_size: 64\n        sgd_minibatch_size: 32",
     },
+    "docs/memory.md": {"train_batch_size=2000,": f"{SMALL},", "range(10)": "range(1)"},
     "docs/env-contract.md": {"seed=0)": f"seed=0, {SMALL})"},
     "docs/pettingzoo.md": {"seed=0)": f"seed=0, {SMALL})", "seed=0,\n": f"seed=0, {SMALL},\n"},
     "docs/environments.md": {

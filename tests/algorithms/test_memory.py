@@ -50,15 +50,51 @@ def test_it_goes_on_exactly(algorithm, kind, tmp_path):
             assert hashes(resumed) == hashes(straight)
 
 
-@pytest.mark.parametrize("algorithm", ["pg", "a2c", "impala", "appo", "ppo"])
-def test_the_first_step_begins_where_acting_was(algorithm):
-    """One step on the whole batch: no row has moved yet, so the divergence is 0."""
-    whole = {"minibatch_size": 10**6, "num_epochs": 1}
-    with small(algorithm, train_batch_size=90, **whole).build() as algo:
+WHOLE = {"minibatch_size": 10**6, "num_epochs": 1, "train_batch_size": 90}
+
+
+def assert_acted(info):
+    """One step on the whole batch was taken from where acting was: no row has moved yet."""
+    assert abs(info["kl"]) < 1e-6
+    assert info["rows"] > 20
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "changes"),
+    [
+        ("ppo", {"observation_filter": "MeanStdFilter"}),
+        ("pg", {"batch_mode": "complete_episodes"}),
+        ("a2c", {"vf_share_layers": True}),
+        ("impala", {"max_seq_len": 7, "fcnet_hiddens": []}),
+        ("appo", {"evaluation_interval": 1, "evaluation_duration": 2, "evaluation_envs": "shared"}),
+    ],
+    ids=str,
+)
+def test_the_first_step_begins_where_acting_was(algorithm, changes):
+    """Whatever the cuts, the scale of observations, and what happens between two batches."""
+    with small(algorithm, **{**WHOLE, **changes}).build() as algo:
         for _ in range(3):
-            info = algo.train()["info"]["default_policy"]
-            assert abs(info["kl"]) < 1e-6
-            assert info["rows"] > 60
+            assert_acted(algo.train()["info"]["default_policy"])
+
+
+def test_policies_that_come_and_go_take_over_from_the_next_row(tmp_path):
+    """Agents in the middle of an episode begin anew with another policy; what they remember is its own."""
+    policies = {id: steppe.PolicySpec(None) for id in "ab"}
+    config = small("a2c", Crowd, **WHOLE).copy(policies=policies, policy_mapping_fn=by_number("ab"))
+    with config.build() as algo:
+        algo.train()
+        algo.add_policy("c", like="a", trained=True, policy_mapping_fn=by_number("abc"))
+        for _ in range(2):
+            for info in algo.train()["info"].values():
+                assert_acted(info)
+        algo.remove_policy("a", policy_mapping_fn=by_number("bc"))
+        for _ in range(2):
+            for info in algo.train()["info"].values():
+                assert_acted(info)
+
+
+def by_number(ids):
+    return lambda agent: ids[int(agent) % len(ids)]
 
 
 def test_a_loss_of_ones_own_asks_the_model_about_sequences():

@@ -1,7 +1,8 @@
 """PPO with a memory learns what no policy without one can, with each of three seeds.
 
-Nothing is tuned to an env, but that the game's player is told its own last move. The scores are those of
-``docs/memory.md``; ``make learn ROW=ppo_lstm`` runs this.
+Nothing is tuned to an env, but that the bits are repeated for rewards that come at once, and that the game's
+player is told its own last move. The scores are those of ``docs/memory.md``; ``make learn ROW=ppo_lstm`` runs
+this.
 """
 
 import pytest
@@ -12,7 +13,7 @@ from tests.learning.envs import RepeatAfter, StillCartPole
 
 pytestmark = pytest.mark.slow
 
-REPEAT = {"env": RepeatAfter, "env_config": {"delay": 2}, "train_batch_size": 2000}
+REPEAT = {"env": RepeatAfter, "env_config": {"delay": 2}, "train_batch_size": 2000, "gamma": 0.5}
 
 
 def test_ppo_lstm_repeat(learned):
