@@ -19,6 +19,7 @@ from steppe.algorithms.dqn import Hyper, Static, dqn_loss, projected, update
 from steppe.errors import LearningError
 from steppe.learning.off_policy import LearnerState
 from steppe.learning.optimizer import clipped_adam_init
+from steppe.learning.q_networks import shrunk, stretched
 from steppe.models.q_network import make_q_network
 from steppe.policies.actor_critic import Layout
 from steppe.policies.q import epsilon_greedy
@@ -52,8 +53,8 @@ def shows(first, support=None, masked=False, actions=2):
     return eqx.tree_at(lambda n: n.advantage[0].weight, network, jnp.asarray(weight))
 
 
-def how(double_q=True, td_error_loss="huber"):
-    return SimpleNamespace(double_q=double_q, td_error_loss=td_error_loss)
+def how(double_q=True, td_error_loss="huber", rescaled=False):
+    return SimpleNamespace(double_q=double_q, td_error_loss=td_error_loss, rescaled=rescaled)
 
 
 def rows(**changes):
@@ -85,6 +86,16 @@ def test_the_network_chooses_and_its_target_judges():
 def test_without_double_q_the_target_does_both():
     _, error = errors(double_q=False)
     np.testing.assert_allclose(error, [1.0 - (1.0 + 0.5 * 3.0), 4.0])
+
+
+def test_values_on_a_scale_of_their_roots_by_hand():
+    """8 is sqrt(9) - 1 + 0.008 there: with a target of 2.008 and no reward half of 8 is to be learned."""
+    x = np.float32([-1000, -8, -0.5, 0, 3, 8, 1e4])
+    np.testing.assert_allclose(np.asarray(shrunk(x))[[1, 3, 4, 5]], [-2.008, 0, 1.003, 2.008], rtol=1e-5)
+    np.testing.assert_allclose(stretched(shrunk(x)), x, rtol=2e-3, atol=1e-3)
+    batch = rows(reward=jnp.zeros(2), next_obs=jnp.array([[7.0, 6.0, 2.008, 3.0], [0.0, 0.0, 9.0, 9.0]]))
+    _, error = errors(batch=batch, rescaled=True)
+    np.testing.assert_allclose(error, [1.0 - (np.sqrt(5) - 1 + 0.004), 3.0], rtol=1e-3)
 
 
 def test_squared_errors_and_weights_count_as_they_say():
@@ -177,7 +188,7 @@ def test_a_step_is_adam_s_and_the_target_follows_when_it_is_due(sync, tau):
     layout = Layout.of(network)
     start, follows = layout.ravel(network), layout.ravel(target)
     state = LearnerState(start, follows, clipped_adam_init(start))
-    static = Static(layout, True, "huber", 0.2, 1e-5)
+    static = Static(layout, True, "huber", False, 0.2, 1e-5)
     batch = {**rows(), "sync": jnp.bool_(sync), "number": jnp.uint32(3)}
     new, parts, error = jax.jit(update, static_argnums=0)(
         static, state, batch, Hyper(np.float32(0.1), np.float32(tau)), jax.random.key(0)

@@ -134,7 +134,7 @@ def test_a_sequence_is_walked_from_the_state_that_it_was_met_with(kind, burn_in)
 def test_the_loss_is_that_of_the_rows_that_count(double):
     """Against loops: the target walks for itself, outcomes are rows of the sequence."""
     network, target, rows = drawn_network(seed=0), drawn_network(seed=1), sequences()
-    static = SimpleNamespace(double_q=double, td_error_loss="mse", burn_in=0)
+    static = SimpleNamespace(double_q=double, td_error_loss="mse", rescaled=False, burn_in=0)
     loss, (parts, error) = dqn_loss(network, target, rows, static)
     now, then = walked(network, rows)[..., 0], walked(target, rows)[..., 0]
     wanted, total, values = np.zeros(rows["learned"].shape), 0.0, []
@@ -159,7 +159,7 @@ def test_the_loss_is_that_of_the_rows_that_count(double):
 
 def test_rows_that_do_not_count_change_nothing():
     network, target, rows = drawn_network(seed=0), drawn_network(seed=1), sequences()
-    static = SimpleNamespace(double_q=True, td_error_loss="mse", burn_in=0)
+    static = SimpleNamespace(double_q=True, td_error_loss="mse", rescaled=False, burn_in=0)
     grad = jax.grad(lambda n, r: dqn_loss(n, target, r, static)[0])
     before = grad(network, rows)
     other = {**rows, "obs": np.where(rows["filled"][..., None], rows["obs"], 7.0)}
@@ -174,7 +174,7 @@ def test_no_gradient_comes_through_the_burn_in():
     rows["learned"] = rows["learned"] & (np.arange(7) >= 3)
 
     def by_obs(burn_in):
-        static = SimpleNamespace(double_q=True, td_error_loss="mse", burn_in=burn_in)
+        static = SimpleNamespace(double_q=True, td_error_loss="mse", rescaled=False, burn_in=burn_in)
         return jax.grad(lambda obs: dqn_loss(network, target, {**rows, "obs": obs}, static)[0])(rows["obs"])
 
     assert np.abs(by_obs(3)[:2, :3]).max() == 0.0
@@ -194,7 +194,7 @@ def test_an_update_moves_every_part_and_gives_one_error_a_sequence():
     params = layout.ravel(network)
     state = LearnerState(params, params.copy(), clipped_adam_init(params))
     batch = {**rows, "sync": jnp.bool_(True), "number": jnp.uint32(0)}
-    static = Static(layout, True, "mse", 10.0, 1e-5, 2)
+    static = Static(layout, True, "mse", False, 10.0, 1e-5, 2)
     hyper = Hyper(np.float32(0.1), np.float32(0.5))
     new, parts, error = jax.jit(update, static_argnums=0)(static, state, batch, hyper, jax.random.key(0))
     assert error.shape == (3,)
@@ -250,7 +250,7 @@ def test_acting_is_what_learning_sees(changes):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"prev_action": True, "prev_reward": True, "burn_in": 2},
+        {"prev_action": True, "prev_reward": True, "burn_in": 2, "value_rescaling": True},
         {"memory": "gru", "rainbow": True, "observation_filter": "MeanStdFilter", "framestack": 2},
     ],
 )

@@ -26,7 +26,7 @@ from steppe.errors import ConfigError
 from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, followed
 from steppe.learning.optimizer import clipped_adam, clipped_adam_init
 from steppe.learning.policy_gradient import averaged
-from steppe.learning.q_networks import looked, looked_along, make_q
+from steppe.learning.q_networks import looked, looked_along, make_q, shrunk, stretched
 from steppe.learning.replays import Lengths, by_sequence, make_replay
 from steppe.models.custom import own_encoder
 from steppe.models.framestack import framed
@@ -91,6 +91,8 @@ class DQNConfig(AlgorithmConfig):
     """The network chooses the action whose value its target says; otherwise the target does both."""
     dueling: bool = policy_field(True)
     """Value and advantages have streams of their own, which part before the last hidden layer."""
+    value_rescaling: bool = policy_field(False)
+    """Values are learned on a scale that shrinks large returns, about as their roots."""
     n_step: int = policy_field(3, check=at_least(1))
     """Rewards that are summed before the value of a state stands for the rest."""
     num_atoms: int = policy_field(1, check=at_least(1))
@@ -165,7 +167,7 @@ class DQNConfig(AlgorithmConfig):
         )
         layout, normalizes = Layout.of(network), self.observation_filter == "MeanStdFilter"
         params, normalizer = layout.ravel(network), norm_init(sight.actor) if normalizes else ()
-        loss = self.double_q, self.td_error_loss_fn
+        loss = self.double_q, self.td_error_loss_fn, self.value_rescaling
         tau = (1.0 if self.target_network_update_freq else 0.02) if self.tau is None else self.tau
         static = Static(layout, *loss, self.grad_clip, self.adam_epsilon, self.burn_in)
         ranked = self.prioritized_replay_alpha, self.prioritized_replay_eps, self.prioritized_replay_beta
@@ -212,6 +214,8 @@ class DQNConfig(AlgorithmConfig):
                 f"policy {id!r}: {self.spelt('replay_buffer_capacity')} is less than the "
                 f"{self.train_batch_size} rows of an update (train_batch_size): give it room for thousands"
             )
+        if self.num_atoms > 1 and self.value_rescaling:
+            raise ConfigError(f"policy {id!r}: value_rescaling is for num_atoms=1, not {self.num_atoms}")
         if self.num_atoms > 1 and self.v_min >= self.v_max:
             raise ConfigError(
                 f"policy {id!r}: v_min={self.v_min} must be below v_max={self.v_max}: they bound the returns"
@@ -231,6 +235,7 @@ class Static(NamedTuple):
     layout: Layout
     double_q: bool
     td_error_loss: str
+    rescaled: bool
     grad_clip: float | None
     adam_epsilon: float
     burn_in: int = 0
@@ -245,7 +250,7 @@ def dqn_loss(
         network: what learns.
         target: its slowly following copy.
         rows: see :class:`~steppe.learning.off_policy.Method`.
-        static: ``double_q`` and ``td_error_loss``.
+        static: ``double_q``, ``td_error_loss`` and ``rescaled``.
         noise: of the noisy layers: of the network, of the target, and of the network as it chooses.
 
     Returns:
@@ -261,7 +266,9 @@ def dqn_loss(
     best = jax.vmap(head.legal)(head.expected(judged), after).argmax(-1)
     outcome = jax.lax.stop_gradient(jnp.take_along_axis(then, best[:, None, None], 1)[:, 0])
     if head.support is None:
-        error = chosen[:, 0] - (rows["reward"] + rows["discount"] * outcome[:, 0])
+        after = stretched(outcome[:, 0]) if static.rescaled else outcome[:, 0]
+        goal = rows["reward"] + rows["discount"] * after
+        error = chosen[:, 0] - (shrunk(goal) if static.rescaled else goal)
         small = 0.5 * error**2
         by_row = (
             small
@@ -314,4 +321,4 @@ def values(static: Static, params: jax.Array, obs: Tree) -> jax.Array:
     """The value of the best action, ``(n,)``."""
     network = static.layout.unravel(params)
     best: jax.Array = jax.vmap(lambda one: network.legal(network.expected(network(one)), one).max())(obs)
-    return best
+    return stretched(best) if static.rescaled else best

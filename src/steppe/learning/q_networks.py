@@ -103,5 +103,22 @@ def looked_along(
     return Looked(network.out, opened, _flat(out), after, at_end(out) if double else then, then)
 
 
+_SLOPE = 1e-3  # of the scale far from 0, so that it has an inverse that is not steep
+
+
+def shrunk(x: jax.Array) -> jax.Array:
+    """Returns on a scale of about their roots: ``sign(x) (sqrt(|x| + 1) - 1) + 0.001 x``.
+
+    Source: Pohlen et al., 2018, arXiv:1805.11593, which R2D2 follows.
+    """
+    return jnp.sign(x) * (jnp.sqrt(jnp.abs(x) + 1.0) - 1.0) + _SLOPE * x
+
+
+def stretched(x: jax.Array) -> jax.Array:
+    """The inverse of :func:`shrunk`."""
+    root = (jnp.sqrt(1.0 + 4.0 * _SLOPE * (jnp.abs(x) + 1.0 + _SLOPE)) - 1.0) / (2.0 * _SLOPE)
+    return jnp.sign(x) * (root**2 - 1.0)
+
+
 def _flat(a: jax.Array) -> jax.Array:
     return a.reshape(-1, *a.shape[2:])
