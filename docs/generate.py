@@ -5,6 +5,7 @@ A page is written by hand down to its line ``MARK``; what stands below is made a
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -20,7 +21,11 @@ MARK = "<!-- From here on made by docs/generate.py: make docs -->"
 
 def pages() -> dict[str, str]:
     """The text of every page that is made in part, by file name."""
-    parts = {"configuration.md": configuration(), "from-rllib.md": keys_of_rllib()}
+    parts = {
+        "configuration.md": configuration(),
+        "features.md": feature_table(),
+        "from-rllib.md": keys_of_rllib(),
+    }
     return {name: f"{by_hand(DOCS / name)}{MARK}\n\n{part}" for name, part in parts.items()}
 
 
@@ -114,6 +119,22 @@ def by_reason(kind: str, title: str) -> str:
 def names(keys: Iterable[Key]) -> str:
     """Names as code, in their order in the table."""
     return ", ".join(f"`{key.name}`" for key in keys)
+
+
+# --- what each algorithm can do -----------------------------------------------------------------------------
+
+
+def features() -> dict[str, dict[str, str]]:
+    """By algorithm and feature: yes, no or planned."""
+    table = tomllib.loads((DOCS / "features.toml").read_text(encoding="utf-8"))
+    return {algo: dict(zip(table["features"], row, strict=True)) for algo, row in table["cells"].items()}
+
+
+def feature_table() -> str:
+    """A row a feature, a column an algorithm."""
+    cells = features()
+    rows = ([feature, *(row[feature] for row in cells.values())] for feature in next(iter(cells.values())))
+    return table(["", *cells], rows)
 
 
 if __name__ == "__main__":
