@@ -27,7 +27,7 @@ class Cover(steppe.MultiAgentEnv):
         self.places, self.t = np.clip(self.places + moves, 0, CELLS - 1), self.t + 1
         paid = np.isin(self.goals, self.places).sum() / len(ROBOTS)
         rewards = dict.fromkeys(ROBOTS, paid / len(ROBOTS))
-        return self.seen(), rewards, {"__all__": False}, {"__all__": self.t == STEPS}, {}
+        return self.seen(), rewards, {"__all__": self.t == STEPS}, {"__all__": False}, {}
 
     def seen(self):
         goals, places = (

@@ -3,6 +3,7 @@
 import pytest
 
 import steppe
+from examples import mappo
 from examples.two_step_game import config
 
 pytestmark = pytest.mark.slow
@@ -14,6 +15,21 @@ def greedily(result):
 
 def team(algo, **settings):
     return config(algo, evaluation_interval=1, evaluation_duration=1, **settings)
+
+
+def one_team(env_config):
+    return mappo.Cover(env_config).with_agent_groups({"team": mappo.ROBOTS})
+
+
+def test_qmix_cover(learned):
+    """Robots who do not see each other cover three goals; how long they still have only the mixer knows."""
+    often = {"epsilon": [[0, 1.0], [30_000, 0.05]], "training_intensity": 16, "policies": {"team"}}
+    learned(steppe.QMIXConfig(env=one_team, replay_buffer_capacity=50_000, **often), 9.0, 120_000)
+
+
+def test_mappo_cover(learned):
+    """The same robots, each by itself, with a critic that sees them all."""
+    learned(mappo.config(), 9.0, 200_000)
 
 
 def test_qmix_twostep(learned):
