@@ -21,7 +21,6 @@ from steppe.errors import CheckpointError, ConfigError, LearningError
 from steppe.learning.independent import IndependentLearner
 from steppe.learning.startup import give_back_memory, prepare_jax
 from steppe.loading import POLICIES
-from steppe.policies.acting import actions_for
 from steppe.resuming import adopt_learner, check_spaces, read_run, saved_config, settings_of
 from steppe.runners.evaluation import Evaluator
 from steppe.runners.local import LocalRunner
@@ -297,6 +296,8 @@ class Algorithm:
         Returns:
             Actions by key; ``(actions, states)`` when ``state``, which has states by key, is given.
         """
+        from steppe.policies.acting import actions_for  # training acts by other means
+
         policy, rng = self.get_policy(policy_id), self._noise if explore else None
         return actions_for(policy_id, policy, self.runner.sampler.weights_of(policy_id), obs, rng, state)
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from steppe import checkpoint
 from steppe.errors import CheckpointError, ConfigError, SpaceError
-from steppe.policies.acting import continued
 from steppe.seeding import SMALLEST_NOISE
 from steppe.spaces import BadLeaf, describe, rows, take
 from steppe.tracking.record import CHECKPOINTS, RECORD, checkpoint_of, linked
@@ -106,6 +105,8 @@ class LoadedPolicy:
         """
         if not len(observations):
             return [] if states is None else ([], [])
+        from steppe.policies.acting import continued
+
         state = continued(self.policy_id, self._network.initial_state(len(observations)), states)
 
         def act(column: Tree) -> Tree:
