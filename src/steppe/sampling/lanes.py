@@ -297,6 +297,14 @@ def in_own_units(policy: Policy, decision: Decision) -> Decision:
     return decision._replace(action=policy.from_env(decision.action))
 
 
+def state_after(policy: Policy, weights: Any, obs: Tree, state: Tree, decision: Decision) -> Tree:
+    """What ``policy`` remembers after rows that were decided elsewhere: as if it had chosen that itself."""
+    if decision.state is not None:
+        return decision.state
+    after = policy.act(weights, obs, state, None).state
+    return {**after, "action": decision.action} if "action" in after else after
+
+
 def select(step: TimeStep, index: IntArray) -> TimeStep:
     """Some rows of a poll; ``index`` rises."""
     decision, decided = step.decision, step.decided

@@ -13,7 +13,7 @@ import numpy as np
 
 from steppe.errors import ConfigError
 from steppe.sampling.callbacks import EpisodeHooks
-from steppe.sampling.lanes import Lanes, Ready, T, in_order, in_own_units, select
+from steppe.sampling.lanes import Lanes, Ready, T, in_order, in_own_units, select, state_after
 from steppe.sampling.metrics import EpisodeRecord, Sample, Tally
 from steppe.seeding import SMALLEST_NOISE
 from steppe.spaces import BadLeaf, described, map_leaves, misfits, put, take, tupled
@@ -344,15 +344,14 @@ class Sampler:
             lanes.write_state0(first, take(table["next"], first))
         if step.decided is None or step.decision is None or not step.decided.any():
             return step
-        slots, decision = step.slot[step.decided], step.decision
+        slots, actor = step.slot[step.decided], self._policies[policy]
+        decision = in_own_units(actor, step.decision)
         if table is not None:
-            put(table["last"], slots, take(table["next"], slots))
-            if decision.state is not None:
-                put(table["next"], slots, decision.state)
+            obs, last = take(step.obs, step.decided), take(table["next"], slots)
+            after = state_after(actor, self._weights[policy], obs, last, decision)
+            put(table, slots, {"last": last, "next": after})
         if lanes is not None:
-            lanes.write_decision(
-                slots, in_own_units(self._policies[policy], decision), self._versions[policy]
-            )
+            lanes.write_decision(slots, decision, self._versions[policy])
         self._tally.agent_steps += len(slots)
         return select(step, np.flatnonzero(~step.decided))
 
