@@ -422,6 +422,10 @@ def sometimes(policy, batch, others, episode):
         batch["x"] = np.zeros(len(batch["obs"]))
 
 
+def name_of_memories(policy, batch, others, episode):
+    batch["memory"] = np.zeros(len(batch["obs"]))
+
+
 def changing(policy, batch, others, episode):
     batch["x"] = np.zeros((len(batch["obs"]), 1 + int(batch["obs"][0, 0] >= 10)))
 
@@ -434,6 +438,7 @@ def changing(policy, batch, others, episode):
         (bad_number, "'x' with NaN or infinity"),
         (bad_name, "a column 'logp', which means something else"),
         (taken_name, "a column 'weight', which means something else"),
+        (name_of_memories, "a column 'memory', which means something else"),
         (
             wide_advantages,
             r"'advantages', float64 of shape \(6, 1\): a column holds one number for each of the 6",

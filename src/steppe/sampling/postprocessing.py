@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from steppe.learning.independent import PolicyLearner
 
 _TAKEN = (*COLUMNS, "advantage", "target", "weight", "log_ratio")
+_TAKEN += ("memory", "before", "fresh", "acted", "state0", "prev_reward")  # of policies that remember
 """Columns of learning that are not called as they are here."""
 
 
