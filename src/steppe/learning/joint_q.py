@@ -53,10 +53,9 @@ class JointValue(eqx.Module):
     mixer: Mixer
 
     def values(self, rows: Tree) -> jax.Array:
-        """``(n, members, actions)`` of the members' rows ``(n, members, ...)``."""
-        out: Any = jax.vmap(jax.vmap(self.network))(rows)
-        values: jax.Array = out[..., 0]
-        return values
+        """``(n, members, actions)`` of the rows ``(n, members, ...)`` of members that remember nothing."""
+        assert isinstance(self.network, QNetwork)
+        return jax.vmap(jax.vmap(self.network))(rows)[..., 0]
 
     def legal(self, values: jax.Array, rows: Tree) -> jax.Array:
         """Values ``(..., members, actions)`` with those of illegal actions far below all others."""
