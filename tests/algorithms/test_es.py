@@ -335,12 +335,13 @@ def test_agents_of_one_env_are_moved_each_by_itself():
     [
         ({"share": {"encoder": "x"}}, "share=.*PPOConfig"),
         ({"explore": False}, "explore=False moves no parameters"),
-        ({"memory": "lstm"}, "memory='lstm' has no meaning for ES"),
+        ({"framestack": 4}, "framestack=4 has no meaning for ES"),
+        ({"memory": "lstm", "train_batch_size": 64}, "memory='lstm' has no meaning for ES"),
     ],
 )
 def test_what_means_nothing_here_is_refused(changes, said):
     with pytest.raises(steppe.ConfigError, match=said):
-        steppe.ESConfig(env="CartPole-v1", **TINY, **changes).build()
+        steppe.ESConfig(env="CartPole-v1", **{**TINY, **changes}).build()
 
 
 def test_a_network_that_is_too_large_is_refused_before_anything_is_sampled(monkeypatch):
