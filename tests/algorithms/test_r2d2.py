@@ -17,7 +17,7 @@ from steppe.errors import CheckpointError, ConfigError
 from steppe.learning.off_policy import LearnerState
 from steppe.learning.optimizer import clipped_adam_init
 from steppe.learning.q_networks import looked_along
-from steppe.learning.replays import by_sequence
+from steppe.learning.walks import by_sequence
 from steppe.models.before import Memory
 from steppe.models.q_memory import make_memory_q
 from steppe.policies.actor_critic import Layout

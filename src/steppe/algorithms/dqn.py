@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from steppe.buffers.making import Lengths, make_replay
+from steppe.buffers.prioritized import Prioritized
 from steppe.config import (
     AlgorithmConfig,
     Schedule,
@@ -23,11 +25,11 @@ from steppe.config import (
 from steppe.config.checks import FRAGMENT
 from steppe.config.exploration import epsilon_schedule
 from steppe.errors import ConfigError
-from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, followed
+from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, Priorities, followed
 from steppe.learning.optimizer import clipped_adam, clipped_adam_init
 from steppe.learning.policy_gradient import averaged
 from steppe.learning.q_networks import looked, looked_along, make_q, shrunk, stretched
-from steppe.learning.replays import Lengths, by_sequence, make_replay
+from steppe.learning.walks import by_sequence
 from steppe.models.custom import own_encoder
 from steppe.models.framestack import framed
 from steppe.models.observations import norm_init
@@ -170,8 +172,8 @@ class DQNConfig(AlgorithmConfig):
         loss = self.double_q, self.td_error_loss_fn, self.value_rescaling
         tau = (1.0 if self.target_network_update_freq else 0.02) if self.tau is None else self.tau
         static = Static(layout, *loss, self.grad_clip, self.adam_epsilon, self.burn_in)
-        ranked = self.prioritized_replay_alpha, self.prioritized_replay_eps, self.prioritized_replay_beta
-        replay, priorities = make_replay(
+        ranked = self.prioritized_replay_alpha, self.prioritized_replay_eps
+        replay = make_replay(
             self.replay_buffer_capacity,
             n_step=self.n_step,
             gamma=self.gamma,
@@ -179,6 +181,7 @@ class DQNConfig(AlgorithmConfig):
             sequences=None if memory is None else Lengths(length, self.burn_in),
             priorities=ranked if self.prioritized_replay else None,
         )
+        beta = self.prioritized_replay_beta
         return OffPolicyLearner(
             Method(Hyper, update, values, static, sight.actor, frames, memory is not None),
             acts(sight, spec, network, Layout.of((network, normalizer))),
@@ -193,7 +196,7 @@ class DQNConfig(AlgorithmConfig):
             target_update_freq=self.target_network_update_freq,
             observed=2 if memory is None else self.burn_in + length + self.n_step,
             scalars={"epsilon": self.epsilon},
-            priorities=priorities,
+            priorities=Priorities(replay.update, beta) if isinstance(replay, Prioritized) else None,
             about=f"{layout.size} parameters\n{network}",
         )
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from steppe.buffers.making import Lengths, make_replay
 from steppe.config import (
     AlgorithmConfig,
     above,
@@ -25,8 +26,7 @@ from steppe.errors import ConfigError
 from steppe.learning.action_networks import UNUSED, Structure, flat, make_action_networks
 from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, followed
 from steppe.learning.optimizer import clipped_adam, clipped_adam_init
-from steppe.learning.replays import Lengths, by_sequence, make_replay
-from steppe.learning.walks import acting_params, judged, opened
+from steppe.learning.walks import acting_params, by_sequence, judged, opened
 from steppe.models.action_values import action_inputs
 from steppe.models.custom import own_encoder
 from steppe.models.framestack import framed
@@ -126,7 +126,7 @@ class SACConfig(AlgorithmConfig):
         size = float(actions.noise_size)
         auto = 0.98 * math.log(actions.param_size) if isinstance(pair.action, DiscreteSpec) else -size
         static = Static(nets.structure, self.grad_clip, self.burn_in)
-        replay, _ = make_replay(
+        replay = make_replay(
             self.replay_buffer_capacity,
             n_step=self.n_step,
             gamma=self.gamma,

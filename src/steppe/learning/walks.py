@@ -16,6 +16,8 @@ from steppe.models.action_values import action_values
 from steppe.models.q_memory import MemoryValue, features
 from steppe.types import Tree
 
+_MIX = 0.9  # eta of the R2D2 paper
+
 
 class Walk(NamedTuple):
     """The rows of some sequences, one sequence after the other: ``n`` of them.
@@ -83,3 +85,13 @@ def opened(rows: dict[str, Any], burn_in: int) -> dict[str, Any]:
     columns = {name: jax.tree.map(walk.at, rows[name]) for name in ("action", "reward", "discount")}
     after = walk._replace(end=rows["end"])
     return {**rows, **columns, "obs": walk, "next_obs": after, "weight": weight, "counts": counts}
+
+
+def by_sequence(error: jax.Array, learned: jax.Array) -> jax.Array:
+    """How wrong sequences were ``(s,)``, of the errors of their rows ``(s, l)``: mostly the largest one.
+
+    ``0.9 max + 0.1 mean`` of the absolute errors of rows that were learned from (Kapturowski et al., 2019).
+    """
+    size = jnp.where(learned, jnp.abs(error), 0.0)
+    mean = size.sum(1) / jnp.maximum(learned.sum(1), 1)
+    return _MIX * size.max(1) + (1.0 - _MIX) * mean
