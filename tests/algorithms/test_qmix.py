@@ -575,3 +575,19 @@ def test_settings_that_cannot_be_are_refused(changes, said):
         config.policy_mapping_fn = lambda agent: "team"
     with pytest.raises(steppe.ConfigError, match=said):
         config.build()
+
+
+def test_the_settings_of_an_old_program():
+    old = {
+        "mixer": "qmix",
+        "buffer_size": 5000,
+        "learning_starts": 9,
+        "grad_norm_clipping": 5,
+        "num_workers": 0,
+    }
+    old |= {"exploration_config": {"final_epsilon": 0.0}, "optim_alpha": 0.99, "mixing_embed_dim": 16}
+    config = steppe.QMIXConfig.from_dict(old)
+    assert (config.replay_buffer_capacity, config.num_steps_sampled_before_learning_starts) == (5000, 9)
+    assert (config.epsilon, config.grad_clip, config.mixing_embed_dim) == ([[0, 1.0], [10_000, 0.0]], 5.0, 16)
+    with pytest.raises(steppe.ConfigError, match=r"mixer='vdn'.*VDNConfig sums them"):
+        steppe.QMIXConfig.from_dict({"mixer": "vdn"})
