@@ -80,20 +80,20 @@ def test_noise_draws_as_often_as_the_probabilities_say():
 
 
 def test_two_choices_by_hand():
-    """Heads 2 + 3, a context, then weights from the first choice (one-hot) and to the second's logits."""
+    """Heads 2 + 3, a context; weights from the first choice (one-hot), and to the second's logits."""
     d = chain(TWO)
     rng = np.random.default_rng(5)
     z1, z2, c = rng.standard_normal(2), rng.standard_normal(3), rng.standard_normal(CONTEXT)
-    into, out = rng.standard_normal((CONTEXT, 2)), rng.standard_normal((CONTEXT, 3))
+    into, out = rng.standard_normal((2, CONTEXT)), rng.standard_normal((CONTEXT, 3))
     params = np.concatenate([z1, z2, c, into.ravel(), out.ravel()]).astype(np.float32)
     assert d.param_size == len(params) == 5 + CONTEXT * (1 + 2 + 3)
     for a, b in itertools.product(range(2), range(3)):
-        logits = z2 + np.tanh(c + into[:, a]) @ out
+        logits = z2 + np.tanh(c + into[a]) @ out
         by_hand = z1[a] - np.log(np.exp(z1).sum()) + logits[b] - np.log(np.exp(logits).sum())
         assert float(d.logp(params, (np.int32(a), np.int32(b)))) == pytest.approx(by_hand, abs=1e-4)
     first, second = d.mode(params)
     assert first == z1.argmax()
-    assert second == (z2 + np.tanh(c + into[:, int(first)]) @ out).argmax()
+    assert second == (z2 + np.tanh(c + into[int(first)]) @ out).argmax()
 
 
 @pytest.mark.parametrize("space", [MIXED, CHOICES])
@@ -125,6 +125,27 @@ def test_what_is_forbidden_stays_forbidden_whatever_was_chosen():
     action = np.asarray(d.sample(masked, noise))
     assert set(action[:, 0].tolist()) <= {1, 2}
     assert set(action[:, 1].tolist()) == {0, 3}
+
+
+def test_weights_are_the_same_for_all_rows_and_their_gradient_is_that_of_all():
+    """As networks give them: a mean over rows has the gradient of the rows one by one."""
+    d = chain(MIXED)
+    rng = np.random.default_rng(0)
+    size = len(d.weights(rng))
+    heads = rng.standard_normal((5, d.param_size - size)).astype(np.float32)
+    free = rng.standard_normal(size).astype(np.float32)
+    noise = rng.random((5, d.noise_size), np.float32)
+
+    def params(heads, free):
+        return jnp.concatenate([heads, jnp.broadcast_to(free, (len(heads), size))], -1)
+
+    action = d.sample(params(heads, free), noise)
+    together = jax.grad(lambda free: d.logp(params(heads, free), action).sum())(free)
+    alone = 0.0
+    for i in range(5):
+        one = jax.tree.map(lambda a, i=i: a[i : i + 1], action)
+        alone += jax.grad(lambda free, i=i, one=one: d.logp(params(heads[i : i + 1], free), one).sum())(free)
+    np.testing.assert_allclose(together, alone, rtol=1e-3, atol=1e-4)
 
 
 def test_options_are_part_of_what_it_is_and_of_its_description():

@@ -258,7 +258,7 @@ class Actions:
         if autoregressive:
             from steppe.models.autoregressive import Chain  # as few actions are
 
-            self.chain = Chain(self.leaves, self.log_std_size)
+            self.chain = Chain(self.leaves)
         contexts, weights = (self.chain.context_size, self.chain.weight_size) if self.chain else (0, 0)
         self.param_size = heads + contexts + self.log_std_size + weights
         if not self.param_size:
@@ -278,7 +278,7 @@ class Actions:
             Action tree of ``(n, *shape)`` in policy units.
         """
         if self.chain is not None:
-            return self.tree(self.chain.walk(np, params, partial(_met, params, noise)))
+            return self.tree(self.chain.walk(np, params, partial(_met, noise)))
         chosen = [
             leaf.mode(params[:, head])
             if noise is None
@@ -317,12 +317,10 @@ class Actions:
         return tuple(cuts)
 
 
-def _met(params: FloatArray, noise: FloatArray | None, part: Part, head: FloatArray) -> Array:
+def _met(noise: FloatArray | None, part: Part, head: FloatArray, scale: FloatArray) -> Array:
     """What is chosen of one part."""
     leaf: ActionLeaf = part.of
-    return (
-        leaf.mode(head) if noise is None else leaf.sample(head, params[:, part.scale], noise[:, part.noise])
-    )
+    return leaf.mode(head) if noise is None else leaf.sample(head, scale, noise[:, part.noise])
 
 
 def _leaf(spec: Spec, path: str, squash: bool, normalize: bool, clip: bool) -> ActionLeaf:

@@ -2,13 +2,13 @@
 
 The network gives each part its own numbers, as it does to independent parts, and a context; free parameters,
 the same for every observation, say how the parts before move it:
-``head + out . tanh(context + into . before)``, ``before`` being what was chosen so far, choices one-hot.
+``head + tanh(context + sum of told @ into) @ out``, ``told`` being what was chosen of a part before, choices
+one-hot.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -27,25 +27,24 @@ class Part(NamedTuple):
         place: its index among the parts.
         leaf: that of the leaf that it belongs to.
         head: where its own numbers lie in the parameters.
-        scale: where its log standard deviations lie.
+        context: likewise its context; empty in the first part, which nothing moves.
+        scale: likewise its log standard deviations.
         noise: where its uniforms lie in the noise.
-        inputs: how many numbers say what was chosen before; 0 for the first part, which has nothing of
-            what follows.
-        context: where its context lies in the parameters.
-        into: where the weights from those numbers to the context lie, ``(CONTEXT, inputs)``.
-        out: where those from the context to the head lie, ``(CONTEXT, heads)``.
+        out: where the weights ``(CONTEXT, heads)`` from its context to its head lie among all weights; empty
+            in the first part.
+        into: likewise those ``(heads, CONTEXT)`` from what was chosen of it to the contexts of later parts;
+            empty in the last part.
     """
 
     of: Any
     place: int
     leaf: int
     head: slice
+    context: slice
     scale: slice
     noise: slice
-    inputs: int
-    context: slice
-    into: slice
     out: slice
+    into: slice
 
 
 @final
@@ -57,7 +56,6 @@ class Chain:
 
     Args:
         leaves: of the actions.
-        scales: how many log standard deviations there are.
 
     Attributes:
         parts: in the order in which they are chosen.
@@ -65,66 +63,54 @@ class Chain:
         weight_size: how many are weights.
     """
 
-    def __init__(self, leaves: Sequence[Any], scales: int) -> None:
+    def __init__(self, leaves: Sequence[Any]) -> None:
         self._leaves = leaves
+        heads = sum(leaf.heads for leaf in leaves)
         whole = [(i, part) for i, leaf in enumerate(leaves) for part in leaf.parts()]
-        heads, noises, deviations, widths = (
-            [0, *accumulate(getattr(part, name) for _, part in whole)]
-            for name in ("heads", "noise", "scales", "heads")
-        )
         self.context_size = CONTEXT * (len(whole) - 1)
-        begin, weights = heads[-1] + self.context_size, heads[-1] + self.context_size + scales
-        parts, first = [], weights
-        for k, (leaf, part) in enumerate(whole):
-            size = CONTEXT * widths[k], CONTEXT * part.heads
-            between = weights + size[0] if k else weights
-            after = between + size[1] if k else weights
-            context = heads[-1] + CONTEXT * (k - 1) if k else heads[-1]
-            parts.append(
-                Part(
-                    part,
-                    k,
-                    leaf,
-                    slice(heads[k], heads[k + 1]),
-                    slice(begin + deviations[k], begin + deviations[k + 1]),
-                    slice(noises[k], noises[k + 1]),
-                    widths[k],
-                    slice(context, context + CONTEXT if k else context),
-                    slice(weights, between),
-                    slice(between, after),
-                )
-            )
-            weights = after
-        self.parts, self.weight_size = tuple(parts), weights - first
+        # Where the next part's share of each kind begins.
+        head, context, scale, noise, weight = 0, heads, heads + self.context_size, 0, 0
+        parts = []
+        for place, (leaf, of) in enumerate(whole):
+            ends = head + of.heads, context + CONTEXT * (place > 0), scale + of.scales, noise + of.noise
+            middle = weight + CONTEXT * of.heads * (place > 0)
+            own = slice(head, ends[0]), slice(context, ends[1]), slice(scale, ends[2]), slice(noise, ends[3])
+            (head, context, scale, noise), last = ends, middle + CONTEXT * of.heads * (of is not whole[-1][1])
+            parts.append(Part(of, place, leaf, *own, slice(weight, middle), slice(middle, last)))
+            weight = last
+        self.parts, self.weight_size, self._own = tuple(parts), weight, scale
 
     def initial(self, rng: np.random.Generator) -> FloatArray:
         """Weights before training, ``(weight_size,)``: those to the heads are 0, so that nothing is moved."""
-        drawn = []
-        for part in self.parts[1:]:
-            into = rng.standard_normal(CONTEXT * part.inputs, np.float32) / np.sqrt(part.inputs)
-            drawn += [into, np.zeros(part.out.stop - part.out.start)]
-        return np.concatenate([np.zeros(0), *drawn]).astype(np.float32)
+        weights = np.zeros(self.weight_size, np.float32)
+        for part in self.parts:
+            weights[part.into] = rng.standard_normal(part.into.stop - part.into.start, np.float32)
+        return weights
 
-    def walk(self, xp: Any, params: Any, meet: Callable[[Part, Any], Any]) -> list[Any]:
+    def walk(self, xp: Any, params: Any, meet: Callable[[Part, Any, Any], Any]) -> list[Any]:
         """Meet the parts one after the other.
 
         Args:
             xp: numpy, or JAX's.
-            params: ``(..., P)``.
-            meet: function of a part and its head ``(..., heads)`` that gives what is chosen of it.
+            params: ``(..., P)``; weights are those of the first row, as all rows have the same.
+            meet: function of a part, its head ``(..., heads)`` and its log standard deviations that gives
+                what is chosen of it.
 
         Returns:
             The leaves of the action.
         """
         chosen: list[list[Any]] = [[] for _ in self._leaves]
-        before: list[Any] = []
+        # Parted once, and weights taken of one row: else each gradient would be as large as all parameters.
+        own, weights = params[..., : self._own], params[(0,) * (params.ndim - 1)][self._own :]
+        told: Any = 0.0
         for part in self.parts:
-            head = params[..., part.head]
-            if before:
-                head = head + _moved(xp, part, params, xp.concatenate(before, -1))
-            action = meet(part, head)
+            head = own[..., part.head]
+            if part.place:
+                head = head + xp.tanh(own[..., part.context] + told) @ weights[part.out].reshape(CONTEXT, -1)
+            action = meet(part, head, own[..., part.scale])
             chosen[part.leaf].append(action)
-            before.append(part.of.numbers(action))
+            if part is not self.parts[-1]:
+                told = told + part.of.numbers(action) @ weights[part.into].reshape(-1, CONTEXT)
         return [
             parts[0]
             if parts[0].shape[params.ndim - 1 :] == leaf.shape
@@ -135,12 +121,3 @@ class Chain:
     def split(self, leaves: Sequence[Any]) -> list[Any]:
         """The leaves of an action part by part, in the order of ``parts``."""
         return [part for of, leaf in zip(self._leaves, leaves, strict=True) for part in of.split(leaf)]
-
-
-def _moved(xp: Any, part: Part, params: Any, before: Any) -> Any:
-    """What the parts before add to a part's head, ``(..., heads)``."""
-    lead = params.shape[:-1]
-    into = params[..., part.into].reshape(*lead, CONTEXT, part.inputs)
-    out = params[..., part.out].reshape(*lead, CONTEXT, -1)
-    context = xp.tanh(params[..., part.context] + (into * before[..., None, :]).sum(-1))
-    return (context[..., None] * out).sum(-2)

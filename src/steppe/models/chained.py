@@ -34,15 +34,15 @@ class Chained:
     def sample(self, params: jax.Array, noise: jax.Array) -> Tree:
         """What the noise picks."""
 
-        def meet(part: Part, head: jax.Array) -> Any:
-            return self._leaves[part.place].sample(head, params[..., part.scale], noise[..., part.noise])
+        def meet(part: Part, head: jax.Array, scale: jax.Array) -> Any:
+            return self._leaves[part.place].sample(head, scale, noise[..., part.noise])
 
         return self._actions.tree(self._chain.walk(jnp, params, meet))
 
     def mode(self, params: jax.Array) -> Tree:
         """The likeliest of each part after those before it."""
 
-        def meet(part: Part, head: jax.Array) -> Any:
+        def meet(part: Part, head: jax.Array, scale: jax.Array) -> Any:
             return self._leaves[part.place].mode(head)
 
         return self._actions.tree(self._chain.walk(jnp, params, meet))
@@ -62,9 +62,9 @@ class Chained:
         chosen = iter(self._chain.split([jnp.asarray(a) for a in self._actions.flat(action)]))
         met: list[tuple[Any, jax.Array, jax.Array, Any]] = []
 
-        def meet(part: Part, head: jax.Array) -> Any:
+        def meet(part: Part, head: jax.Array, scale: jax.Array) -> Any:
             taken = next(chosen)
-            met.append((self._leaves[part.place], head, params[..., part.scale], taken))
+            met.append((self._leaves[part.place], head, scale, taken))
             return taken
 
         self._chain.walk(jnp, params, meet)
