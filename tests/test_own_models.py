@@ -384,6 +384,35 @@ def test_any_space_has_its_gymnasium_form():
     assert gymnasium_space(longest) == spaces.Sequence(spaces.Discrete(4))
 
 
+def test_policies_have_models_each_of_their_own(tmp_path):
+    specs = {
+        "a": steppe.PolicySpec(config={"models": {"encoder": Wide}}),
+        "b": steppe.PolicySpec(config={"models": {"actor_critic": Whole}}),
+        "c": steppe.PolicySpec(),
+    }
+
+    def mapping(agent):
+        return "abc"[agent]
+
+    env = steppe.make_multi_agent("CartPole-v1")
+    both = {"env": env, "policies": specs, "policy_mapping_fn": mapping}
+    with steppe.PPOConfig(env_config={"num_agents": 3}, **both, **PPO).build() as algo:
+        first = algo.get_weights()
+        algo.train()
+        path = algo.save(tmp_path / "c")
+        algo.train()
+        expected = algo.get_weights()
+    assert len({len(weights) for weights in expected.values()}) == 3
+    assert all((first[id] != expected[id]).any() for id in "abc")
+    with pytest.raises(CheckpointError, match=r"policies=\.\.\. .*'encoder': 'Wide'"):
+        steppe.load(path, env=env, policy_mapping_fn=mapping)
+    steppe.load_policy(path, "c").act(np.zeros(4, np.float32))
+    with steppe.load(path, **both) as again:
+        again.train()
+        for id, weights in expected.items():
+            np.testing.assert_array_equal(again.get_weights()[id], weights)
+
+
 def test_settings_tell_that_there_is_code():
     config = steppe.PPOConfig(env=Aim, models={"encoder": Wide})
     assert config.code_fields() == ["env", "models"]
