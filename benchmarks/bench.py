@@ -34,14 +34,29 @@ def _replay() -> Iterator[Row]:
     return replay.rows()
 
 
+def _off_policy() -> Iterator[Row]:
+    from benchmarks import off_policy
+
+    return off_policy.rows()
+
+
+def _networks() -> Iterator[Row]:
+    from benchmarks import networks
+
+    return networks.rows()
+
+
 # The fresh processes come first: the in-process groups leave threads and memory behind.
 GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
     "start-up": processes.start_up,
     "tutorial": processes.tutorial,
     "cartpole": processes.cartpole,
+    "frames": processes.frames,
     "sampling": _sampling,
     "training": _training,
     "replay": _replay,
+    "off-policy": _off_policy,
+    "networks": _networks,
 }
 
 

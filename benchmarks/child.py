@@ -56,6 +56,21 @@ def first_train(seed: int) -> dict[str, Any]:
     return {"peak_mb": _peak_mb()}
 
 
+def frames(seed: int) -> dict[str, Any]:
+    """A replay of a million frames, 84x84, that is full; samples of 256 stacks of 4."""
+    import numpy as np
+
+    from benchmarks.replay import LANES, cost, fragment
+    from steppe.buffers.replay import Replay
+
+    rng = np.random.default_rng(seed)
+    obs = rng.integers(0, 256, (126, LANES, 84, 84), np.uint8)
+    replay = Replay(1_000_000, framestack=4)
+    for sequence in range(1_000_000 // (125 * LANES)):
+        replay.add(fragment(obs, sequence))
+    return {"rate": 1 / cost(lambda: replay.sample(rng, 1, 256)), "rows": len(replay), "peak_mb": _peak_mb()}
+
+
 def _peak_mb() -> float:
     status = Path("/proc/self/status")
     if status.exists():  # Linux lets ru_maxrss begin with the peak of the process that started this one
@@ -65,5 +80,5 @@ def _peak_mb() -> float:
 
 
 if __name__ == "__main__":
-    run = {"tutorial": tutorial, "cartpole": cartpole, "first_train": first_train}[sys.argv[1]]
+    run = {f.__name__: f for f in (tutorial, cartpole, first_train, frames)}[sys.argv[1]]
     print(json.dumps(run(int(sys.argv[2]) if len(sys.argv) > 2 else 0)))

@@ -1,7 +1,8 @@
-"""What we compare with: the bare loop over envs, and Stable-Baselines3's PPO on the CPU."""
+"""What we compare with on the CPU: the bare loop over envs, Stable-Baselines3, and SBX."""
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -70,6 +71,70 @@ def sb3_training(
         start = time.perf_counter()
         model.learn(num_envs * n_steps, reset_num_timesteps=False, log_interval=None)
         return num_envs * n_steps / (time.perf_counter() - start)
+
+    return measure
+
+
+def sb3_updates(
+    env: Callable[[], Any], num_envs: int, n_steps: int, epochs: int, minibatch: int
+) -> Callable[[], float]:
+    """A measure: minibatch steps per second of its PPO's learning alone, by the network for pictures."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    model = PPO(
+        "CnnPolicy",
+        make_vec_env(env, n_envs=num_envs, seed=0),
+        n_steps=n_steps,
+        n_epochs=epochs,
+        batch_size=minibatch,
+        device="cpu",
+        seed=0,
+    )
+    model.learn(num_envs * n_steps, log_interval=None)
+
+    def measure() -> float:
+        start = time.perf_counter()
+        model.train()
+        return epochs * num_envs * n_steps // minibatch / (time.perf_counter() - start)
+
+    return measure
+
+
+def off_policy(
+    package: str,
+    algo: str,
+    env_id: str,
+    num_envs: int,
+    steps: int,
+    *,
+    each: int | None = None,
+    **settings: Any,
+) -> Callable[[], float]:
+    """A measure: env steps per second of DQN or SAC that make one update for each.
+
+    Args:
+        package: ``stable_baselines3`` or ``sbx``, which has the same interface.
+        algo: name of the class.
+        env_id: of Gymnasium.
+        num_envs: stepped one after the other.
+        steps: of one measure, all envs together.
+        each: steps between two rounds of as many updates; ``num_envs`` if None.
+        settings: of the class, where they are not its defaults.
+    """
+    from stable_baselines3.common.env_util import make_vec_env
+
+    env = make_vec_env(env_id, n_envs=num_envs, seed=0, env_kwargs=UNCHECKED)
+    rate = {"train_freq": (each or num_envs) // num_envs, "gradient_steps": each or num_envs}
+    extra = {} if package == "sbx" else {"device": "cpu"}
+    cls = getattr(importlib.import_module(package), algo)
+    model = cls("MlpPolicy", env, seed=0, **rate, **extra, **settings)
+    model.learn(1_000, log_interval=None)  # learning has begun
+
+    def measure() -> float:
+        start = time.perf_counter()
+        model.learn(steps, reset_num_timesteps=False, log_interval=None)
+        return steps / (time.perf_counter() - start)
 
     return measure
 

@@ -85,3 +85,23 @@ def cartpole() -> Iterator[Row]:
     yield ceiling("CartPole: build() to 475, cold, worst seed", "s", seconds, 8.0)
     peak = max(r["peak_mb"] for r in runs)
     yield ceiling("CartPole: peak memory of 60,000 steps, cold, worst seed", "MB", peak, 450)
+
+
+def frames() -> Iterator[Row]:
+    """A million frames in memory.
+
+    Raises:
+        MemoryError: this machine has not enough of it free.
+    """
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        [free] = [
+            line.split()[1] for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable")
+        ]
+        if int(free) < 9e6:
+            raise MemoryError(f"a million frames take 7.8 GB, and {int(free) / 1e6:.1f} GB are free")
+    _, found = child("frames", 0)
+    name = "a replay of 1M frames, 84x84"
+    yield ceiling(name, "GB", found["peak_mb"] / 1e3, 7.8)
+    rate = found["rate"]
+    yield Row(name=f"{name}: samples of 256 stacks of 4", unit="/s", value=rate, bar=500, at_least=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PACKAGES = ("steppe", "jax", "equinox", "optax", "numpy", "gymnasium", "stable-baselines3", "torch")
+PACKAGES = ("steppe", "jax", "equinox", "optax", "numpy", "gymnasium", "stable-baselines3", "sbx-rl", "torch")
 
 
 @dataclass(frozen=True, kw_only=True)
