@@ -7,6 +7,7 @@ import pytest
 from gymnasium import spaces
 
 import steppe
+from steppe.compat.states import is_recurrent
 from steppe.errors import ConfigError
 from steppe.spaces import leaves
 from tests.algorithms.test_framestack import Clock
@@ -104,3 +105,14 @@ def test_without_a_state_it_is_said_how_to_give_one(tmp_path):
         for act in (policy.act, algo.compute_single_action):
             with pytest.raises(ConfigError, match=r"acts by what it observed before: give state=\{\}"):
                 act(np.zeros(2, np.float32))
+
+
+def test_noise_that_keeps_its_direction_is_no_memory():
+    """It has a state of its own, which nobody who asks for a single action has to know of."""
+    noise = {"exploration_noise": 0.5, "exploration_noise_correlation": 0.9}
+    with steppe.TD3Config(env=Continuous, env_config={}, **TINY, **OFF, **noise).build() as algo:
+        policy, obs = algo.get_policy(), np.zeros(2, np.float32)
+        assert policy.initial_state(1)["noise"].shape == (1, 2)
+        assert not is_recurrent(policy)
+        for explore in (False, True):
+            assert algo.compute_single_action(obs, explore=explore).shape == (2,)

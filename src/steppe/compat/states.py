@@ -16,7 +16,8 @@ _BESIDE = ("action", "reward")
 
 def is_recurrent(policy: Policy) -> bool:
     """Whether it acts by what it observed before."""
-    return isinstance(policy.initial_state(1), dict)
+    state = policy.initial_state(1)
+    return isinstance(state, dict) and bool(state.keys() & {"memory", "frames"})  # noise has a state, too
 
 
 def initial_state(policy: Policy) -> list[Any]:
