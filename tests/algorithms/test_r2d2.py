@@ -296,3 +296,8 @@ def test_a_batch_of_rows_is_one_of_as_many_rows_in_sequences():
 def test_a_critic_with_a_memory_does_not_judge_single_observations():
     with config().build() as algo, pytest.raises(ConfigError, match="framestack, memory"):
         algo._learner.learners[WHOLE].values(np.zeros((1, 2), np.float32))
+
+
+def test_a_burn_in_without_a_memory_is_said(caplog):
+    config(memory="none", burn_in=3, memory_size=64, max_seq_len=20).build().close()
+    assert "burn_in=3 has no effect with memory='none'" in caplog.text

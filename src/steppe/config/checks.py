@@ -146,7 +146,7 @@ FILTERS = Check("[[channels, kernel, stride], ...]", _are_filters, whole=True)
 
 _RUNNERS = {"num_env_runners": "samples", "evaluation_num_env_runners": "evaluates"}
 _OF_MEMORIES = dict.fromkeys(("lstm", "gru"), ("attention_memory",)) | {
-    "none": ("prev_action", "prev_reward", "attention_memory", "max_seq_len", "memory_size"),
+    "none": ("prev_action", "prev_reward", "attention_memory", "max_seq_len", "memory_size", "burn_in"),
     "attention": (),
 }
 """What other kinds of memory have, and this has not."""
