@@ -20,8 +20,8 @@ from steppe.types import AgentID, Array, FloatArray, Policy, Rollout, Tree
 if TYPE_CHECKING:
     from steppe.learning.independent import PolicyLearner
 
-_TAKEN = (*COLUMNS, "advantage", "target", "weight", "log_ratio")
-_TAKEN += ("memory", "before", "fresh", "acted", "state0", "prev_reward")  # of policies that remember
+_OF_MEMORIES = ("memory", "before", "fresh", "acted", "state0", "prev_reward")
+_TAKEN = (*COLUMNS, "advantage", "target", "weight", "log_ratio", *_OF_MEMORIES)
 """Columns of learning that are not called as they are here."""
 
 
