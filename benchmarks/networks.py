@@ -51,7 +51,7 @@ def update(algo: steppe.Algorithm) -> Callable[[], float]:
         one = prepared
         start = time.perf_counter()
         made = learner._update(
-            params, opt, [tuple(old)], [one.statistics], [one.rows], [one.order], [one.acted], [one.hyper]
+            params, opt, [tuple(old)], [one.statistics], [one.rows], [one.order], [one.count], [one.hyper]
         )
         float(made[1][0]["total_loss"])
         return EPOCHS * ROWS // MINIBATCH / (time.perf_counter() - start)
