@@ -37,7 +37,7 @@ class RecurrentPolicy:
     def __init__(self, sight: Sight, distribution: Distribution, layout: Layout, actor: MemoryActor) -> None:
         self.observation, self.acting, self.action = sight.whole, sight.acting, distribution.spec
         self.noise_size, self.to_env = distribution.noise_size, distribution.to_env
-        self.from_env = distribution.actions.from_env
+        self.from_env = distribution.from_env
         self._sample, self._mode = _compiled(sight.actor, distribution, layout)
         self._options, self._layout = distribution.options, layout
         self.draws = False
