@@ -40,7 +40,7 @@ test-slow: setup  ## The long-running tests
 	$(BIN)/python -m pytest -q -m slow --ignore=tests/learning
 
 learn: setup  ## The learning tests, or one: make learn ROW=ppo_cartpole; then the pages that show them
-	$(BIN)/python -m pytest -q -m slow tests/learning $(if $(ROW),-k $(ROW))
+	$(BIN)/python -m pytest -q -m slow tests/learning $(if $(ROW),--row $(ROW))
 	$(BIN)/python -m benchmarks.curves
 
 pictures: setup  ## Draw the recorded learning curves, and write the pages' sections on them
