@@ -129,7 +129,7 @@ def off_policy(
     extra = {} if package == "sbx" else {"device": "cpu"}
     cls = getattr(importlib.import_module(package), algo)
     model = cls("MlpPolicy", env, seed=0, **rate, **extra, **settings)
-    model.learn(1_000, log_interval=None)  # learning has begun
+    model.learn(400, log_interval=None)  # learning has begun
 
     def measure() -> float:
         start = time.perf_counter()
