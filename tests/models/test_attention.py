@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steppe.models.attention import GATE_BIAS, NORM_EPSILON, Gate
-from steppe.models.recurrent import make_cell, unrolled
+from steppe.models.recurrent import make_cell
+
+
+def unrolled(cell, x, state0, fresh):
+    """One sequence."""
+    one = jax.tree.map(lambda a: jnp.asarray(a)[None], (x, state0, fresh))
+    return jax.tree.map(lambda a: a[0], cell.unrolled(*one))
+
 
 MEMORY, SIZE = 3, 4
 CELL = jax.tree.map(

@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steppe.errors import ConfigError
-from steppe.models.recurrent import make_cell, unrolled
+from steppe.models.recurrent import make_cell, scanned
+
+
+def unrolled(cell, x, state0, fresh):
+    """One sequence."""
+    one = jax.tree.map(lambda a: jnp.asarray(a)[None], (x, state0, fresh))
+    return jax.tree.map(lambda a: a[0], cell.unrolled(*one))
+
 
 KINDS = ("lstm", "gru")
 
@@ -149,3 +156,25 @@ def test_no_gradient_crosses_into_the_trajectory_before(kind):
 
     moved = np.abs(np.asarray(jax.grad(last)(x))).sum(axis=1) > 0
     np.testing.assert_array_equal(moved, [False, False, True, True])
+
+
+def test_the_gradient_of_an_lstm_is_that_of_its_steps():
+    """Of several sequences at once, by every input that has one; that of the states is said to be none."""
+    cell, rng = CELLS["lstm"], np.random.default_rng(4)
+    x, weight = (rng.normal(0, 1, (5, 7, n)).astype(np.float32) for n in (3, 4))
+    state0 = {name: rng.normal(0, 1, (5, 4)).astype(np.float32) for name in "ch"}
+    fresh = rng.random((5, 7)) < 0.3
+
+    def by_steps(cell, x, state0):
+        return jax.vmap(lambda *one: scanned(cell, *one))(x, state0, fresh)
+
+    def loss(unroll):
+        return lambda *given: (unroll(*given)[0] * weight).sum()
+
+    at_once = jax.jit(lambda cell, x, state0: cell.unrolled(x, state0, fresh))
+    same(at_once(cell, x, state0), by_steps(cell, x, state0))
+    expected, found = (jax.grad(loss(f), (0, 1, 2))(cell, x, state0) for f in (by_steps, at_once))
+    assert all(np.abs(leaf).max() > 0.1 for leaf in jax.tree.leaves(expected))
+    same(found, expected)
+    states = jax.grad(lambda x: sum(map(jnp.sum, jax.tree.leaves(at_once(cell, x, state0)[1]))))(x)
+    assert not states.any()

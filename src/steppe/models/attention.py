@@ -111,6 +111,10 @@ class Attention(Cell):
         return y[0], after
 
     def unrolled(self, x: jax.Array, state0: Tree, fresh: jax.Array) -> tuple[jax.Array, Tree]:
+        """Sequence by sequence."""
+        return jax.vmap(self._sequence)(x, state0, fresh)
+
+    def _sequence(self, x: jax.Array, state0: Tree, fresh: jax.Array) -> tuple[jax.Array, Tree]:
         """Blocks of rows, each of which looks back on its own and on those of the state, at once."""
         rows = len(fresh)
         block = next(n for n in range(min(rows, max(self.memory, 16)), 0, -1) if rows % n == 0)

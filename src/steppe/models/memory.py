@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, final
 
 import equinox as eqx
@@ -17,7 +16,7 @@ from steppe.models.catalog import Actor, make_actor
 from steppe.models.distributions import Distribution
 from steppe.models.encoders import Encoder, make_encoder
 from steppe.models.mlp import ACTIVATIONS, MLP
-from steppe.models.recurrent import Cell, make_cell, unrolled
+from steppe.models.recurrent import Cell, make_cell
 from steppe.spaces import BoxSpec, Spec
 from steppe.types import Tree
 
@@ -61,7 +60,7 @@ class Torso(eqx.Module):
             state0: ``(s, ...)``, that row 0 of each is met with.
         """
         x = jax.vmap(jax.vmap(self.inputs))(rows["obs"], rows["before"])
-        return jax.vmap(partial(unrolled, self.cell))(x, state0, rows["fresh"])
+        return self.cell.unrolled(x, state0, rows["fresh"])
 
     def describe(self) -> dict[str, Any]:
         """All but its arrays as JSON values; :mod:`steppe.models.numpy_forward` reads it."""

@@ -1,12 +1,14 @@
 """Cells: what a network remembers from row to row of one trajectory.
 
-A cell is written for one row and vmapped by the caller. A fresh trajectory is met with a state of zeros,
-whatever the cell: whoever keeps states by slot or by lane resets them without knowing what they hold.
+A cell is written for one row, which the caller vmaps, and for runs of rows. A fresh trajectory is met with a
+state of zeros, whatever the cell: whoever keeps states by slot or by lane resets them without knowing what is
+held.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import partial
 from typing import Any, final
 
 import equinox as eqx
@@ -39,7 +41,16 @@ class Cell(eqx.Module):
 
     @abstractmethod
     def unrolled(self, x: jax.Array, state0: Tree, fresh: jax.Array) -> tuple[jax.Array, Tree]:
-        """See :func:`unrolled`."""
+        """Over runs of consecutive rows, in which trajectories may follow each other.
+
+        Args:
+            x: ``(s, rows, f)`` inputs of ``s`` sequences.
+            state0: ``(s, ...)``, that row 0 of each is met with.
+            fresh: ``(s, rows)`` bool: first rows of trajectories, met with zeros instead of the state.
+
+        Returns:
+            ``(s, rows, size)`` outputs, and the state that each row was met with, ``(s, rows, ...)``.
+        """
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -87,8 +98,12 @@ class LSTM(Cell):
         return h, {"c": c, "h": h}
 
     def unrolled(self, x: jax.Array, state0: Tree, fresh: jax.Array) -> tuple[jax.Array, Tree]:
-        """Row by row."""
-        return _scanned(self, x, state0, fresh)
+        """Row by row, all sequences side by side."""
+        prepared = self.prepared(x).swapaxes(0, 1)
+        kept = jnp.where(fresh.T, 0.0, 1.0)[..., None]
+        found = _lstm(self.weights, prepared, kept, state0["c"], state0["h"])
+        y, c, h = (a.swapaxes(0, 1) for a in found)
+        return y, jax.lax.stop_gradient({"c": c, "h": h})
 
     def describe(self) -> dict[str, Any]:
         """Its kind and size."""
@@ -137,7 +152,7 @@ class GRU(Cell):
 
     def unrolled(self, x: jax.Array, state0: Tree, fresh: jax.Array) -> tuple[jax.Array, Tree]:
         """Row by row."""
-        return _scanned(self, x, state0, fresh)
+        return jax.vmap(partial(scanned, self))(x, state0, fresh)
 
     def describe(self) -> dict[str, Any]:
         """Its kind and size."""
@@ -170,8 +185,8 @@ def make_cell(
     raise ConfigError(f"memory={kind!r} is unknown; choose one of none, lstm, gru, attention")
 
 
-def unrolled(cell: Cell, x: jax.Array, state0: Tree, fresh: jax.Array) -> tuple[jax.Array, Tree]:
-    """A cell over consecutive rows of one lane, in which trajectories may follow each other.
+def scanned(cell: Cell, x: jax.Array, state0: Tree, fresh: jax.Array) -> tuple[jax.Array, Tree]:
+    """A cell over one sequence, row by row but for what is made of the inputs alone.
 
     Args:
         cell: of any kind.
@@ -182,11 +197,6 @@ def unrolled(cell: Cell, x: jax.Array, state0: Tree, fresh: jax.Array) -> tuple[
     Returns:
         ``(rows, size)`` outputs, and the state that each row was met with, ``(rows, ...)``.
     """
-    return cell.unrolled(x, state0, fresh)
-
-
-def _scanned(cell: Cell, x: jax.Array, state0: Tree, fresh: jax.Array) -> tuple[jax.Array, Tree]:
-    """Row by row, but for what is made of the inputs alone."""
 
     def step(state: Tree, row: tuple[Tree, jax.Array]) -> tuple[Tree, tuple[jax.Array, Tree]]:
         prepared, first = row
@@ -196,6 +206,75 @@ def _scanned(cell: Cell, x: jax.Array, state0: Tree, fresh: jax.Array) -> tuple[
 
     _, (y, before) = jax.lax.scan(step, state0, (jax.vmap(cell.prepared)(x), fresh))
     return y, before
+
+
+Met = tuple[jax.Array, jax.Array, jax.Array]
+
+
+@jax.custom_vjp
+def _lstm(weights: jax.Array, prepared: jax.Array, kept: jax.Array, c0: jax.Array, h0: jax.Array) -> Met:
+    """An LSTM over ``s`` sequences of ``l`` rows.
+
+    Its gradient is written out: JAX's own would add up that of the weights row by row, where one product
+    over all rows says the same; an update takes two thirds of the time.
+
+    Args:
+        weights: ``(size, 4 size)``.
+        prepared: ``(l, s, 4 size)``.
+        kept: ``(l, s, 1)``, 0 where the row is met with zeros and 1 elsewhere.
+        c0: ``(s, size)``, that row 0 is met with.
+        h0: likewise.
+
+    Returns:
+        Outputs ``(l, s, size)``, and ``c`` and ``h`` that each row was met with: no gradient comes by these.
+    """
+    return _forth(weights, prepared, kept, c0, h0)[0]
+
+
+def _forth(
+    weights: jax.Array, prepared: jax.Array, kept: jax.Array, c0: jax.Array, h0: jax.Array
+) -> tuple[Met, Any]:
+    def step(state: Any, row: Any) -> Any:
+        (c, h), (made, keeps) = state, row
+        c, h = keeps * c, keeps * h
+        take, keep, new, show = jnp.split(made + h @ weights, 4, axis=-1)
+        take, keep, show = jax.nn.sigmoid(take), jax.nn.sigmoid(keep), jax.nn.sigmoid(show)
+        new = jnp.tanh(new)
+        after = keep * c + take * new
+        shown = jnp.tanh(after)
+        y = show * shown
+        return (after, y), (y, c, h, jnp.concatenate([take, keep, new, show], axis=-1), shown)
+
+    _, (y, c, h, gates, shown) = jax.lax.scan(step, (c0, h0), (prepared, kept))
+    return (y, c, h), (weights, c, h, gates, shown, kept)
+
+
+def _back(known: Any, wanted: Met) -> tuple[Any, ...]:
+    weights, c, h, gates, shown, kept = known
+
+    def step(later: Any, row: Any) -> Any:
+        (by_c, by_h), (by_y, c, gates, shown, keeps) = later, row
+        take, keep, new, show = jnp.split(gates, 4, axis=-1)
+        by_h = by_h + by_y
+        by_c = by_c + by_h * show * (1.0 - shown * shown)
+        parts = (
+            by_c * new * take * (1.0 - take),
+            by_c * c * keep * (1.0 - keep),
+            by_c * take * (1.0 - new * new),
+            by_h * shown * show * (1.0 - show),
+        )
+        by_gates = jnp.concatenate(parts, axis=-1)
+        return (keeps * by_c * keep, keeps * (by_gates @ weights.T)), by_gates
+
+    zero = jnp.zeros_like(c[0])
+    rows = wanted[0], c, gates, shown, kept
+    (by_c0, by_h0), by_prepared = jax.lax.scan(step, (zero, zero), rows, reverse=True)
+    size = c.shape[-1]
+    by_weights = h.reshape(-1, size).T @ by_prepared.reshape(-1, 4 * size)
+    return by_weights, by_prepared, jnp.zeros_like(kept), by_c0, by_h0
+
+
+_lstm.defvjp(_forth, _back)
 
 
 def _blocks(rng: np.random.Generator, rows: int, size: int, count: int) -> jax.Array:
