@@ -265,7 +265,9 @@ def sac_update(
         networks.critics.unravel(state.params[size + 1 :]),
     )
     gradients, (parts, td_error) = jax.grad(loss, has_aux=True)(learned)
-    change, opt = clipped_adam(static.grad_clip).update(flat(gradients), state.opt)
+    gradient = flat(gradients)
+    parts["grad_norm"] = jnp.linalg.norm(gradient)
+    change, opt = clipped_adam(static.grad_clip).update(gradient, state.opt)
     rates = [
         jnp.full(size, hyper.actor_lr),
         hyper.alpha_lr[None],

@@ -213,7 +213,8 @@ def td3_update(
         lambda own: td3_critic_loss(networks, own, _split(networks, state.target), rows, normal, hyper),
         has_aux=True,
     )(critics)
-    change, critic_opt = optimizer.update(flat(gradient), state.opt[1])
+    slope = flat(gradient)
+    change, critic_opt = optimizer.update(slope, state.opt[1])
     later = state.params[size:] - hyper.critic_lr * change
     judge = networks.critics.unravel(later)
 
@@ -221,17 +222,20 @@ def td3_update(
         loss, gradient = jax.value_and_grad(lambda own: td3_actor_loss(networks, own, judge, rows["obs"]))(
             actor
         )
-        change, opt = optimizer.update(flat(gradient), opt)
-        return state.params[:size] - hyper.actor_lr * change, opt, loss
+        slope = flat(gradient)
+        change, opt = optimizer.update(slope, opt)
+        return state.params[:size] - hyper.actor_lr * change, opt, loss, jnp.linalg.norm(slope)
 
     due = rows["number"] % hyper.policy_delay.astype(jnp.uint32) == 0
-    acts, actor_opt, loss = jax.lax.cond(
-        due, delayed, lambda opt: (state.params[:size], opt, jnp.float32(0.0)), state.opt[0]
+    none = jnp.float32(0.0)
+    acts, actor_opt, loss, norm = jax.lax.cond(
+        due, delayed, lambda opt: (state.params[:size], opt, none, none), state.opt[0]
     )
     params = jnp.concatenate([acts, later])
     target = followed(state.target, params, rows["sync"] & due, hyper.tau)
     new = state._replace(params=params, target=target, opt=(actor_opt, critic_opt))
-    return new, {**parts, "actor_loss": loss * hyper.policy_delay}, td_error
+    parts |= {"actor_loss": loss * hyper.policy_delay, "actor_grad_norm": norm * hyper.policy_delay}
+    return new, {**parts, "grad_norm": jnp.linalg.norm(slope)}, td_error
 
 
 def td3_values(static: Static, params: jax.Array, obs: Tree) -> jax.Array:

@@ -55,7 +55,8 @@ class Method(NamedTuple):
     Attributes:
         hyper: a NamedTuple class of the numbers that may change without compiling anew.
         update: one step, a pure function of ``static``, state, batch, hyper and a random key: the new state,
-            parts to be averaged and reported, and a TD error ``(n,)`` per row. The batch holds obs, action,
+            parts to be averaged and reported, the norms of all gradients among them: a step whose parts are
+            not finite is undone; and a TD error ``(n,)`` per row. The batch holds obs, action,
             reward (over n steps), discount (0 where that ended), next_obs and weight, ``(n, ...)`` each;
             ``number``, which counts the updates; ``sync``, whether the targets are due.
         values: function of ``static``, parameters and observations: their values ``(n,)``.
@@ -169,7 +170,8 @@ def _updates(
     def step(i: Any, carry: Any) -> Any:
         state, sums, errors = carry
         new, parts, error = one(state, i)
-        fine = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((new, parts))]).all()
+        # The norm of the gradient is among the parts: no need to look through all of the new state.
+        fine = jnp.isfinite(jnp.stack(list(parts.values()))).all()
         parts = {name: jnp.where(fine, part, 0.0) for name, part in parts.items()} | {"skipped": ~fine}
         state = jax.tree.map(partial(jnp.where, fine), new, state)
         error = jnp.where(fine, error, 0.0)
