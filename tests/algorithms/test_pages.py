@@ -63,7 +63,7 @@ def test_code_that_it_points_to_is_there(name):
 
 def test_its_program_makes_a_config(name):
     programs = re.findall(r"^```python\n(.*?)^```$", page(name), re.MULTILINE | re.DOTALL)
-    namespace = {"steppe": steppe}
+    namespace = {"steppe": steppe, "range": lambda n: range(min(n, 2))}  # trained for long in tests/learning
     for code in programs:
         exec(code, namespace)
     assert type(namespace["config"]) is CONFIGS[name]
