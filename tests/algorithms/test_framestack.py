@@ -156,6 +156,18 @@ def test_stacks_along_lanes_are_those_of_a_loop(depth, rows, seed):
             assert np.array_equal(found[row, lane], np.concatenate(kept[-depth:]))
 
 
+def goes_on_exactly(config, path):
+    with config.build() as algo:
+        algo.train()
+        algo.save(path)
+        algo.train()
+        wanted = algo.get_state()
+        with steppe.load(path, env=Clock) as again:
+            again.train()
+            found = again.get_state()
+    assert state_hash(wanted) == state_hash(found), diff(wanted, found)
+
+
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -165,15 +177,7 @@ def test_stacks_along_lanes_are_those_of_a_loop(depth, rows, seed):
     ],
 )
 def test_on_policy_a_run_goes_on_exactly_from_its_checkpoint(tmp_path, name, changes):
-    with on_policy(name, **changes).build() as algo:
-        algo.train()
-        algo.save(tmp_path / "c")
-        algo.train()
-        wanted = algo.get_state()
-        with steppe.load(tmp_path / "c", env=Clock) as again:
-            again.train()
-            found = again.get_state()
-    assert state_hash(wanted) == state_hash(found), diff(wanted, found)
+    goes_on_exactly(on_policy(name, **changes), tmp_path / "c")
 
 
 def test_leaves_for_the_critic_alone_are_not_stacked():
@@ -206,15 +210,7 @@ def test_leaves_for_the_critic_alone_are_not_stacked():
     ],
 )
 def test_a_run_goes_on_exactly_from_its_checkpoint(tmp_path, name, changes):
-    with config(name, **changes).build() as algo:
-        algo.train()
-        algo.save(tmp_path / "c")
-        algo.train()
-        wanted = algo.get_state()
-        with steppe.load(tmp_path / "c", env=Clock) as again:
-            again.train()
-            found = again.get_state()
-    assert state_hash(wanted) == state_hash(found), diff(wanted, found)
+    goes_on_exactly(config(name, **changes), tmp_path / "c")
 
 
 def test_images_are_stacked_by_channels_and_learned_from():

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from steppe.buffers.replay import Replay
-from steppe.buffers.sequences import Sequences
+from steppe.buffers.making import Lengths, make_replay
 from steppe.config import (
     AlgorithmConfig,
     Schedule,
@@ -90,10 +89,8 @@ class VDNConfig(AlgorithmConfig):
                 "rows of an update (train_batch_size): give it room for thousands"
             )
         memory, length = self.model_settings["memory"], self.max_seq_len
-        replay: Replay | Sequences = Replay(self.replay_buffer_capacity, gamma=self.gamma)
-        if memory is not None:
-            kept: dict[str, Any] = {"length": length, "burn_in": self.burn_in, "gamma": self.gamma}
-            replay = Sequences(self.replay_buffer_capacity, **kept)
+        lengths = None if memory is None else Lengths(length, self.burn_in)
+        replay = make_replay(self.replay_buffer_capacity, n_step=1, gamma=self.gamma, sequences=lengths)
         model = make_joint_value(
             members,
             stream(seed, "parameters"),

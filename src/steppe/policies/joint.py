@@ -18,6 +18,7 @@ from steppe.models.q_memory import MemoryQ
 from steppe.models.q_network import QNetwork
 from steppe.policies.actor_critic import Layout
 from steppe.policies.q import epsilon_greedy
+from steppe.policies.recurrent import repeated
 from steppe.spaces import Spec, describe, is_wide, leaves, map_leaves, narrowed, take
 from steppe.types import Array, Decision, FloatArray, State, Tree, Weights
 
@@ -82,7 +83,7 @@ class JointPolicy:
         """None; of members that remember zeros, as :meth:`steppe.models.members.Members.states` has them."""
         if self._initial is None:
             return None
-        return map_leaves(lambda a: np.zeros((n, *a.shape), a.dtype), self._initial)
+        return repeated(self._initial, n)
 
     def export(self, weights: Weights) -> State:
         """What a :class:`~steppe.models.numpy_members.JointNetwork` is made of: ``network``, ``arrays``."""

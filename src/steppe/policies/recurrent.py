@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any, final
 
@@ -64,25 +64,52 @@ class RecurrentPolicy:
             obs = self._read(obs)
         if self._wide:
             obs = narrowed(self.acting, obs)
-        n = len(leaves(obs)[0])
-        padded = 1 << (n - 1).bit_length()  # ragged batches, padded: else every size compiles anew
-        if padded != n:
-            index = np.minimum(np.arange(padded), n - 1)
-            obs, state, noise = take(obs, index), take(state, index), noise if noise is None else noise[index]
-        given = (weights, obs, state) if noise is None else (weights, obs, state, noise)
-        made = (self._mode if noise is None else self._sample)(*given)
-        action, logp, memory = map_leaves(lambda a: np.asarray(a)[:n], made)
-        after = {"memory": memory, "action": action, "reward": np.zeros(n, np.float32)}
-        return Decision(action, logp, {name: after[name] for name in self._initial})
+        return remembered(self._sample, self._mode, self._initial, weights, obs, state, noise)
 
     def initial_state(self, n: int) -> Tree:
         """Zeros."""
-        return map_leaves(lambda a: np.zeros((n, *a.shape), a.dtype), self._initial)
+        return repeated(self._initial, n)
 
     def export(self, weights: Weights) -> State:
         """What a :class:`~steppe.models.numpy_forward.Network` is made of: ``network``, ``arrays``."""
         actor = self._layout.unravel(np.concatenate([weights.params, *map(np.ravel, weights.normalizer)]))[0]
         return exported(self._sight, self.action, self._options, actor, weights, actor.describe())
+
+
+def remembered(
+    sample: Callable[..., Any],
+    mode: Callable[..., Any],
+    initial: Mapping[str, Tree],
+    weights: Any,
+    obs: Tree,
+    state: Tree,
+    noise: FloatArray | None,
+) -> Decision:
+    """What compiled functions choose for ``n`` rows, and the state behind them, with the keys of ``initial``.
+
+    Args:
+        sample: of weights, observations, state and noise: actions, log-probabilities and memory.
+        mode: the same without noise.
+        initial: the state of one fresh trajectory.
+        weights: see :meth:`steppe.types.Policy.act`; likewise the others.
+        obs: likewise.
+        state: likewise.
+        noise: likewise.
+    """
+    n = len(leaves(obs)[0])
+    padded = 1 << (n - 1).bit_length()  # ragged batches, padded: else every size compiles anew
+    if padded != n:
+        index = np.minimum(np.arange(padded), n - 1)
+        obs, state, noise = take(obs, index), take(state, index), noise if noise is None else noise[index]
+    made = mode(weights, obs, state) if noise is None else sample(weights, obs, state, noise)
+    action, logp, memory = map_leaves(lambda a: np.asarray(a)[:n], made)
+    after = {"memory": memory, "action": action, "reward": np.zeros(n, np.float32)}
+    return Decision(action, logp, {name: after[name] for name in initial})
+
+
+def repeated(initial: Tree, n: int) -> Tree:
+    """The state of ``n`` fresh trajectories, which is zeros, of that of one."""
+    return map_leaves(lambda a: np.zeros((n, *a.shape), a.dtype), initial)
 
 
 def fresh_state(distribution: Distribution, actor: MemoryActor) -> dict[str, Tree]:

@@ -16,7 +16,8 @@ from steppe.models.q_memory import MemoryQ
 from steppe.models.q_network import scaled_noise
 from steppe.policies.actor_critic import Layout, exported
 from steppe.policies.q import epsilon_greedy
-from steppe.spaces import Spec, leaves, map_leaves, narrowed, take
+from steppe.policies.recurrent import remembered, repeated
+from steppe.spaces import Spec, narrowed
 from steppe.types import Decision, FloatArray, State, Tree, Weights
 
 
@@ -67,20 +68,12 @@ class RecurrentQPolicy:
         """
         if self._check is not None:
             self._check(obs[MASK])
-        obs, n = narrowed(self.acting, obs), len(leaves(obs)[0])
-        padded = 1 << (n - 1).bit_length()  # ragged batches, padded: else every size compiles anew
-        if padded != n:
-            index = np.minimum(np.arange(padded), n - 1)
-            obs, state, noise = take(obs, index), take(state, index), noise if noise is None else noise[index]
-        given = (weights, obs, state) if noise is None else (weights, obs, state, noise)
-        made = (self._mode if noise is None else self._sample)(*given)
-        action, logp, memory = map_leaves(lambda a: np.asarray(a)[:n], made)
-        after = {"memory": memory, "action": action, "reward": np.zeros(n, np.float32)}
-        return Decision(action, logp, {name: after[name] for name in self._initial})
+        obs = narrowed(self.acting, obs)
+        return remembered(self._sample, self._mode, self._initial, weights, obs, state, noise)
 
     def initial_state(self, n: int) -> Tree:
         """Zeros."""
-        return map_leaves(lambda a: np.zeros((n, *a.shape), a.dtype), self._initial)
+        return repeated(self._initial, n)
 
     def export(self, weights: Weights) -> State:
         """What a :class:`~steppe.models.numpy_forward.Network` is made of: ``network``, ``arrays``."""
