@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium
+import jax
 import numpy as np
 from gymnasium import spaces
 
@@ -48,7 +49,7 @@ def update(algo: steppe.Algorithm) -> Callable[[], float]:
                 learner.add(sample.rollouts[0])
             prepared = learner.prepare(0)
         params, opt, *old = learner.state
-        one = prepared
+        one = jax.block_until_ready(prepared)  # or the values of all rows would be timed with the steps
         start = time.perf_counter()
         made = learner._update(
             params, opt, [tuple(old)], [one.statistics], [one.rows], [one.order], [one.count], [one.hyper]

@@ -17,13 +17,12 @@ from hypothesis import strategies as st
 import steppe
 from steppe.algorithms.dqn import Hyper, Static, dqn_loss, projected, update
 from steppe.errors import LearningError
-from steppe.learning.off_policy import LearnerState
-from steppe.learning.optimizer import clipped_adam_init
 from steppe.learning.q_networks import shrunk, stretched
 from steppe.models.q_network import make_q_network
 from steppe.policies.actor_critic import Layout
 from steppe.policies.q import epsilon_greedy
 from steppe.spaces import spec_of
+from tests.algorithms.updates import begun, one_update
 from tests.envs_for_tests import Identity, NeverEnds
 from tests.states import diff, state_hash
 
@@ -187,12 +186,11 @@ def test_a_step_is_adam_s_and_the_target_follows_when_it_is_due(sync, tau):
     network, target = shows(0), shows(2)
     layout = Layout.of(network)
     start, follows = layout.ravel(network), layout.ravel(target)
-    state = LearnerState(start, follows, clipped_adam_init(start))
-    static = Static(layout, True, "huber", False, 0.2, 1e-5)
+    state, form = begun(layout, start, follows)
+    static = Static(True, "huber", False, 0.2, 1e-5)
     batch = {**rows(), "sync": jnp.bool_(sync), "number": jnp.uint32(3)}
-    new, parts, error = jax.jit(update, static_argnums=0)(
-        static, state, batch, Hyper(np.float32(0.1), np.float32(tau)), jax.random.key(0)
-    )
+    hyper = Hyper(np.float32(0.1), np.float32(tau))
+    new, parts, error = one_update(update, static, form, state, batch, hyper)
     slope = np.zeros((2, 2))
     slope[[0, 1], [0, 1]] = [-0.5 / 2, 1.0 / 2]  # row, action
     obs = np.asarray(rows()["obs"])

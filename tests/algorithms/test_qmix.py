@@ -25,13 +25,12 @@ from steppe.learning.joint_q import (
     update,
     values,
 )
-from steppe.learning.off_policy import LearnerState
-from steppe.learning.optimizer import clipped_adam_init
 from steppe.models.members import members_of
 from steppe.models.mixers import Total, make_monotonic
 from steppe.policies.actor_critic import Layout
 from steppe.spaces import spec_of
 from steppe.types import SpacePair
+from tests.algorithms.updates import begun, one_update
 from tests.states import diff, state_hash
 
 TINY = {
@@ -206,12 +205,11 @@ def test_an_update_is_adam_s_step_along_the_numerical_gradient_of_a_plain_loop()
     model, target = (make_joint_value(members, np.random.default_rng(i), mixing=3, **DRAW) for i in (1, 2))
     layout = Layout.of(model)
     start, follows = layout.ravel(model), layout.ravel(target)
-    static = Static(members, layout, True, "mse", None, 1e-5)
+    static = Static(members, True, "mse", None, 1e-5)
     rows = {**batch(), "sync": jnp.bool_(True), "number": jnp.uint32(0)}
-    state = LearnerState(start, follows, clipped_adam_init(start))
-    new, parts, error = jax.jit(update, static_argnums=0)(
-        static, state, rows, Hyper(np.float32(0.01), np.float32(0.25)), jax.random.key(0)
-    )
+    state, form = begun(layout, start, follows)
+    hyper = Hyper(np.float32(0.01), np.float32(0.25))
+    new, parts, error = one_update(update, static, form, state, rows, hyper)
     wide = jax.tree.map(lambda a: np.asarray(a, np.float64), target)
     gradient = np.zeros(len(start))
     for i in range(len(start)):
@@ -259,10 +257,8 @@ def test_the_team_s_best_is_each_member_s_best():
             for a in range(3)
         ]
     )
-    static = Static(members, Layout.of(model), True, "mse", None, 1e-5)
-    np.testing.assert_allclose(
-        values(static, jnp.asarray(static.layout.ravel(model)), obs), totals.max((0, 1)), rtol=1e-5
-    )
+    static = Static(members, True, "mse", None, 1e-5)
+    np.testing.assert_allclose(values(static, model, obs), totals.max((0, 1)), rtol=1e-5)
 
 
 def test_the_state_is_what_the_mixer_sees_and_members_do_not():

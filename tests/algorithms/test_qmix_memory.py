@@ -85,7 +85,7 @@ def test_a_run_of_rows_is_learned_from_as_it_was_acted_on_and_as_row_by_row():
         batch = learner._replay.sample(np.random.default_rng(0), 1, 64)
         columns = {name: jax.tree.map(lambda a: jnp.asarray(a[0]), column) for name, column in batch.items()}
         static = learner._method.static
-        model = static.layout.unravel(jnp.asarray(learner.state.params))
+        model = learner._method.form.params.unravel(jnp.asarray(learner.state.params))
     rows, action = static.members.rows(columns["obs"], jnp.stack, lead=2), jnp.stack(columns["action"], -1)
     found = np.asarray(values_along(model, static, columns, rows, action))
     done = batch["learned"][0]
@@ -110,7 +110,7 @@ def test_the_loss_of_sequences_is_that_of_their_rows():
     batch = learner._replay.sample(np.random.default_rng(0), 1, 8)
     columns = {name: jax.tree.map(lambda a: jnp.asarray(a[0]), column) for name, column in batch.items()}
     static = learner._method.static
-    model = static.layout.unravel(jnp.asarray(learner.state.params))
+    model = learner._method.form.params.unravel(jnp.asarray(learner.state.params))
     target = jax.tree.map(lambda a: 0.7 * a + 0.01, model)
     rows, action = static.members.rows(columns["obs"], jnp.stack, lead=2), jnp.stack(columns["action"], -1)
     now, then = (np.asarray(values_along(one, static, columns, rows, action)) for one in (model, target))

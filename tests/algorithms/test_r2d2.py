@@ -14,14 +14,13 @@ from gymnasium import spaces
 import steppe
 from steppe.algorithms.dqn import Hyper, Static, dqn_loss, update
 from steppe.errors import CheckpointError, ConfigError
-from steppe.learning.off_policy import LearnerState
-from steppe.learning.optimizer import clipped_adam_init
 from steppe.learning.q_networks import looked_along
 from steppe.learning.walks import by_sequence
 from steppe.models.before import Memory
 from steppe.models.q_memory import make_memory_q
 from steppe.policies.actor_critic import Layout
 from steppe.spaces import map_leaves, spec_of, take
+from tests.algorithms.updates import begun, one_update
 from tests.states import diff, state_hash
 
 TINY = {
@@ -192,11 +191,11 @@ def test_an_update_moves_every_part_and_gives_one_error_a_sequence():
     network, rows = drawn_network(dueling=True, support=(-3.0, 3.0, 5), sigma0=0.5), sequences()
     layout = Layout.of(network)
     params = layout.ravel(network)
-    state = LearnerState(params, params.copy(), clipped_adam_init(params))
+    state, form = begun(layout, params, params.copy())
     batch = {**rows, "sync": jnp.bool_(True), "number": jnp.uint32(0)}
-    static = Static(layout, True, "mse", False, 10.0, 1e-5, 2)
+    static = Static(True, "mse", False, 10.0, 1e-5, 2)
     hyper = Hyper(np.float32(0.1), np.float32(0.5))
-    new, parts, error = jax.jit(update, static_argnums=0)(static, state, batch, hyper, jax.random.key(0))
+    new, parts, error = one_update(update, static, form, state, batch, hyper)
     assert error.shape == (3,)
     assert (error > 0).all()
     assert all(np.isfinite(part) for part in parts.values())
@@ -227,7 +226,7 @@ def test_acting_is_what_learning_sees(changes):
             algo.train()
         learner = algo._learner.learners[WHOLE]
         columns = learner._replay.columns(learner._replay._ready.members)
-        network = learner._method.static.layout.unravel(learner.state.params)
+        network = learner._method.form.params.unravel(learner.state.params)
         if learner._method.frames is not None:
             columns["obs"] = learner._method.frames.joined(columns["obs"], 2)
         seen = looked_along(

@@ -17,10 +17,12 @@ from steppe.algorithms.sac import Hyper, Static, outlook, sac_losses, sac_update
 from steppe.errors import LearningError
 from steppe.learning.action_networks import make_action_networks
 from steppe.learning.off_policy import LearnerState
-from steppe.learning.optimizer import clipped_adam_init
+from steppe.learning.optimizer import clipped_adam_form, clipped_adam_init
 from steppe.models.distributions import Distribution
+from steppe.policies.actor_critic import Layout
 from steppe.spaces import spec_of
 from steppe.types import SpacePair
+from tests.algorithms.updates import one_update
 from tests.envs_for_tests import Identity
 from tests.states import diff, state_hash
 
@@ -182,10 +184,12 @@ def test_an_update_takes_a_step_of_each_rate_and_the_targets_follow_where_due():
     nets, hyper = networks(), Hyper(*(np.float32(x) for x in (0.0, 1e-3, 1e-2, 1e-1, -1.0, 0.25)))
     size = nets.structure.actor.size
     params = np.concatenate([nets.actor, [np.float32(0.0)], nets.critics])
+    layout = Layout.of((nets.trees[0], np.float32(0.0), nets.trees[1]))
+    form = LearnerState(layout, nets.structure.critics, clipped_adam_form(layout), None)
     state = LearnerState(params, nets.critics + 1.0, clipped_adam_init(params))
-    update = jax.jit(partial(sac_update, Static(nets.structure, None)))
+    static = Static(nets.structure, None)
     for due in (True, False):
-        new, _, _ = update(state, batch() | {"sync": np.bool_(due)}, hyper, jax.random.key(0))
+        new, _, _ = one_update(sac_update, static, form, state, batch() | {"sync": np.bool_(due)}, hyper)
         moved = np.abs(new.params - params)
         # the first step of Adam is the rate itself, wherever the gradient is far above epsilon
         assert moved[:size].max() == pytest.approx(1e-3, rel=0.1)
@@ -276,12 +280,10 @@ def test_the_loaded_policy_acts_as_the_algorithm_does(env, tmp_path):
 
 def test_values_are_the_smaller_critics_of_the_likeliest_action():
     nets, obs = networks(), np.float32([[0.5, -1.0], [2.0, 0.0]])
-    params = np.concatenate([nets.actor, [np.float32(0.0)], nets.critics])
-    actor = nets.structure.actor.unravel(jnp.asarray(nets.actor))
-    critics = nets.structure.critics.unravel(jnp.asarray(nets.critics))
+    actor, critics = nets.trees
     mean = jnp.stack([actor(one)[:1] for one in obs])  # of the parameters, the deviation comes last
-    expected = nets.structure.values(critics, obs, mean).min(0)
-    np.testing.assert_allclose(sac_values(Static(nets.structure, None), params, obs), expected, rtol=1e-5)
+    expected, static = nets.structure.values(critics, obs, mean).min(0), Static(nets.structure, None)
+    np.testing.assert_allclose(sac_values(static, (actor, 0.0, critics), obs), expected, rtol=1e-5)
 
 
 def test_deviations_of_a_loaded_policy_are_kept_in_bounds_too(tmp_path):

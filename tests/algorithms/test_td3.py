@@ -15,9 +15,11 @@ import steppe
 from steppe.algorithms.td3 import Hyper, Static, td3_actor_loss, td3_critic_loss, td3_update
 from steppe.learning.action_networks import make_action_networks
 from steppe.learning.off_policy import LearnerState
-from steppe.learning.optimizer import clipped_adam_init
+from steppe.learning.optimizer import clipped_adam_form, clipped_adam_init
+from steppe.policies.actor_critic import Layout
 from steppe.spaces import spec_of
 from steppe.types import SpacePair
+from tests.algorithms.updates import one_update
 from tests.envs_for_tests import Identity
 from tests.states import diff, state_hash
 
@@ -94,15 +96,17 @@ def test_actor_and_targets_move_with_every_second_update_only():
     size = nets.structure.actor.size
     params = np.concatenate([nets.actor, nets.critics])
     opt = clipped_adam_init(nets.actor), clipped_adam_init(nets.critics)
-    state = LearnerState(params, params + 1.0, opt)
+    state, layout = LearnerState(params, params + 1.0, opt), Layout.of(nets.trees)
+    forms = clipped_adam_form(nets.structure.actor), clipped_adam_form(nets.structure.critics)
+    form = LearnerState(layout, layout, forms, None)
     rng = np.random.default_rng(0)
     columns = {"obs": (n, 2), "action": (n, 1), "reward": n, "discount": n, "next_obs": (n, 2)}
     rows = {name: rng.normal(size=shape).astype(np.float32) for name, shape in columns.items()}
     rows |= {"weight": np.ones(n, np.float32), "sync": np.bool_(True)}
-    update = jax.jit(partial(td3_update, Static(nets.structure, None)))
+    static = Static(nets.structure, None)
     for number in (0, 1):
         rows["number"] = np.uint32(number)
-        new, parts, _ = update(state, rows, hyper(), jax.random.key(0))
+        new, parts, _ = one_update(td3_update, static, form, state, rows, hyper())
         moved = np.abs(new.params - params)
         assert moved[size:].max() == pytest.approx(1e-2, rel=0.1)
         if number:

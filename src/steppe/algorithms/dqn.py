@@ -26,7 +26,13 @@ from steppe.config.checks import FRAGMENT
 from steppe.config.exploration import epsilon_schedule
 from steppe.errors import ConfigError
 from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, Priorities, followed
-from steppe.learning.optimizer import clipped_adam, clipped_adam_init
+from steppe.learning.optimizer import (
+    clipped_adam,
+    clipped_adam_form,
+    clipped_adam_init,
+    descended,
+    global_norm,
+)
 from steppe.learning.policy_gradient import averaged
 from steppe.learning.q_networks import looked, looked_along, make_q, shrunk, stretched
 from steppe.learning.walks import by_sequence
@@ -171,7 +177,8 @@ class DQNConfig(AlgorithmConfig):
         params, normalizer = layout.ravel(network), norm_init(sight.actor) if normalizes else ()
         loss = self.double_q, self.td_error_loss_fn, self.value_rescaling
         tau = (1.0 if self.target_network_update_freq else 0.02) if self.tau is None else self.tau
-        static = Static(layout, *loss, self.grad_clip, self.adam_epsilon, self.burn_in)
+        form = LearnerState(layout, layout, clipped_adam_form(layout), None)
+        static = Static(*loss, self.grad_clip, self.adam_epsilon, self.burn_in)
         ranked = self.prioritized_replay_alpha, self.prioritized_replay_eps
         replay = make_replay(
             self.replay_buffer_capacity,
@@ -183,7 +190,7 @@ class DQNConfig(AlgorithmConfig):
         )
         beta = self.prioritized_replay_beta
         return OffPolicyLearner(
-            Method(Hyper, update, values, static, sight.actor, frames, memory is not None),
+            Method(Hyper, update, values, static, form, sight.actor, frames, memory is not None),
             acts(sight, spec, network, Layout.of((network, normalizer))),
             LearnerState(params, params.copy(), clipped_adam_init(params), normalizer),
             seed,
@@ -235,7 +242,6 @@ class Hyper(NamedTuple):
 class Static(NamedTuple):
     """What compiled programs are keyed by."""
 
-    layout: Layout
     double_q: bool
     td_error_loss: str
     rescaled: bool
@@ -305,23 +311,21 @@ def update(
     static: Static, state: LearnerState, batch: dict[str, Any], hyper: Hyper, key: jax.Array
 ) -> tuple[LearnerState, dict[str, jax.Array], jax.Array]:
     """One step of Adam, then of the target; see :class:`~steppe.learning.off_policy.Method`."""
-    network, target = static.layout.unravel(state.params), static.layout.unravel(state.target)
+    network = state.params
     noise: Any = (None,) * 3
     if size := (network.out if "end" in batch else network).noise_size:
         noise = scaled_noise(jax.random.normal(key, (3, size)))
-    gradient, (parts, error) = jax.grad(dqn_loss, has_aux=True)(network, target, batch, static, noise)
-    flat = jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(gradient)])
-    change, opt = clipped_adam(static.grad_clip, static.adam_epsilon).update(flat, state.opt)
-    params = state.params - hyper.lr * change
+    gradient, (parts, error) = jax.grad(dqn_loss, has_aux=True)(network, state.target, batch, static, noise)
+    change, opt = clipped_adam(static.grad_clip, static.adam_epsilon).update(gradient, state.opt)
+    params = descended(network, change, hyper.lr)
     after = followed(state.target, params, batch["sync"], hyper.tau)
-    parts["grad_norm"] = jnp.linalg.norm(flat)
+    parts["grad_norm"] = global_norm(gradient)
     if "end" in batch:
         error = by_sequence(error.reshape(batch["learned"].shape), batch["learned"])
     return state._replace(params=params, target=after, opt=opt), parts, error
 
 
-def values(static: Static, params: jax.Array, obs: Tree) -> jax.Array:
+def values(static: Static, network: QNetwork, obs: Tree) -> jax.Array:
     """The value of the best action, ``(n,)``."""
-    network = static.layout.unravel(params)
     best: jax.Array = jax.vmap(lambda one: network.legal(network.expected(network(one)), one).max())(obs)
     return stretched(best) if static.rescaled else best

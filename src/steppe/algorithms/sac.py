@@ -23,13 +23,20 @@ from steppe.config import (
 from steppe.config.checks import FRAGMENT
 from steppe.config.exploration import noise_deviation
 from steppe.errors import ConfigError
-from steppe.learning.action_networks import UNUSED, Structure, flat, make_action_networks
+from steppe.learning.action_networks import UNUSED, Structure, make_action_networks
 from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, followed
-from steppe.learning.optimizer import clipped_adam, clipped_adam_init
+from steppe.learning.optimizer import (
+    clipped_adam,
+    clipped_adam_form,
+    clipped_adam_init,
+    descended,
+    global_norm,
+)
 from steppe.learning.walks import acting_params, by_sequence, judged, opened
 from steppe.models.action_values import action_inputs
 from steppe.models.custom import own_encoder
 from steppe.models.framestack import framed
+from steppe.policies.actor_critic import Layout
 from steppe.policies.noisy import NoisyPolicy
 from steppe.seeding import SMALLEST_NOISE, stream
 from steppe.spaces import DiscreteSpec
@@ -112,7 +119,10 @@ class SACConfig(AlgorithmConfig):
             encoder=own_encoder(self),
             memory=memory,
         )
-        params = np.concatenate([nets.actor, [np.float32(math.log(self.initial_alpha))], nets.critics])
+        parts = nets.trees
+        whole = (parts[0], np.float32(math.log(self.initial_alpha)), parts[1])
+        layout = Layout.of(whole)
+        params = layout.ravel(whole)
         policy: Any = nets.policy
         actions = nets.structure.distribution.actions
         if self.exploration_noise and not isinstance(pair.action, DiscreteSpec):
@@ -126,6 +136,7 @@ class SACConfig(AlgorithmConfig):
         size = float(actions.noise_size)
         auto = 0.98 * math.log(actions.param_size) if isinstance(pair.action, DiscreteSpec) else -size
         static = Static(nets.structure, self.grad_clip, self.burn_in)
+        form = LearnerState(layout, nets.structure.critics, clipped_adam_form(layout), None)
         replay = make_replay(
             self.replay_buffer_capacity,
             n_step=self.n_step,
@@ -134,7 +145,9 @@ class SACConfig(AlgorithmConfig):
             sequences=None if memory is None else Lengths(self.max_seq_len, self.burn_in),
         )
         return OffPolicyLearner(
-            Method(Hyper, sac_update, sac_values, static, nets.structure.seen, frames, memory is not None),
+            Method(
+                Hyper, sac_update, sac_values, static, form, nets.structure.seen, frames, memory is not None
+            ),
             policy,
             LearnerState(params, nets.critics.copy(), clipped_adam_init(params), nets.normalizer),
             seed,
@@ -250,40 +263,28 @@ def sac_update(
 ) -> tuple[LearnerState, dict[str, jax.Array], jax.Array]:
     """One step of Adam for all, then the targets follow."""
     networks = static.networks
-    size, drawn = networks.actor.size, rows
+    drawn = rows
     rows = opened(rows, static.burn_in) if "end" in rows else rows
     shape = (2, len(rows["reward"]), networks.distribution.noise_size)
     noise = jax.random.uniform(key, shape, minval=SMALLEST_NOISE)
-    targets = networks.critics.unravel(state.target)
 
     def loss(learned: Any) -> Any:
-        return sac_losses(networks, learned, targets, rows, (noise[0], noise[1]), hyper.target_entropy)
+        return sac_losses(networks, learned, state.target, rows, (noise[0], noise[1]), hyper.target_entropy)
 
-    learned = (
-        networks.actor.unravel(state.params[:size]),
-        state.params[size],
-        networks.critics.unravel(state.params[size + 1 :]),
-    )
-    gradients, (parts, td_error) = jax.grad(loss, has_aux=True)(learned)
-    gradient = flat(gradients)
-    parts["grad_norm"] = jnp.linalg.norm(gradient)
+    gradient, (parts, td_error) = jax.grad(loss, has_aux=True)(state.params)
+    parts["grad_norm"] = global_norm(gradient)
     change, opt = clipped_adam(static.grad_clip).update(gradient, state.opt)
-    rates = [
-        jnp.full(size, hyper.actor_lr),
-        hyper.alpha_lr[None],
-        jnp.full(len(state.target), hyper.critic_lr),
-    ]
-    params = state.params - jnp.concatenate(rates) * change
-    target = followed(state.target, params, rows["sync"], hyper.tau)
+    rates = hyper.actor_lr, hyper.alpha_lr, hyper.critic_lr
+    params = tuple(map(descended, state.params, change, rates))
+    target = followed(state.target, params[2], rows["sync"], hyper.tau)
     if "end" in drawn:
         td_error = by_sequence(td_error.reshape(drawn["learned"].shape), drawn["learned"])
     return state._replace(params=params, target=target, opt=opt), parts, td_error
 
 
-def sac_values(static: Static, params: jax.Array, obs: Tree) -> jax.Array:
+def sac_values(static: Static, params: tuple[Any, jax.Array, Any], obs: Tree) -> jax.Array:
     """The least of the critics' values of the likeliest action; of choices the mean."""
     networks = static.networks
-    size = networks.actor.size
-    actor, critics = networks.actor.unravel(params[:size]), networks.critics.unravel(params[size + 1 :])
+    actor, _, critics = params
     n = jax.tree.leaves(obs)[0].shape[0]
     return outlook(networks, actor, critics, obs, jnp.full((n, networks.distribution.noise_size), 0.5))[0]

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from steppe.buffers.replay import Replay
 from steppe.config import AlgorithmConfig, above, at_least, between, each, policy_field, run_field, scheduled
@@ -16,13 +15,20 @@ from steppe.config.checks import FRAGMENT
 from steppe.config.exploration import noise_deviation
 from steppe.config.fields import Schedule
 from steppe.errors import ConfigError
-from steppe.learning.action_networks import UNUSED, Structure, flat, likeliest, make_action_networks
+from steppe.learning.action_networks import UNUSED, Structure, likeliest, make_action_networks
 from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, followed
-from steppe.learning.optimizer import clipped_adam, clipped_adam_init
+from steppe.learning.optimizer import (
+    clipped_adam,
+    clipped_adam_form,
+    clipped_adam_init,
+    descended,
+    global_norm,
+)
 from steppe.models.action_values import ActionValue, action_inputs, action_values
 from steppe.models.catalog import Actor
 from steppe.models.custom import own_encoder
 from steppe.models.framestack import framed
+from steppe.policies.actor_critic import Layout
 from steppe.policies.noisy import NoisyPolicy
 from steppe.seeding import SMALLEST_NOISE, stream
 from steppe.types import SpacePair, Tree
@@ -106,11 +112,14 @@ class TD3Config(AlgorithmConfig):
             encoder=own_encoder(self),
             log_std=math.log(self.exploration_noise),
         )
-        params = np.concatenate([nets.actor, nets.critics])
+        layout, structure = Layout.of(nets.trees), nets.structure
+        params = layout.ravel(nets.trees)
         opt = clipped_adam_init(nets.actor), clipped_adam_init(nets.critics)
+        forms = clipped_adam_form(structure.actor), clipped_adam_form(structure.critics)
+        form = LearnerState(layout, layout, forms, None)
         starts, static = self.num_steps_sampled_before_learning_starts, Static(nets.structure, self.grad_clip)
         return OffPolicyLearner(
-            Method(Hyper, td3_update, td3_values, static, nets.structure.seen, frames),
+            Method(Hyper, td3_update, td3_values, static, form, nets.structure.seen, frames),
             NoisyPolicy(
                 nets.policy,
                 nets.structure.distribution.actions,
@@ -204,47 +213,34 @@ def td3_update(
     static: Static, state: LearnerState, rows: dict[str, Any], hyper: Hyper, key: jax.Array
 ) -> tuple[LearnerState, dict[str, jax.Array], jax.Array]:
     """A step of Adam for the critics; where it is due, one for the actor, and then the targets follow."""
-    networks, size = static.networks, static.networks.actor.size
+    networks, (actor, critics) = static.networks, state.params
     optimizer = clipped_adam(static.grad_clip)
     shape = len(rows["reward"]), networks.distribution.noise_size
     normal = jax.scipy.special.ndtri(jax.random.uniform(key, shape, minval=SMALLEST_NOISE))
-    actor, critics = _split(networks, state.params)
-    gradient, (parts, td_error) = jax.grad(
-        lambda own: td3_critic_loss(networks, own, _split(networks, state.target), rows, normal, hyper),
-        has_aux=True,
+    slope, (parts, td_error) = jax.grad(
+        lambda own: td3_critic_loss(networks, own, state.target, rows, normal, hyper), has_aux=True
     )(critics)
-    slope = flat(gradient)
     change, critic_opt = optimizer.update(slope, state.opt[1])
-    later = state.params[size:] - hyper.critic_lr * change
-    judge = networks.critics.unravel(later)
+    later = descended(critics, change, hyper.critic_lr)
 
     def delayed(opt: Any) -> Any:
-        loss, gradient = jax.value_and_grad(lambda own: td3_actor_loss(networks, own, judge, rows["obs"]))(
-            actor
-        )
-        slope = flat(gradient)
+        loss, slope = jax.value_and_grad(lambda own: td3_actor_loss(networks, own, later, rows["obs"]))(actor)
         change, opt = optimizer.update(slope, opt)
-        return state.params[:size] - hyper.actor_lr * change, opt, loss, jnp.linalg.norm(slope)
+        return descended(actor, change, hyper.actor_lr), opt, loss, global_norm(slope)
 
     due = rows["number"] % hyper.policy_delay.astype(jnp.uint32) == 0
     none = jnp.float32(0.0)
     acts, actor_opt, loss, norm = jax.lax.cond(
-        due, delayed, lambda opt: (state.params[:size], opt, none, none), state.opt[0]
+        due, delayed, lambda opt: (actor, opt, none, none), state.opt[0]
     )
-    params = jnp.concatenate([acts, later])
+    params = acts, later
     target = followed(state.target, params, rows["sync"] & due, hyper.tau)
     new = state._replace(params=params, target=target, opt=(actor_opt, critic_opt))
     parts |= {"actor_loss": loss * hyper.policy_delay, "actor_grad_norm": norm * hyper.policy_delay}
-    return new, {**parts, "grad_norm": jnp.linalg.norm(slope)}, td_error
+    return new, {**parts, "grad_norm": global_norm(slope)}, td_error
 
 
-def td3_values(static: Static, params: jax.Array, obs: Tree) -> jax.Array:
+def td3_values(static: Static, params: tuple[Actor, ActionValue], obs: Tree) -> jax.Array:
     """The least of the critics' values of the actor's actions."""
-    networks = static.networks
-    actor, critics = _split(networks, params)
+    networks, (actor, critics) = static.networks, params
     return networks.values(critics, obs, likeliest(networks, actor, obs)).min(0)
-
-
-def _split(networks: Structure, params: jax.Array) -> tuple[Actor, ActionValue]:
-    size = networks.actor.size
-    return networks.actor.unravel(params[:size]), networks.critics.unravel(params[size:])

@@ -76,6 +76,11 @@ class Networks(NamedTuple):
     critics: FloatArray
     normalizer: tuple[Array, ...]
 
+    @property
+    def trees(self) -> tuple[Any, Any]:
+        """Actor and critics as modules."""
+        return self.structure.actor.unravel(self.actor), self.structure.critics.unravel(self.critics)
+
 
 def make_action_networks(
     pair: SpacePair,
@@ -175,8 +180,3 @@ def _remembering(
 def likeliest(structure: Structure, actor: Actor, obs: Tree) -> Tree:
     """The actor's likeliest actions, in policy units."""
     return structure.distribution.mode(jax.vmap(actor)(obs))
-
-
-def flat(tree: Any) -> jax.Array:
-    """A gradient as one vector, in the order of the parameters."""
-    return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(tree)])

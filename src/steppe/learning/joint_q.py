@@ -16,7 +16,13 @@ import numpy as np
 
 from steppe.errors import ConfigError
 from steppe.learning.off_policy import Buffer, LearnerState, Method, OffPolicyLearner, followed
-from steppe.learning.optimizer import clipped_adam, clipped_adam_init
+from steppe.learning.optimizer import (
+    clipped_adam,
+    clipped_adam_form,
+    clipped_adam_init,
+    descended,
+    global_norm,
+)
 from steppe.learning.policy_gradient import averaged
 from steppe.learning.schedules import Schedule
 from steppe.models.before import Memory
@@ -129,7 +135,6 @@ class Static(NamedTuple):
     """What compiled programs are keyed by."""
 
     members: Members
-    layout: Layout
     double_q: bool
     td_error_loss: str
     grad_clip: float | None
@@ -214,19 +219,17 @@ def update(
     static: Static, state: LearnerState, batch: dict[str, Any], hyper: Hyper, key: jax.Array
 ) -> tuple[LearnerState, dict[str, jax.Array], jax.Array]:
     """One step of Adam, then of the target; see :class:`~steppe.learning.off_policy.Method`."""
-    model, target = static.layout.unravel(state.params), static.layout.unravel(state.target)
-    gradient, (parts, error) = jax.grad(joint_loss, has_aux=True)(model, target, batch, static)
-    flat = jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(gradient)])
-    change, opt = clipped_adam(static.grad_clip, static.adam_epsilon).update(flat, state.opt)
-    params = state.params - hyper.lr * change
+    gradient, (parts, error) = jax.grad(joint_loss, has_aux=True)(state.params, state.target, batch, static)
+    change, opt = clipped_adam(static.grad_clip, static.adam_epsilon).update(gradient, state.opt)
+    params = descended(state.params, change, hyper.lr)
     after = followed(state.target, params, batch["sync"], hyper.tau)
-    parts["grad_norm"] = jnp.linalg.norm(flat)
+    parts["grad_norm"] = global_norm(gradient)
     return state._replace(params=params, target=after, opt=opt), parts, error
 
 
-def values(static: Static, params: jax.Array, obs: Tree) -> jax.Array:
+def values(static: Static, model: JointValue, obs: Tree) -> jax.Array:
     """The team's value if each takes what is best for it, ``(n,)``."""
-    model, rows = static.layout.unravel(params), static.members.rows(obs, jnp.stack)
+    rows = static.members.rows(obs, jnp.stack)
     best = model.legal(model.values(rows), rows).max(-1)
     total: jax.Array = model.total(best, static.members.state_of(obs))
     return total
@@ -277,10 +280,11 @@ def make_joint_learner(
     """
     layout, normalizer = Layout.of(model), norm_init(members.covered) if normalize else ()
     params, acting = layout.ravel(model), Layout.of(model.network).size
-    static = Static(members, layout, double_q, td_error_loss, grad_clip, adam_epsilon, burn_in)
+    form = LearnerState(layout, layout, clipped_adam_form(layout), None)
+    static = Static(members, double_q, td_error_loss, grad_clip, adam_epsilon, burn_in)
     remembers = isinstance(model.network, MemoryQ)
     return OffPolicyLearner(
-        Method(Hyper, update, values, static, members.covered, None, remembers),
+        Method(Hyper, update, values, static, form, members.covered, None, remembers),
         JointPolicy(members, action, model.network, normalized=bool(normalizer)),
         LearnerState(params, params.copy(), clipped_adam_init(params), normalizer),
         seed,

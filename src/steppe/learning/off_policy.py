@@ -19,6 +19,7 @@ from steppe.errors import ConfigError
 from steppe.learning.independent import PolicyLearner
 from steppe.learning.learner import Stats
 from steppe.learning.networks import arrays_of, refilled
+from steppe.learning.optimizer import closed, opened
 from steppe.learning.schedules import Schedule, points
 from steppe.models.encoders import norm_merge, normalize
 from steppe.models.framestack import Frames
@@ -60,7 +61,8 @@ class Method(NamedTuple):
             reward (over n steps), discount (0 where that ended), next_obs and weight, ``(n, ...)`` each;
             ``number``, which counts the updates; ``sync``, whether the targets are due.
         values: function of ``static``, parameters and observations: their values ``(n,)``.
-        static: the networks' layouts and choices, hashable.
+        static: the networks' choices, hashable.
+        form: of the state: a layout where updates see a tree instead of a flat vector, None elsewhere.
         observation: what networks see, and statistics are of.
         frames: how the observations of the replay become that, where they are stacked.
         remembers: the networks have a memory: the batch holds sequences, see
@@ -71,6 +73,7 @@ class Method(NamedTuple):
     update: Callable[..., tuple[LearnerState, dict[str, jax.Array], jax.Array]]
     values: Callable[..., jax.Array]
     static: Any
+    form: Any
     observation: Spec
     frames: Frames | None = None
     remembers: bool = False
@@ -111,16 +114,24 @@ class Priorities(NamedTuple):
     beta: Schedule
 
 
-def followed(target: jax.Array, params: jax.Array, sync: Any, tau: Any) -> jax.Array:
-    """The targets after an update: where it is due, moved by ``tau`` towards the last parameters."""
+def followed(target: Any, params: Any, sync: Any, tau: Any) -> Any:
+    """The targets after an update: where it is due, moved by ``tau`` towards the parameters."""
     step = jnp.where(sync, tau, 0.0)
-    return (1.0 - step) * target + step * params[params.shape[0] - target.shape[0] :]
+    return jax.tree.map(lambda old, new: (1.0 - step) * old + step * new, target, params)
 
 
 @lru_cache(maxsize=64)
 def _compiled(method: Method) -> tuple[Any, Any]:
     """The updates of a call, and values; shared by all policies of this structure."""
-    return jax.jit(partial(_updates, method)), jax.jit(partial(_values, method))
+    # Three programs: joined in that of the loop, vectors took ten times as long to make.
+    opens, closes = (jax.jit(partial(function, method.form)) for function in (opened, closed))
+    loop = jax.jit(partial(_updates, method))
+
+    def updates(state: LearnerState, *given: Any) -> Any:
+        state, *told = loop(opens(state), *given)
+        return closes(state), *told
+
+    return updates, jax.jit(partial(_values, method))
 
 
 def _seen(frames: Frames, rows: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +143,7 @@ def _seen(frames: Frames, rows: dict[str, Any]) -> dict[str, Any]:
 def _values(method: Method, params: Any, normalizer: Any, obs: Tree) -> jax.Array:
     if normalizer:
         obs = normalize(method.observation, normalizer, obs)
-    return method.values(method.static, params, obs)
+    return method.values(method.static, opened(method.form.params, params), obs)
 
 
 def _updates(
@@ -142,7 +153,7 @@ def _updates(
 
     Args:
         method: of the algorithm.
-        state: as it is.
+        state: as it is, and in the form that updates see.
         batches: columns ``(k, n, ...)``; of sequences ``(k, n, rows, ...)``, and ``filled`` says which are.
         count: how many of the ``k`` are learned from: a traced loop bound, so that shapes are few.
         hyper: coefficients.

@@ -139,8 +139,8 @@ class _Image(Encoder):
         self.axis, self.scale, self.size = axis, 1.0 / largest if 0.0 < largest <= 65535.0 else 1.0, DENSE
 
     def __call__(self, obs: Tree) -> jax.Array:
-        pixels = jnp.asarray(obs).astype(jnp.float32) * self.scale
-        return self.cnn(pixels if self.axis == 2 else pixels.transpose(1, 2, 0))
+        pixels = jnp.asarray(obs)
+        return self.cnn(pixels if self.axis == 2 else pixels.transpose(1, 2, 0), self.scale)
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "image", "axis": self.axis, "scale": self.scale, "strides": [*self.cnn.strides]}
