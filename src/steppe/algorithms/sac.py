@@ -23,7 +23,7 @@ from steppe.config import (
 from steppe.config.checks import FRAGMENT
 from steppe.config.exploration import noise_deviation
 from steppe.errors import ConfigError
-from steppe.learning.action_networks import UNUSED, Structure, make_action_networks
+from steppe.learning.action_networks import UNUSED, Networks, Structure, make_action_networks
 from steppe.learning.off_policy import LearnerState, Method, OffPolicyLearner, followed
 from steppe.learning.optimizer import (
     clipped_adam,
@@ -123,16 +123,7 @@ class SACConfig(AlgorithmConfig):
         whole = (parts[0], np.float32(math.log(self.initial_alpha)), parts[1])
         layout = Layout.of(whole)
         params = layout.ravel(whole)
-        policy: Any = nets.policy
         actions = nets.structure.distribution.actions
-        if self.exploration_noise and not isinstance(pair.action, DiscreteSpec):
-            if memory is not None:
-                raise ConfigError(
-                    f"policy {id!r}: exploration_noise does not go with memory={self.memory!r}; leave it "
-                    "out: SAC draws its actions anyway"
-                )
-            noise = {"deviation": self.exploration_noise, "correlation": self.exploration_noise_correlation}
-            policy = NoisyPolicy(policy, actions, draws=True, **noise)
         size = float(actions.noise_size)
         auto = 0.98 * math.log(actions.param_size) if isinstance(pair.action, DiscreteSpec) else -size
         static = Static(nets.structure, self.grad_clip, self.burn_in)
@@ -148,7 +139,7 @@ class SACConfig(AlgorithmConfig):
             Method(
                 Hyper, sac_update, sac_values, static, form, nets.structure.seen, frames, memory is not None
             ),
-            policy,
+            self._acting(id, nets) if self.exploration_noise else nets.policy,
             LearnerState(params, nets.critics.copy(), clipped_adam_init(params), nets.normalizer),
             seed,
             replay=replay,
@@ -168,6 +159,18 @@ class SACConfig(AlgorithmConfig):
             observed=2 if memory is None else self.burn_in + self.max_seq_len + self.n_step,
             about=f"{len(params)} parameters, {len(nets.actor)} of them act",
         )
+
+    def _acting(self, id: str, nets: Networks) -> Any:
+        """What acts: numbers get a noise of their own; choices are drawn anyway."""
+        if isinstance(nets.structure.distribution.spec, DiscreteSpec):
+            return nets.policy
+        if self.model_settings["memory"] is not None:
+            raise ConfigError(
+                f"policy {id!r}: exploration_noise does not go with memory={self.memory!r}; leave it out: SAC "
+                "draws its actions anyway"
+            )
+        noise = {"deviation": self.exploration_noise, "correlation": self.exploration_noise_correlation}
+        return NoisyPolicy(nets.policy, nets.structure.distribution.actions, draws=True, **noise)
 
 
 class Static(NamedTuple):
