@@ -166,8 +166,8 @@ class SACConfig(AlgorithmConfig):
             return nets.policy
         if self.model_settings["memory"] is not None:
             raise ConfigError(
-                f"policy {id!r}: exploration_noise does not go with memory={self.memory!r}; leave it out: SAC "
-                "draws its actions anyway"
+                f"policy {id!r}: exploration_noise does not go with memory={self.memory!r}; leave it out: "
+                "SAC draws its actions anyway"
             )
         noise = {"deviation": self.exploration_noise, "correlation": self.exploration_noise_correlation}
         return NoisyPolicy(nets.policy, nets.structure.distribution.actions, draws=True, **noise)
