@@ -12,8 +12,6 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, final
 
-import numpy as np
-
 from steppe import checkpoint
 from steppe.config import AlgorithmConfig
 from steppe.envs import registry
@@ -22,15 +20,16 @@ from steppe.learning.independent import IndependentLearner
 from steppe.learning.startup import give_back_memory, prepare_jax
 from steppe.loading import POLICIES
 from steppe.resuming import adopt_learner, check_spaces, read_run, saved_config, settings_of
-from steppe.runners.evaluation import Evaluator
+from steppe.runners.evaluation import Evaluator, checked_metrics
 from steppe.runners.local import LocalRunner
 from steppe.runners.policies import made_policies, specs_of, trained_ids
 from steppe.sampling import callbacks
-from steppe.sampling.metrics import EpisodeRecord, EpisodeWindow, Result, Sample, summarize
+from steppe.sampling.metrics import EpisodeRecord, EpisodeWindow, Result, Sample
 from steppe.seeding import fresh_seed, stream
 from steppe.types import DEFAULT_POLICY, Policy, State, Tree
 
 if TYPE_CHECKING:
+    from steppe.learning.overlap import Ahead
     from steppe.sampling.postprocessing import Postprocessing
     from steppe.tracking.run import Run, Status
 
@@ -57,6 +56,11 @@ class Algorithm:
         try:
             learners, scripted = made_policies(self.config, self.runner.spaces)
             self._learner = IndependentLearner(learners, trained_ids(self.config, specs_of(self.config)))
+            self._ahead: Ahead | None = None
+            if self.config.sample_async:
+                from steppe.learning.overlap import Ahead  # most runs sample and learn in turns
+
+                self._ahead = Ahead(self._learner)
             known = {**self._learner.policies, **scripted}
             self._policies: dict[str, Policy] = {id: known[id] for id in self.runner.spaces}
             self._learner.on_batch = self._hooks["on_learn_on_batch"]
@@ -130,10 +134,10 @@ class Algorithm:
             ConfigError: the run folder cannot be made.
         """
         config, began = self.config, perf_counter()
-        assert self.run is not None or not config.write_run  # made now: nothing is trained that is not kept
+        assert not config.write_run or self.run is not None  # made now: nothing is trained that is not kept
         samples: list[Sample] = []
         stats: dict[str, dict[str, float]] = {}
-        learning, steps = 0.0, 0
+        learning, steps, learner = 0.0, 0, self._ahead or self._learner
         self._iterating = True
         try:
             while (
@@ -150,15 +154,19 @@ class Algorithm:
                 for sample in fragments:
                     if self._postprocess is not None:
                         self._postprocess(sample.rollouts)
-                    self._learner.add(sample.rollouts)
+                    learner.add(sample.rollouts)
                     sample.rollouts = []  # the learner's from here on
-                learned = self._learner.update(self._env_steps, self._iteration + 1)
+                learned = learner.update(self._env_steps, self._iteration + 1)
                 if learned is not None:
                     stats |= {id: own or stats.get(id, own) for id, own in learned.items()}
-                    self.runner.set_weights(self._learner.publish())
+                    self.runner.set_weights(learner.publish())
                 learning += perf_counter() - sampled
         finally:
             self._iterating = False
+            if self._ahead is not None:
+                late = self._ahead.settle() or {}
+                stats |= {id: own for id, own in late.items() if own}
+                self.runner.set_weights(self._ahead.publish())
         if not self._iteration:
             give_back_memory()
         self._iteration += 1
@@ -172,16 +180,16 @@ class Algorithm:
             values = dict(result)
             self._call("on_train_result", result=values)
             result = Result({**result, **values})
-        if self._run is not None or config.write_run:
-            self._record(result, samples)
+        self._record(result, samples)
         if self._learner.stuck:
             raise LearningError(self._learner.stuck)
         return result
 
     def _record(self, result: Result, samples: list[Sample]) -> None:
-        """Write the run folder, and a checkpoint when one is due."""
-        run = self.run
-        assert run is not None
+        """Write the run folder, if there is one, and a checkpoint when one is due."""
+        run = self._run or (self.run if self.config.write_run else None)
+        if run is None:
+            return
         episodes = [episode for sample in samples for episode in sample.episodes]
         run.log_result(result)
         run.log_episodes([{**episode.summary(), "steps": self._env_steps} for episode in episodes])
@@ -266,18 +274,10 @@ class Algorithm:
             raise
         finally:
             self._iterating = within
-        metrics = {
-            **summarize(sample.episodes),
-            "episodes_this_iter": len(sample.episodes),
-            "timesteps_this_iter": sample.env_steps,
-            "env_health": dict(self._evaluator.runner.health()),
-        }
+        metrics = self._evaluator.metrics(sample)
         changed = dict(metrics)
         self._call("on_evaluate_end", evaluation_metrics=changed)
-        score = changed.get("episode_reward_mean", 0.0)
-        if isinstance(score, bool) or not isinstance(score, int | float | np.number):
-            raise ConfigError(f"on_evaluate_end made episode_reward_mean {score!r}: it must be one number")
-        return Result({**metrics, **changed})
+        return checked_metrics({**metrics, **changed})
 
     def _make_evaluator(self) -> Evaluator:
         return Evaluator(self.config, self._policies, self._callbacks, self.runner)

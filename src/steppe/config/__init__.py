@@ -36,6 +36,7 @@ from steppe.config.checks import (
     parsed_models,
     parsed_space,
     squared_kernels,
+    unless_marked,
 )
 from steppe.config.fields import Check as Check
 from steppe.config.fields import FieldSpec as FieldSpec
@@ -134,6 +135,8 @@ class AlgorithmConfig(ABC):
         "MeanStdFilter", section="env_runners"
     )
     """Observations are shifted and scaled by their running mean and deviation, or left alone."""
+    sample_async: bool = run_field(False, section="env_runners", convert=unless_marked)
+    """Learn while the next fragment is sampled: where env steps are slow; by algorithms that allow it."""
     explore: bool = run_field(True, section="env_runners")
     """Actions are sampled while training; otherwise the policy's best one is taken."""
 

@@ -238,3 +238,8 @@ def _notes(config: AlgorithmConfig) -> list[str]:
             "the files of a run hold them as text, and load(path, env_config=...) takes them anew"
         )
     return notes
+
+
+def unless_marked(cls: Any, value: Any) -> Any:
+    """A flag; -1 is what RLlib writes for a setting that was not given."""
+    return False if value == -1 else value

@@ -37,6 +37,8 @@ class PolicyLearner(ABC):
     """Sees each batch before it is learned from, and may change its columns."""
     share: Mapping[str, str] = MappingProxyType({})
     """Parts of its networks by the name that they are shared under."""
+    takes_older_rows: bool = False
+    """Whether it learns rightly from rows that older weights acted."""
     postprocess: Callable[..., Any] | None = None
     """The setting ``postprocess_trajectory``."""
 

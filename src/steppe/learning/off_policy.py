@@ -223,6 +223,8 @@ class OffPolicyLearner(PolicyLearner):
         about: the summary's text.
     """
 
+    takes_older_rows = True
+
     def __init__(
         self,
         method: Method,

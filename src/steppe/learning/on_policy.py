@@ -399,6 +399,7 @@ class OnPolicyLearner(PolicyLearner):
         model: Mapping[str, Any],
     ) -> None:
         self._rng, self.share = stream(seed, "minibatches"), dict(share)
+        self.takes_older_rows = method.corrects
         distribution = Distribution(pair.action, **actions)
         self.networks = nets = ActorCriticNetworks(pair, distribution, stream(seed, "parameters"), **model)
         size, length = min(minibatch_size or 0, train_batch_size), nets.length

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, final
 
+import numpy as np
+
 from steppe.config import AlgorithmConfig, say_once
 from steppe.errors import ConfigError
 from steppe.runners.local import LocalRunner
 from steppe.sampling.callbacks import Callbacks, get_callbacks_state, make_callbacks, set_callbacks_state
-from steppe.sampling.metrics import Sample
+from steppe.sampling.metrics import Result, Sample, summarize
 from steppe.seeding import EVALUATION_RUNNER
 from steppe.spaces import described, misfits
 from steppe.types import Policy, State, Weights
@@ -114,6 +116,15 @@ class Evaluator:
         count, envs = self._duration if episodes is None else episodes, self.runner.env.num_envs
         return self.runner.sample_episodes([count // envs + (i < count % envs) for i in range(envs)])
 
+    def metrics(self, sample: Sample) -> dict[str, Any]:
+        """The episode keys of a result, over the evaluation that was played."""
+        return {
+            **summarize(sample.episodes),
+            "episodes_this_iter": len(sample.episodes),
+            "timesteps_this_iter": sample.env_steps,
+            "env_health": dict(self.runner.health()),
+        }
+
     def get_state(self) -> State:
         """Of its callbacks, its noise, and of the envs unless they are the training runner's."""
         own = {"rng": self.runner.sampler.rng.bit_generator.state}
@@ -132,3 +143,15 @@ class Evaluator:
         """Close the envs, unless they are the training runner's."""
         if self._training is None:
             self.runner.close()
+
+
+def checked_metrics(metrics: dict[str, Any]) -> Result:
+    """What ``on_evaluate_end`` left of an evaluation's metrics.
+
+    Raises:
+        ConfigError: the mean reward, which runs are judged by, is no number any more.
+    """
+    score = metrics.get("episode_reward_mean", 0.0)
+    if isinstance(score, bool) or not isinstance(score, int | float | np.number):
+        raise ConfigError(f"on_evaluate_end made episode_reward_mean {score!r}: it must be one number")
+    return Result(metrics)
