@@ -16,6 +16,9 @@ from steppe.models.observations import Sight, normalized_leaves
 from steppe.spaces import Spec, describe, is_wide, leaves, map_leaves, narrowed, take
 from steppe.types import Decision, FloatArray, State, Tree, Weights
 
+_LARGE = 1 << 16
+"""Numbers from which slices of a vector take longer to copy than further arguments to hand over."""
+
 
 class Layout(NamedTuple):
     """How a pytree of arrays lies in one flat float32 vector; hashable, so that jit can be keyed by it."""
@@ -48,6 +51,26 @@ class Layout(NamedTuple):
             start = end
         return jax.tree.unflatten(self.treedef, leaves)
 
+    def flat(self, weights: Weights) -> FloatArray:
+        """Published parameters and observation statistics as one vector in numpy."""
+        return np.concatenate([weights.params, *map(np.ravel, weights.normalizer)], dtype=np.float32)
+
+    def loaded(self, weights: Weights, *numbers: float) -> Any:
+        """The same, and then some numbers, as compiled functions take it; :meth:`read` reads it there.
+
+        Each further argument costs a microsecond a call, and so does each 10 kB of a slice: small ones are
+        one vector, large ones a tree.
+        """
+        parts: list[Any] = [weights.params, *map(np.ravel, weights.normalizer), numbers]
+        flat = np.concatenate(parts, dtype=np.float32)
+        if len(flat) < _LARGE:
+            return jnp.asarray(flat)
+        return jax.tree.map(jnp.asarray, (self.unravel(flat), *map(np.float32, numbers)))
+
+    def read(self, loaded: Any) -> tuple[Any, ...]:
+        """The tree, and the numbers behind it, inside jit."""
+        return loaded if isinstance(loaded, tuple) else (self.unravel(loaded), *loaded[self.size :])
+
 
 @final
 class ActorCriticPolicy:
@@ -64,7 +87,7 @@ class ActorCriticPolicy:
         self.noise_size, self.to_env = distribution.noise_size, distribution.to_env
         self.from_env = distribution.from_env
         self._sample, self._mode = _compiled(sight.actor, distribution, layout)
-        self._options, self._layout = distribution.options, layout
+        self._options, self._layout, self.load = distribution.options, layout, layout.loaded
         self.draws = False
         self._wide, self._sight = is_wide(sight.acting), sight
         self._read: Callable[[Tree], Tree] | None = None
@@ -72,11 +95,6 @@ class ActorCriticPolicy:
             from steppe.models.sight import read
 
             self._read = partial(read, sight, distribution.actions)
-
-    def load(self, weights: Weights) -> Any:
-        """One flat array: each further argument of a compiled function costs a microsecond a call."""
-        parts = [weights.params, *(np.asarray(a, np.float32).reshape(-1) for a in weights.normalizer)]
-        return jnp.asarray(np.concatenate(parts))
 
     def act(self, weights: Any, obs: Tree, state: Tree, noise: FloatArray | None) -> Decision:
         """Choose actions; see :meth:`steppe.types.Policy.act`.
@@ -104,7 +122,7 @@ class ActorCriticPolicy:
 
     def export(self, weights: Weights) -> State:
         """What a :class:`~steppe.models.numpy_forward.Network` is made of: ``network``, ``arrays``."""
-        actor = self._layout.unravel(np.concatenate([weights.params, *map(np.ravel, weights.normalizer)]))[0]
+        actor = self._layout.unravel(self._layout.flat(weights))[0]
         return exported(self._sight, self.action, self._options, actor, weights, actor.describe())
 
 
@@ -141,20 +159,20 @@ def exported(
 def _compiled(observation: Spec, distribution: Distribution, layout: Layout) -> tuple[Any, Any]:
     """The two acting functions of a structure, shared by all policies that have it."""
 
-    def head(flat: jax.Array, obs: Tree) -> jax.Array:
-        actor, stats = layout.unravel(flat)
+    def head(weights: Any, obs: Tree) -> jax.Array:
+        ((actor, stats),) = layout.read(weights)
         if stats:
             obs = normalize(observation, stats, obs)
         params: jax.Array = jax.vmap(actor)(obs)
         return params
 
-    def sample(flat: jax.Array, obs: Tree, noise: jax.Array) -> tuple[Tree, jax.Array]:
-        params = head(flat, obs)
+    def sample(weights: Any, obs: Tree, noise: jax.Array) -> tuple[Tree, jax.Array]:
+        params = head(weights, obs)
         action = distribution.sample(params, noise)
         return action, distribution.logp(params, action)
 
-    def mode(flat: jax.Array, obs: Tree) -> tuple[Tree, jax.Array]:
-        params = head(flat, obs)
+    def mode(weights: Any, obs: Tree) -> tuple[Tree, jax.Array]:
+        params = head(weights, obs)
         action = distribution.mode(params)
         return action, distribution.logp(params, action)
 

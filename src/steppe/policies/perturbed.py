@@ -17,7 +17,7 @@ from steppe.models.sight import read
 from steppe.policies.actor_critic import ActorCriticPolicy, Layout
 from steppe.seeding import stream
 from steppe.spaces import Spec, is_wide, leaves, map_leaves, narrowed, take
-from steppe.types import Decision, FloatArray, IntArray, Tree
+from steppe.types import Decision, FloatArray, IntArray, Tree, Weights
 
 _SIZE = 1 << 22
 
@@ -70,7 +70,8 @@ class PerturbedPolicy:
         deviation: float,
     ) -> None:
         self.observation, self.acting, self.action = policy.observation, policy.acting, policy.action
-        self.noise_size, self.draws, self.load, self.export = 1, False, policy.load, policy.export
+        self.noise_size, self.draws, self.export = 1, False, policy.export
+        self.load: Callable[[Weights], Any] = lambda weights: jnp.asarray(layout.flat(weights))
         self._policy, to_env = policy, distribution.actions.to_env_direct
         self.to_env: Callable[[Tree], Tree] = lambda recorded: to_env(recorded["action"])
         self.from_env: Callable[[Tree], Tree] = partial(_unmoved, distribution.actions.from_env)

@@ -46,10 +46,8 @@ class QPolicy:
             self._check = partial(check_mask, actions=actions)
 
     def load(self, weights: Weights) -> Any:
-        """One flat array, epsilon last: each further argument of a compiled function costs a microsecond."""
-        parts = [weights.params, *(np.asarray(a, np.float32).reshape(-1) for a in weights.normalizer)]
-        epsilon = np.array([weights.scalars.get("epsilon", 0.0)], np.float32)
-        return jnp.asarray(np.concatenate([*parts, epsilon]))
+        """See :meth:`~steppe.policies.actor_critic.Layout.loaded`; epsilon comes last."""
+        return self._layout.loaded(weights, weights.scalars.get("epsilon", 0.0))
 
     def act(self, weights: Any, obs: Tree, state: Tree, noise: FloatArray | None) -> Decision:
         """Choose actions; see :meth:`steppe.types.Policy.act`.
@@ -75,7 +73,7 @@ class QPolicy:
 
     def export(self, weights: Weights) -> State:
         """What a :class:`~steppe.models.numpy_forward.Network` is made of: ``network``, ``arrays``."""
-        flat = np.concatenate([weights.params, *map(np.ravel, weights.normalizer)])
+        flat = self._layout.flat(weights)
         network = self._layout.unravel(flat)[0]
         stack = dict(zip(("weights", "biases"), network.folded(), strict=True))
         arrays = {"encoder": network.encoder, "mlp": stack, "scores": network.scores}
@@ -86,8 +84,8 @@ class QPolicy:
 def _compiled(observation: Spec, layout: Layout) -> tuple[Any, Any]:
     """The two acting functions of a structure, shared by all policies that have it."""
 
-    def values(flat: jax.Array, obs: Tree, noise: jax.Array | None) -> jax.Array:
-        network, stats = layout.unravel(flat)
+    def values(weights: Any, obs: Tree, noise: jax.Array | None) -> jax.Array:
+        (network, stats), *_ = layout.read(weights)
         if stats:
             obs = normalize(observation, stats, obs)
 
@@ -96,12 +94,12 @@ def _compiled(observation: Spec, layout: Layout) -> tuple[Any, Any]:
 
         return jax.vmap(one)(obs, noise)
 
-    def sample(flat: jax.Array, obs: Tree, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def sample(weights: Any, obs: Tree, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
         inner = scaled_noise(jax.scipy.special.ndtri(noise[:, 2:])) if noise.shape[1] > 2 else None
-        return epsilon_greedy(values(flat, obs, inner), flat[-1], obs, noise)
+        return epsilon_greedy(values(weights, obs, inner), layout.read(weights)[1], obs, noise)
 
-    def mode(flat: jax.Array, obs: Tree) -> tuple[jax.Array, jax.Array]:
-        best = values(flat, obs, None).argmax(-1).astype(jnp.int32)
+    def mode(weights: Any, obs: Tree) -> tuple[jax.Array, jax.Array]:
+        best = values(weights, obs, None).argmax(-1).astype(jnp.int32)
         return best, jnp.zeros(best.shape, jnp.float32)
 
     return jax.jit(sample), jax.jit(mode)

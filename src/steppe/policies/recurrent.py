@@ -7,7 +7,6 @@ from functools import lru_cache, partial
 from typing import Any, final
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from steppe.models.distributions import Distribution
@@ -50,9 +49,8 @@ class RecurrentPolicy:
         self._initial = fresh_state(distribution, actor)
 
     def load(self, weights: Weights) -> Any:
-        """One flat array: each further argument of a compiled function costs a microsecond a call."""
-        parts = [weights.params, *(np.asarray(a, np.float32).reshape(-1) for a in weights.normalizer)]
-        return jnp.asarray(np.concatenate(parts))
+        """See :meth:`~steppe.policies.actor_critic.Layout.loaded`."""
+        return self._layout.loaded(weights)
 
     def act(self, weights: Any, obs: Tree, state: Tree, noise: FloatArray | None) -> Decision:
         """Choose actions; see :meth:`steppe.types.Policy.act`.
@@ -72,7 +70,7 @@ class RecurrentPolicy:
 
     def export(self, weights: Weights) -> State:
         """What a :class:`~steppe.models.numpy_forward.Network` is made of: ``network``, ``arrays``."""
-        actor = self._layout.unravel(np.concatenate([weights.params, *map(np.ravel, weights.normalizer)]))[0]
+        actor = self._layout.unravel(self._layout.flat(weights))[0]
         return exported(self._sight, self.action, self._options, actor, weights, actor.describe())
 
 
@@ -127,20 +125,20 @@ def fresh_state(distribution: Distribution, actor: MemoryActor) -> dict[str, Tre
 def _compiled(observation: Spec, distribution: Distribution, layout: Layout) -> tuple[Any, Any]:
     """The two acting functions of a structure, shared by all policies that have it."""
 
-    def head(flat: jax.Array, obs: Tree, state: Tree) -> tuple[jax.Array, Tree]:
-        actor, stats = layout.unravel(flat)
+    def head(weights: Any, obs: Tree, state: Tree) -> tuple[jax.Array, Tree]:
+        ((actor, stats),) = layout.read(weights)
         if stats:
             obs = normalize(observation, stats, obs)
         answer: tuple[jax.Array, Tree] = jax.vmap(actor)(obs, state)
         return answer
 
-    def sample(flat: jax.Array, obs: Tree, state: Tree, noise: jax.Array) -> tuple[Tree, jax.Array, Tree]:
-        params, memory = head(flat, obs, state)
+    def sample(weights: Any, obs: Tree, state: Tree, noise: jax.Array) -> tuple[Tree, jax.Array, Tree]:
+        params, memory = head(weights, obs, state)
         action = distribution.sample(params, noise)
         return action, distribution.logp(params, action), memory
 
-    def mode(flat: jax.Array, obs: Tree, state: Tree) -> tuple[Tree, jax.Array, Tree]:
-        params, memory = head(flat, obs, state)
+    def mode(weights: Any, obs: Tree, state: Tree) -> tuple[Tree, jax.Array, Tree]:
+        params, memory = head(weights, obs, state)
         action = distribution.mode(params)
         return action, distribution.logp(params, action), memory
 

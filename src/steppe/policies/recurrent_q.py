@@ -55,10 +55,8 @@ class RecurrentQPolicy:
         }
 
     def load(self, weights: Weights) -> Any:
-        """One flat array, epsilon last: each further argument of a compiled function costs a microsecond."""
-        parts = [weights.params, *(np.asarray(a, np.float32).reshape(-1) for a in weights.normalizer)]
-        epsilon = np.array([weights.scalars.get("epsilon", 0.0)], np.float32)
-        return jnp.asarray(np.concatenate([*parts, epsilon]))
+        """See :meth:`~steppe.policies.actor_critic.Layout.loaded`; epsilon comes last."""
+        return self._layout.loaded(weights, weights.scalars.get("epsilon", 0.0))
 
     def act(self, weights: Any, obs: Tree, state: Tree, noise: FloatArray | None) -> Decision:
         """Choose actions; see :meth:`steppe.types.Policy.act`.
@@ -77,7 +75,7 @@ class RecurrentQPolicy:
 
     def export(self, weights: Weights) -> State:
         """What a :class:`~steppe.models.numpy_forward.Network` is made of: ``network``, ``arrays``."""
-        flat = np.concatenate([weights.params, *map(np.ravel, weights.normalizer)])
+        flat = self._layout.flat(weights)
         network: MemoryQ = self._layout.unravel(flat)[0]
         stack = dict(zip(("weights", "biases"), network.out.folded(), strict=True))
         head = {"encoder": network.out.encoder, "mlp": stack, "scores": network.out.scores}
@@ -89,8 +87,8 @@ class RecurrentQPolicy:
 def _compiled(observation: Spec, layout: Layout) -> tuple[Any, Any]:
     """The two acting functions of a structure, shared by all policies that have it."""
 
-    def values(flat: jax.Array, obs: Tree, state: Tree, noise: jax.Array | None) -> tuple[jax.Array, Tree]:
-        network, stats = layout.unravel(flat)
+    def values(weights: Any, obs: Tree, state: Tree, noise: jax.Array | None) -> tuple[jax.Array, Tree]:
+        (network, stats), *_ = layout.read(weights)
         if stats:
             obs = normalize(observation, stats, obs)
 
@@ -101,13 +99,13 @@ def _compiled(observation: Spec, layout: Layout) -> tuple[Any, Any]:
         found: tuple[jax.Array, Tree] = jax.vmap(one)(obs, state, noise)
         return found
 
-    def sample(flat: jax.Array, obs: Tree, state: Tree, noise: jax.Array) -> tuple[Any, Any, Tree]:
+    def sample(weights: Any, obs: Tree, state: Tree, noise: jax.Array) -> tuple[Any, Any, Tree]:
         inner = scaled_noise(jax.scipy.special.ndtri(noise[:, 2:])) if noise.shape[1] > 2 else None
-        found, memory = values(flat, obs, state, inner)
-        return *epsilon_greedy(found, flat[-1], obs, noise), memory
+        found, memory = values(weights, obs, state, inner)
+        return *epsilon_greedy(found, layout.read(weights)[1], obs, noise), memory
 
-    def mode(flat: jax.Array, obs: Tree, state: Tree) -> tuple[Any, Any, Tree]:
-        found, memory = values(flat, obs, state, None)
+    def mode(weights: Any, obs: Tree, state: Tree) -> tuple[Any, Any, Tree]:
+        found, memory = values(weights, obs, state, None)
         best = found.argmax(-1).astype(jnp.int32)
         return best, jnp.zeros(best.shape, jnp.float32), memory
 
