@@ -216,7 +216,8 @@ def _lstm(weights: jax.Array, prepared: jax.Array, kept: jax.Array, c0: jax.Arra
     """An LSTM over ``s`` sequences of ``l`` rows.
 
     Its gradient is written out: JAX's own would add up that of the weights row by row, where one product
-    over all rows says the same; an update takes two thirds of the time.
+    over all rows says the same. And row by row is done only what needs the row before: on CPU the number of
+    operations counts, not their size. An update takes half of the time.
 
     Args:
         weights: ``(size, 4 size)``.
@@ -234,40 +235,41 @@ def _lstm(weights: jax.Array, prepared: jax.Array, kept: jax.Array, c0: jax.Arra
 def _forth(
     weights: jax.Array, prepared: jax.Array, kept: jax.Array, c0: jax.Array, h0: jax.Array
 ) -> tuple[Met, Any]:
+    size = c0.shape[-1]
+    # One tanh for all four gates: a sigmoid is one of half the input.
+    slope = np.repeat(np.array([0.5, 0.5, 1.0, 0.5], np.float32), size)
+    shift = 1.0 - slope
+
     def step(state: Any, row: Any) -> Any:
         (c, h), (made, keeps) = state, row
-        c, h = keeps * c, keeps * h
-        take, keep, new, show = jnp.split(made + h @ weights, 4, axis=-1)
-        take, keep, show = jax.nn.sigmoid(take), jax.nn.sigmoid(keep), jax.nn.sigmoid(show)
-        new = jnp.tanh(new)
-        after = keep * c + take * new
-        shown = jnp.tanh(after)
-        y = show * shown
-        return (after, y), (y, c, h, jnp.concatenate([take, keep, new, show], axis=-1), shown)
+        gates = jnp.tanh((made + (keeps * h) @ weights) * slope) * slope + shift
+        take, keep, new, show = jnp.split(gates, 4, axis=-1)
+        after = keep * (keeps * c) + take * new
+        return (after, show * jnp.tanh(after)), (gates, after)
 
-    _, (y, c, h, gates, shown) = jax.lax.scan(step, (c0, h0), (prepared, kept))
+    _, (gates, after) = jax.lax.scan(step, (c0, h0), (prepared, kept))
+    shown = jnp.tanh(after)
+    y = gates[..., -size:] * shown
+    c, h = (kept * jnp.concatenate([first[None], rest[:-1]]) for first, rest in ((c0, after), (h0, y)))
     return (y, c, h), (weights, c, h, gates, shown, kept)
 
 
 def _back(known: Any, wanted: Met) -> tuple[Any, ...]:
     weights, c, h, gates, shown, kept = known
+    take, keep, new, show = jnp.split(gates, 4, axis=-1)
+    # What a change of c, thrice, and of the output does to each gate's input.
+    parts = new * take * (1 - take), c * keep * (1 - keep), take * (1 - new * new), shown * show * (1 - show)
+    to_gates, to_c = jnp.concatenate(parts, axis=-1), show * (1.0 - shown * shown)
 
     def step(later: Any, row: Any) -> Any:
-        (by_c, by_h), (by_y, c, gates, shown, keeps) = later, row
-        take, keep, new, show = jnp.split(gates, 4, axis=-1)
+        (by_c, by_h), (by_y, to_gates, to_c, keep, keeps) = later, row
         by_h = by_h + by_y
-        by_c = by_c + by_h * show * (1.0 - shown * shown)
-        parts = (
-            by_c * new * take * (1.0 - take),
-            by_c * c * keep * (1.0 - keep),
-            by_c * take * (1.0 - new * new),
-            by_h * shown * show * (1.0 - show),
-        )
-        by_gates = jnp.concatenate(parts, axis=-1)
-        return (keeps * by_c * keep, keeps * (by_gates @ weights.T)), by_gates
+        by_c = by_c + by_h * to_c
+        by_gates = jnp.concatenate([by_c, by_c, by_c, by_h], axis=-1) * to_gates
+        return (by_c * keep, keeps * (by_gates @ weights.T)), by_gates
 
     zero = jnp.zeros_like(c[0])
-    rows = wanted[0], c, gates, shown, kept
+    rows = wanted[0], to_gates, to_c, kept * keep, kept
     (by_c0, by_h0), by_prepared = jax.lax.scan(step, (zero, zero), rows, reverse=True)
     size = c.shape[-1]
     by_weights = h.reshape(-1, size).T @ by_prepared.reshape(-1, 4 * size)
