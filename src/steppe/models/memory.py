@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, final
 
 import equinox as eqx
@@ -59,8 +60,12 @@ class Torso(eqx.Module):
             rows: obs, ``before`` as of :meth:`inputs`, and ``fresh``: first rows of trajectories.
             state0: ``(s, ...)``, that row 0 of each is met with.
         """
-        x = jax.vmap(jax.vmap(self.inputs))(rows["obs"], rows["before"])
-        return self.cell.unrolled(x, state0, rows["fresh"])
+        return self.cell.unrolled(self.columns(rows), state0, rows["fresh"])
+
+    def columns(self, rows: Mapping[str, Any]) -> jax.Array:
+        """:meth:`inputs` of ``s`` runs of ``l`` rows, ``(s, l, f)``."""
+        x: jax.Array = jax.vmap(jax.vmap(self.inputs))(rows["obs"], rows["before"])
+        return x
 
     def describe(self) -> dict[str, Any]:
         """All but its arrays as JSON values; :mod:`steppe.models.numpy_forward` reads it."""
@@ -135,10 +140,14 @@ class MemoryActorCritic(eqx.Module):
         Returns:
             ``(s, l, P)``, ``(s, l)``, and trees of ``(s, l, ...)`` as :meth:`initial` has them.
         """
-        y, before = self.actor.torso.sequences(rows, rows["memory"]["actor"])
-        met, features = {"actor": before}, y
-        if self.critic.torso is not None:
-            features, met["critic"] = self.critic.torso.sequences(rows, rows["memory"]["critic"])
+        memory, own = rows["memory"], self.critic.torso
+        if own is None:
+            y, before = self.actor.torso.sequences(rows, memory["actor"])
+            met, features = {"actor": before}, y
+        else:
+            torsos, states = (self.actor.torso, own), (memory["actor"], memory["critic"])
+            (y, features), before = _side_by_side(torsos, rows, states)
+            met = dict(zip(("actor", "critic"), before, strict=True))
         params = jax.vmap(jax.vmap(self.actor.out.head))(y, rows["obs"])
         return params, self.critic.value(features), met
 
@@ -153,6 +162,22 @@ class MemoryActorCritic(eqx.Module):
         split = jax.tree.map(lambda a: a.reshape(s, -1, *a.shape[1:]), by_row)
         params, value, _ = self.sequences({**split, "memory": rows["memory"]})
         return params.reshape(-1, params.shape[-1]), value.reshape(-1)
+
+
+def _side_by_side(
+    torsos: tuple[Torso, Torso], rows: Mapping[str, Any], states: tuple[Tree, Tree]
+) -> tuple[tuple[jax.Array, jax.Array], tuple[Tree, Tree]]:
+    """Features, and states that rows were met with, of two torsos: of one form, they walk in one scan."""
+    columns, cells = [torso.columns(rows) for torso in torsos], [torso.cell for torso in torsos]
+    given = list(zip(cells, columns, states, strict=True))
+    forms = [jax.tree.map(jnp.shape, one) for one in given]
+    if forms[0] != forms[1]:
+        (y, met), (features, other) = (cell.unrolled(x, state, rows["fresh"]) for cell, x, state in given)
+        return (y, features), (met, other)
+    both = jax.tree.map(lambda *pair: jnp.stack(pair), *given)
+    found = jax.vmap(lambda one: one[0].unrolled(one[1], one[2], rows["fresh"]))(both)
+    (y, features), met = found[0], [jax.tree.map(itemgetter(k), found[1]) for k in range(2)]
+    return (y, features), (met[0], met[1])
 
 
 def make_memory_actor(
