@@ -34,7 +34,7 @@ format: setup  ## Format and apply the safe fixes
 	$(BIN)/ruff format .
 
 test: setup  ## The fast tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: setup  ## The long-running tests
 	$(BIN)/python -m pytest -q -m slow --ignore=tests/learning
