@@ -43,7 +43,7 @@ class Nothing(Corridor):
 
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch):
-    monkeypatch.setattr("steppe.envs.registry._registered", {})
+    monkeypatch.setattr("steppe.envs.registry.REGISTERED", {})
 
 
 def test_the_context_is_a_dict_with_a_place():

@@ -31,7 +31,7 @@ GymnasiumEnv = gymnasium.Env[Any, Any]
 logger = logging.getLogger("steppe")
 
 _CONTEXT_NAMES = ("env_config", "config", "ctx")
-_registered: dict[str, Callable[..., Any]] = {}
+REGISTERED: dict[str, Callable[..., Any]] = {}
 _told: set[tuple[str, int, int]] = set()
 
 
@@ -51,12 +51,12 @@ def register_env(name: str, creator: Callable[..., Any]) -> None:
         raise ConfigError(f"register_env: the name is a non-empty text, not {name!r}")
     if not callable(creator):
         raise ConfigError(f"register_env({name!r}): give a class or a function, not {show(creator)}")
-    _registered[name] = creator
+    REGISTERED[name] = creator
 
 
 def is_registered(name: Any) -> bool:
     """Whether ``name`` is a name that this process has registered."""
-    return isinstance(name, str) and name in _registered
+    return isinstance(name, str) and name in REGISTERED
 
 
 def make(env: Any, env_config: Mapping[str, Any] | None = None) -> GymnasiumEnv:
@@ -90,7 +90,7 @@ def env_name(env: Any) -> str:
     if env is None:
         return "external"
     if isinstance(env, str):
-        name = env if env in _registered else env.rpartition(":")[2]
+        name = env if env in REGISTERED else env.rpartition(":")[2]
     else:
         name = getattr(env, "__name__", type(env).__name__)
     return re.sub(r"[^\w.-]+", "-", name.replace("<lambda>", "")).strip("-.") or "env"
@@ -109,6 +109,8 @@ def creator_of(env: Any) -> Creator:
         )
     if isinstance(env, str):
         return _creator_of_name(env)
+    if _is_our(env, "jaxenvs.protocol", "JaxEnv"):
+        return _Calling(env.as_gymnasium, env_name(env))
     if not callable(env) or is_made(env):
         raise ConfigError(
             f"env is {show(env)}: give the class or a function, so that any number of envs can be built"
@@ -236,12 +238,12 @@ def _counted(envs: list[Any], wanted: int, name: str) -> int:
 
 def is_vector(env: Any) -> bool:
     """Whether this is an object that steps many envs at once."""
-    return isinstance(env, gymnasium.vector.VectorEnv) or _is_our(env, "vector", "VectorEnv")
+    return isinstance(env, gymnasium.vector.VectorEnv) or _is_our(env, "envs.vector", "VectorEnv")
 
 
 def is_base(env: Any) -> bool:
     """Whether this is a low-level env, which steps many envs at their own pace."""
-    return _is_our(env, "base_env", "BaseEnv")
+    return _is_our(env, "envs.base_env", "BaseEnv")
 
 
 def is_made(env: Any) -> bool:
@@ -251,17 +253,17 @@ def is_made(env: Any) -> bool:
 
 def is_multi_agent(env: Any) -> bool:
     """Whether this is an env of many agents."""
-    return _is_our(env, "multi_agent", "MultiAgentEnv")
+    return _is_our(env, "envs.multi_agent", "MultiAgentEnv")
 
 
 def user_env(env: Any) -> Any:
     """The env that the user's constructor gave, without what adapts it."""
-    return env.env if _is_our(env, "legacy_gym", "LegacyGym") else env
+    return env.env if _is_our(env, "envs.legacy_gym", "LegacyGym") else env
 
 
 def _is_our(env: Any, module: str, name: str) -> bool:
     """Whether it is of this class, which is not imported for that: not loaded, it has no objects."""
-    loaded = sys.modules.get(f"steppe.envs.{module}")
+    loaded = sys.modules.get(f"steppe.{module}")
     return loaded is not None and isinstance(env, getattr(loaded, name))
 
 
@@ -274,8 +276,8 @@ def _one(creator: Creator, ctx: EnvContext, name: str) -> Any:
 
 
 def _creator_of_name(name: str) -> Creator:
-    if name in _registered:
-        return _Calling(_registered[name], name)
+    if name in REGISTERED:
+        return _Calling(REGISTERED[name], name)
     if name in gymnasium.registry:
         return _Making(name)
     from steppe.envs.named_code import attribute_of, code_named, module_named
@@ -290,13 +292,13 @@ def _creator_of_name(name: str) -> Creator:
     module = module_named(place, f"env {name!r}")
     if attribute in gymnasium.registry:  # Gymnasium's own "module:Env-v0"
         return _Making(attribute)
-    if attribute in _registered and attribute not in vars(module):  # the import registered it
-        return _Calling(_registered[attribute], attribute)
+    if attribute in REGISTERED and attribute not in vars(module):  # the import registered it
+        return _Calling(REGISTERED[attribute], attribute)
     return _Calling(attribute_of(module, attribute, f"env {name!r}"), attribute)
 
 
 def _unknown(name: str) -> ConfigError:
-    near = difflib.get_close_matches(name, [*_registered, *gymnasium.registry], n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, [*REGISTERED, *gymnasium.registry], n=3, cutoff=0.5)
     meant = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
     return ConfigError(
         f"no env named {name!r}{meant} Register it with steppe.register_env({name!r}, creator), or give "
@@ -310,6 +312,7 @@ class _Making:
     """Makes envs of a Gymnasium id."""
 
     name: str
+    creator: None = None
 
     def __call__(self, ctx: EnvContext) -> GymnasiumEnv:
         self.check(ctx)
@@ -339,6 +342,8 @@ class _Calling:
         env = self.creator(*args, **keywords)
         if is_vector(env) or is_multi_agent(env) or is_base(env):
             return env
+        if _is_our(env, "jaxenvs.protocol", "JaxEnv"):
+            env = env.as_gymnasium()
         if not _is_env(env) or isinstance(env, type):
             raise ConfigError(
                 f"{self.name} made {show(env)}: that is not an env, which has reset, step and spaces"

@@ -80,14 +80,20 @@ class ActorCriticPolicy:
         sight: what it observes, and what acting sees of that.
         distribution: of its actions.
         layout: of ``(actor, normalizer)`` in the flat weights; the normalizer is empty when there is none.
+
+    Attributes:
+        sample: compiled, of loaded weights, observations and uniforms ``(n, noise_size)``; for use inside
+            other compiled code, too.
+        mode: the same of the likeliest actions, without uniforms.
+        options: of the distribution.
     """
 
     def __init__(self, sight: Sight, distribution: Distribution, layout: Layout) -> None:
         self.observation, self.acting, self.action = sight.whole, sight.acting, distribution.spec
         self.noise_size, self.to_env = distribution.noise_size, distribution.to_env
         self.from_env = distribution.from_env
-        self._sample, self._mode = _compiled(sight.actor, distribution, layout)
-        self._options, self._layout, self.load = distribution.options, layout, layout.loaded
+        self.sample, self.mode = _compiled(sight.actor, distribution, layout)
+        self.options, self._layout, self.load = distribution.options, layout, layout.loaded
         self.draws = False
         self._wide, self._sight = is_wide(sight.acting), sight
         self._read: Callable[[Tree], Tree] | None = None
@@ -111,7 +117,7 @@ class ActorCriticPolicy:
         if padded != n:
             index = np.minimum(np.arange(padded), n - 1)
             obs, noise = take(obs, index), noise if noise is None else noise[index]
-        action, logp = self._mode(weights, obs) if noise is None else self._sample(weights, obs, noise)
+        action, logp = self.mode(weights, obs) if noise is None else self.sample(weights, obs, noise)
         if isinstance(action, jax.Array):
             return Decision(np.asarray(action)[:n], np.asarray(logp)[:n])
         return Decision(map_leaves(lambda a: np.asarray(a)[:n], action), np.asarray(logp)[:n])
@@ -123,7 +129,7 @@ class ActorCriticPolicy:
     def export(self, weights: Weights) -> State:
         """What a :class:`~steppe.models.numpy_forward.Network` is made of: ``network``, ``arrays``."""
         actor = self._layout.unravel(self._layout.flat(weights))[0]
-        return exported(self._sight, self.action, self._options, actor, weights, actor.describe())
+        return exported(self._sight, self.action, self.options, actor, weights, actor.describe())
 
 
 def exported(

@@ -30,6 +30,12 @@ class QPolicy:
         action: the action space, a Discrete.
         network: its structure.
         layout: of ``(network, normalizer)`` in the flat weights; the normalizer is empty when there is none.
+
+    Attributes:
+        sample: compiled, of loaded weights, observations and uniforms ``(n, noise_size)``; for use inside
+            other compiled code, too.
+        mode: the same of the best actions, without uniforms.
+        options: of the actions: none.
     """
 
     def __init__(self, sight: Sight, action: Spec, network: QNetwork, layout: Layout) -> None:
@@ -37,8 +43,9 @@ class QPolicy:
         self.observation, self.acting, self.action = sight.whole, sight.acting, action
         self.noise_size, self.to_env, self.draws = 2 + network.noise_size, actions.to_env_direct, False
         self.from_env = actions.from_env
-        self._sample, self._mode = _compiled(sight.actor, layout)
+        self.sample, self.mode = _compiled(sight.actor, layout)
         self._layout, self._sight, self._wide = layout, sight, is_wide(sight.acting)
+        self.options: dict[str, Any] = {}
         self._check: Any = None
         if sight.masked:
             from steppe.models.sight import check_mask
@@ -64,7 +71,7 @@ class QPolicy:
         if padded != n:
             index = np.minimum(np.arange(padded), n - 1)
             obs, noise = take(obs, index), noise if noise is None else noise[index]
-        action, logp = self._mode(weights, obs) if noise is None else self._sample(weights, obs, noise)
+        action, logp = self.mode(weights, obs) if noise is None else self.sample(weights, obs, noise)
         return Decision(np.asarray(action)[:n], np.asarray(logp)[:n])
 
     def initial_state(self, n: int) -> Tree:

@@ -1,0 +1,197 @@
+"""The compiled runner yields what the sampler's contract says: one row per observation, each counted once."""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import steppe
+from steppe.jaxenvs import CartPole, JaxEnv
+from steppe.runners.jit import JitRunner
+
+TINY = {"fcnet_hiddens": [8], "write_run": False, "seed": 0, "num_epochs": 1}
+
+
+class StairState(NamedTuple):
+    place: jax.Array
+    t: jax.Array
+    length: jax.Array
+
+
+class Stairs(JaxEnv):
+    """Go up or down for as many steps as is drawn; odd numbers terminate, even ones truncate."""
+
+    def __init__(self, longest=5):
+        self.default_params = longest
+        self.observation_space = gymnasium.spaces.Box(-100, 100, (2,), np.float32)
+        self.action_space = gymnasium.spaces.Discrete(2, start=1)
+
+    def reset_env(self, key, longest):
+        first, second = jax.random.split(key)
+        place = jax.random.randint(first, (), 0, 10)
+        length = jax.random.randint(second, (), 1, longest + 1)
+        return jnp.stack([place, 0]), StairState(place, 0, length)
+
+    def step_env(self, key, state, action, longest):
+        place, t = state.place + 2 * action - 3, state.t + 1
+        over, odd = t >= state.length, state.length % 2 == 1
+        reward = 10.0 * t + place
+        obs = jnp.stack([place, t])
+        return obs, StairState(place, t, state.length), reward, over & odd, over & ~odd, {}
+
+
+def runner_of(config):
+    """A runner that acts with fresh weights, and the algorithm that it belongs to."""
+    algo = config.build()
+    assert isinstance(algo.runner, JitRunner)
+    return algo
+
+
+def fragments(algo, n):
+    found = [algo.runner.sample()[0] for _ in range(n)]
+    return found, [sample.rollouts[0] for sample in found]
+
+
+def stairs(envs=3, length=7, **settings):
+    return steppe.PPOConfig(
+        env=Stairs, num_envs_per_env_runner=envs, rollout_fragment_length=length, **TINY, **settings
+    )
+
+
+@pytest.fixture(scope="module")
+def walked():
+    with runner_of(stairs()) as algo:
+        return fragments(algo, 6)
+
+
+def naive(rollouts, lane):
+    """The rows of a lane, one after the other, those that a fragment repeats once."""
+    rows = []
+    for n, rollout in enumerate(rollouts):
+        if n > 0 and rollouts[n - 1].lane_continues[lane]:
+            del rows[-1]  # is repeated, with what was chosen at it
+        names = ("obs", "reward", "terminated", "truncated", "episode", "t", "action")
+        rows += [{n: getattr(rollout, n)[i, lane] for n in names} for i in range(len(rollout.reward))]
+    return rows
+
+
+def test_each_row_follows_from_the_row_above(walked):
+    _, rollouts = walked
+    for lane in range(3):
+        rows = naive(rollouts, lane)
+        assert (rows[0]["t"], rows[0]["episode"], rows[0]["reward"]) == (0, 0, 0.0)
+        for above, row in pairwise(rows):
+            if above["terminated"] or above["truncated"]:
+                assert (row["t"], row["episode"], row["reward"]) == (0, above["episode"] + 1, 0.0)
+                assert not row["terminated"]
+                assert not row["truncated"]
+                assert 0 <= row["obs"][0] < 10
+                assert above["action"] == 0
+            else:
+                place = above["obs"][0] + 2 * above["action"] - 1  # the policy counts from 0
+                assert (row["t"], row["episode"]) == (above["t"] + 1, above["episode"])
+                np.testing.assert_array_equal(row["obs"], [place, row["t"]])
+                assert row["reward"] == 10 * row["t"] + place
+                if row["terminated"] or row["truncated"]:
+                    assert row["terminated"] == row["t"] % 2
+
+
+def test_fragments_join_without_holes(walked):
+    _, rollouts = walked
+    for before, after in pairwise(rollouts):
+        final = (before.terminated | before.truncated)[-1]
+        np.testing.assert_array_equal(before.lane_continues, ~final)
+        for name in ("obs", "reward", "t", "episode"):
+            closing, opening = getattr(before, name)[-1], getattr(after, name)[0]
+            np.testing.assert_array_equal(closing[~final], opening[~final])
+        assert (after.t[0][final] == 0).all()
+        assert (after.episode[0][final] == before.episode[-1][final] + 1).all()
+        assert after.sequence == before.sequence + 1
+    assert any(not rollout.lane_continues.all() for rollout in rollouts)
+    assert any(rollout.lane_continues.any() for rollout in rollouts)
+
+
+def test_env_steps_are_counted_truly(walked):
+    samples, rollouts = walked
+    for sample, rollout in zip(samples, rollouts, strict=True):
+        assert sample.env_steps == sample.agent_steps == rollout.env_steps == rollout.acted.sum()
+        assert 21 <= sample.env_steps <= 23  # no further than the iteration that reached them
+        assert sample.reward == pytest.approx(rollout.reward[1:].sum())
+        assert not rollout.logp[~rollout.acted].any()
+        assert (rollout.logp[rollout.acted] < 0).all()
+
+
+def test_episodes_are_told_once(walked):
+    samples, rollouts = walked
+    told = [e for sample in samples for e in sample.episodes]
+    wanted = set()
+    for lane in range(3):
+        rows, earned = naive(rollouts, lane), 0.0
+        for row in rows:
+            earned = row["reward"] + (0.0 if row["t"] == 0 else earned)
+            if row["terminated"] or row["truncated"]:
+                wanted.add((lane, int(row["episode"]), int(row["t"]), float(earned)))
+    assert {(e.env, e.episode, e.length, e.reward) for e in told} == wanted
+    assert len(told) == len(wanted) > 20
+    assert all(e.policy_rewards == {"default_policy": [e.reward]} for e in told)
+
+
+def test_what_is_recorded_is_what_the_policy_chooses():
+    with runner_of(stairs(explore=False)) as algo:
+        _, (rollout,) = fragments(algo, 1)
+        policy, weights = algo.get_policy(), algo.runner.weights_of("default_policy")
+        acted = rollout.acted
+        decision = policy.act(weights, rollout.obs[acted], None, None)
+    np.testing.assert_array_equal(rollout.action[acted], decision.action)
+    np.testing.assert_allclose(rollout.logp[acted], decision.logp, atol=1e-6)
+
+
+def test_a_limit_of_the_run_truncates():
+    config = steppe.PPOConfig(
+        env=CartPole, max_episode_steps=4, num_envs_per_env_runner=2, rollout_fragment_length=10, **TINY
+    )
+    with runner_of(config) as algo:
+        (sample,), (rollout,) = fragments(algo, 1)
+    assert {e.length for e in sample.episodes} == {4}
+    assert rollout.truncated.sum() == len(sample.episodes) == 4
+    assert not rollout.terminated.any()
+
+
+def cart_poles(seed=0, **settings):
+    few = {"num_envs_per_env_runner": 8, "train_batch_size": 400, "write_run": False, "fcnet_hiddens": [8]}
+    return steppe.PPOConfig(env=CartPole, seed=seed, **{**few, **settings})
+
+
+def told(result):
+    return {name: result[name] for name in ("episode_reward_mean", "timesteps_total", "info")}
+
+
+def test_the_same_seed_gives_the_same_run():
+    def run(seed):
+        with cart_poles(seed).build() as algo:
+            return told([algo.train() for _ in range(3)][-1])
+
+    assert run(0) == run(0)
+    assert run(0) != run(1)
+
+
+def test_a_run_goes_on_exactly_from_a_checkpoint():
+    with cart_poles().build() as algo:
+        for _ in range(2):
+            algo.train()
+        path = algo.save("c")
+        wanted = [told(algo.train()) for _ in range(2)]
+    with steppe.load(path, env=CartPole) as algo:
+        assert [told(algo.train()) for _ in range(2)] == wanted
+
+
+def test_ppo_learns_from_it():
+    with cart_poles(fcnet_hiddens=[32], train_batch_size=2_000).build() as algo:
+        for _ in range(12):
+            result = algo.train()
+        assert result["episode_reward_mean"] > 80  # chance makes 22
+        assert algo.evaluate(3)["episode_reward_mean"] > 150
