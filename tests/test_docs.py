@@ -125,7 +125,7 @@ def run_command(line, monkeypatch):
 def _as_in_a_new_process(monkeypatch, tmp_path):
     """Modules of the pages are importable, and forgotten afterwards; so are names registered, words said."""
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(registry, "_registered", {})
+    monkeypatch.setattr(registry, "REGISTERED", {})
     monkeypatch.setattr(steppe.config.messages, "_said", set())
     before = set(sys.modules)
     yield

@@ -59,7 +59,7 @@ ALONE = (
 
 @pytest.fixture(autouse=True)
 def _names_are_forgotten(monkeypatch):
-    monkeypatch.setattr(registry, "_registered", {})
+    monkeypatch.setattr(registry, "REGISTERED", {})
 
 
 def needs_games(example):

@@ -696,7 +696,7 @@ def test_what_cannot_be_built_says_why():
 
 
 def test_a_registered_name_may_make_gymnasium_s(monkeypatch):
-    monkeypatch.setattr(registry, "_registered", {})
+    monkeypatch.setattr(registry, "REGISTERED", {})
     steppe.register_env("poles", lambda ctx: gymnasium.make_vec("CartPole-v1", num_envs=ctx.num_envs))
     env = build("poles", num_envs=5, run_seed=0)
     assert (env.num_envs, env.poll()[0].obs.shape) == (5, (5, 4))
