@@ -140,6 +140,9 @@ class AlgorithmConfig(ABC):
     explore: bool = run_field(True, section="env_runners")
     """Actions are sampled while training; otherwise the policy's best one is taken."""
 
+    num_learners: int = run_field(0, section="resources", check=between(0, 8))
+    """Devices that learn together, 1, 2, 4 or 8: the same whatever their number; 0 is one, without blocks."""
+
     gamma: float = policy_field(0.99, check=between(0, 1))
     """Discount per step."""
     lr: Schedule = policy_field(3e-4, check=scheduled(at_least(0)))
@@ -505,6 +508,7 @@ class AlgorithmConfig(ABC):
             "grad_clip": self.grad_clip,
             "extra_loss": self.extra_loss,
             "share": self.share,
+            "num_learners": self.num_learners,
             "actions": self.action_settings,
             "model": self.model_settings,
         }

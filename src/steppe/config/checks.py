@@ -232,6 +232,10 @@ def _notes(config: AlgorithmConfig) -> list[str]:
             f"{config.spelt('minibatch_size')} is more than {config.spelt('train_batch_size')}: "
             "the batch is one minibatch"
         )
+    if config.num_learners:
+        from steppe.config.learners import notes_on_learners  # most runs have one device
+
+        notes += notes_on_learners(config)
     if not has_text_keys(config.env_config):
         notes.append(
             f"env_config={short(config.env_config)} has keys that are no text: envs get them as they are, "

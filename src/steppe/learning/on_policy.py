@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from steppe import returns
-from steppe.errors import ConfigError
 from steppe.learning.independent import PolicyLearner
 from steppe.learning.learner import Stats
 from steppe.learning.minibatches import COLUMNS, FragmentQueue, shuffled
@@ -25,10 +24,9 @@ from steppe.learning.optimizer import clipped_adam, clipped_adam_init
 from steppe.learning.schedules import Schedule, adapted_penalty, points
 from steppe.models.catalog import ActorCritic
 from steppe.models.distributions import Distribution
-from steppe.models.encoders import normalize
 from steppe.policies.actor_critic import Layout
 from steppe.seeding import stream
-from steppe.spaces import Spec, leaves, take
+from steppe.spaces import Spec
 from steppe.types import Array, FloatArray, Rollout, SpacePair, State, Tree, Weights
 
 if TYPE_CHECKING:
@@ -79,7 +77,8 @@ class Static(NamedTuple):
     """What the compiled programs of one policy are keyed by; ``minibatch`` 0 is the whole batch.
 
     Where there is a memory, ``length`` is that of a sequence, and ``minibatch`` counts sequences. ``frames``
-    says how observations are stacked, if they are.
+    says how observations are stacked, if they are. More than one of ``blocks`` of lanes: minibatches draw
+    ``minibatch`` rows from each of them, see :mod:`steppe.learning.devices`.
     """
 
     method: Method
@@ -92,6 +91,7 @@ class Static(NamedTuple):
     extra_loss: Callable[..., Any] | None
     length: int = 0
     frames: Frames | None = None
+    blocks: int = 1
 
 
 class Team(NamedTuple):
@@ -158,14 +158,15 @@ def _rows(
         reward, return_scale = scaled_rewards(return_scale, batch, acted, continues, hyper.gamma)
 
     value, ask, steps, memory = _asked(static, state, obs, batch, continues)
-    obs, action = _flat(obs), _flat(batch["action"])
+    flat = partial(_flat, static.blocks)
+    obs, action = flat(obs), flat(batch["action"])
     # A first batch's ratios start from the policy as its fresh statistics make it.
-    then = _flat(batch["logp"])
+    then = flat(batch["logp"])
     logp = jax.lax.cond(first, lambda: static.distribution.logp(ask(), action), lambda: then)
     log_ratio, ends = jnp.zeros(acted.shape), (batch["terminated"], batch["truncated"], batch["filled"])
     if static.method.corrects:
         now = static.distribution.logp(ask(), action)
-        log_ratio = jnp.where(acted, (now - logp).reshape(acted.shape), 0.0)
+        log_ratio = jnp.where(acted, _by_lane(static.blocks, now - logp, acted.shape), 0.0)
     advantage, target = static.method.targets(reward, value, log_ratio, ends, hyper)
     advantage = batch.get("advantages", advantage)
     if "value_targets" in batch:
@@ -178,14 +179,14 @@ def _rows(
         "obs": obs,
         "action": action,
         "logp": logp,
-        "advantage": _flat(advantage),
-        "target": _flat(target),
+        "advantage": flat(advantage),
+        "target": flat(target),
     }
     if static.method.corrects:
-        rows["log_ratio"] = _flat(log_ratio)
+        rows["log_ratio"] = flat(log_ratio)
     if static.extra_loss is not None:
         known = (*COLUMNS, *rows, "advantages", "value_targets", "state0")
-        rows |= {name: _flat(column) for name, column in batch.items() if name not in known}
+        rows |= {name: flat(column) for name, column in batch.items() if name not in known}
     if static.length:
         from steppe.learning.sequences import cut
 
@@ -193,9 +194,15 @@ def _rows(
     return rows, (normalizer, return_scale, memory), 1.0 - unexplained / jnp.maximum(total, 1e-8)
 
 
-def _flat(tree: Any) -> Any:
-    """Columns of ``(rows, lanes, ...)`` as ``(rows * lanes, ...)``."""
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
+def _flat(blocks: int, tree: Any) -> Any:
+    """Columns of ``(rows, lanes, ...)`` as ``(rows * lanes, ...)``, one block of lanes after the other."""
+    split = jax.tree.map(lambda a: a.reshape(len(a), blocks, -1, *a.shape[2:]).swapaxes(0, 1), tree)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[3:]), split)
+
+
+def _by_lane(blocks: int, column: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The opposite of :func:`_flat`, of one number a row."""
+    return column.reshape(blocks, shape[0], -1).swapaxes(0, 1).reshape(shape)
 
 
 def _asked(
@@ -213,8 +220,9 @@ def _asked(
 
         value, params, steps, memory = walked(model, obs, batch, continues, state.memory)
         return value, lambda: params, steps, memory
-    rows, shape = _flat(obs), batch["filled"].shape
-    return jax.vmap(model.value)(rows).reshape(shape), lambda: jax.vmap(model.actor)(rows), {}, ()
+    rows = _flat(static.blocks, obs)
+    value = _by_lane(static.blocks, jax.vmap(model.value)(rows), batch["filled"].shape)
+    return value, lambda: jax.vmap(model.actor)(rows), {}, ()
 
 
 def _update(
@@ -246,17 +254,6 @@ def _update(
     return jax.tree.map(partial(jnp.where, fine), after, before), parts
 
 
-@final
-class _Batch(dict[str, Any]):
-    """The columns that an ``extra_loss`` reads."""
-
-    def __missing__(self, name: Any) -> Any:
-        raise ConfigError(
-            f"extra_loss reads batch[{name!r}], and there are {', '.join(sorted(self))}; "
-            "postprocess_trajectory can add it"
-        )
-
-
 def _loss(
     static: Static, model: ActorCritic, rows: dict[str, Any], hyper: Any
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -264,45 +261,49 @@ def _loss(
     loss, parts = static.method.loss(model, static.distribution, rows, hyper)
     if static.extra_loss is None:
         return loss, parts
-    names = {"action": "actions", "logp": "action_logp", "advantage": "advantages", "target": "value_targets"}
-    given = static.extra_loss(model, _Batch({names.get(name, name): rows[name] for name in rows}))
-    if not isinstance(given, jax.Array | np.ndarray | np.number | int | float):
-        raise ConfigError(f"extra_loss gave {given!r:.60}: it must be one number")
-    extra = jnp.asarray(given)
-    if extra.shape:
-        raise ConfigError(f"extra_loss gave an array of shape {extra.shape}: it must be one number")
+    from steppe.learning.extra_loss import extra_of  # most runs have none
+
+    extra = extra_of(static.extra_loss, model, rows)
     return loss + extra, {**parts, "extra_loss": extra, "total_loss": loss + extra}
+
+
+def _part(static: Static, rows: Any, orders: Any, count: Any, size: int, at: tuple[Any, ...]) -> Any:
+    """Its rows of a minibatch; ``at`` is epoch, place, number of minibatches, whether it learns alone."""
+    epoch, i, minibatches, alone = at
+    if static.blocks > 1:
+        from steppe.learning.devices import drawn  # most runs have one device
+
+        return drawn(rows, orders[epoch], count, i, minibatches, size)
+    place = jnp.arange(size)
+    if alone:
+        # The order repeats itself behind the last row: only a batch below one minibatch has idle rows.
+        start, weight = i * size, (place < count) | (count >= size)
+    else:
+        start = i * count // minibatches
+        weight = place < (i + 1) * count // minibatches - start
+    index = jax.lax.dynamic_slice(orders, (epoch, start), (1, size))[0]
+    chosen = jax.tree.map(lambda a: a[index], rows)
+    if static.length:
+        from steppe.learning.sequences import opened
+
+        chosen, weight = opened(chosen, weight)
+    return {**chosen, "weight": weight.astype(jnp.float32)}
 
 
 def _epochs(team: Team, params: Any, opt: Any, rows: Any, orders: Any, counts: Any, hypers: Any) -> Any:
     """Minibatch steps, epoch by epoch, until all are done or a policy has moved too far."""
     members, optimizer = range(len(team.members)), clipped_adam(team.members[0].grad_clip)
-    sizes = [team.members[k].minibatch or orders[k].shape[1] for k in members]
-    alone = len(team.members) == 1
+    sizes = [team.members[k].minibatch or orders[k].shape[-1] for k in members]
+    alone = len(team.members) == team.members[0].blocks == 1
     if alone:
         minibatches = jnp.maximum((counts[0] + sizes[0] // 2) // sizes[0], 1)
-    else:  # as many for all, so that each step has rows of everybody
+    else:  # as many for all, so that each step has rows of everybody, and of every block
         minibatches = jnp.stack([-(-counts[k] // sizes[k]) for k in members]).max()
-
-    def part(k: int, epoch: jax.Array, i: jax.Array) -> dict[str, Any]:
-        size, count, place = sizes[k], counts[k], jnp.arange(sizes[k])
-        if alone:
-            # The order repeats itself behind the last row: only a batch below one minibatch has idle rows.
-            start, weight = i * size, (place < count) | (count >= size)
-        else:
-            start = i * count // minibatches
-            weight = place < (i + 1) * count // minibatches - start
-        index = jax.lax.dynamic_slice(orders[k], (epoch, start), (1, size))[0]
-        chosen: dict[str, Any] = jax.tree.map(lambda a: a[index], rows[k])
-        if team.members[k].length:
-            from steppe.learning.sequences import opened
-
-            chosen, weight = opened(chosen, weight)
-        return {**chosen, "weight": weight.astype(jnp.float32)}
 
     def step(i: jax.Array, carry: Any) -> Any:
         epoch, params, opt, sums = carry
-        batch = [part(k, epoch, i) for k in members]
+        at = epoch, i, minibatches, alone
+        batch = [_part(team.members[k], rows[k], orders[k], counts[k], sizes[k], at) for k in members]
 
         def loss(arrays: list[jax.Array]) -> tuple[jax.Array, list[dict[str, jax.Array]]]:
             models = team.models(arrays)
@@ -336,20 +337,6 @@ def _epochs(team: Team, params: Any, opt: Any, rows: Any, orders: Any, counts: A
     return params, opt, sums, epochs, epochs * minibatches
 
 
-@lru_cache(maxsize=64)
-def _compiled_values(static: Static) -> Any:
-    """Values of observations, in the unit of the rewards."""
-
-    def values(state: LearnerState, obs: Tree) -> jax.Array:
-        if state.normalizer:
-            obs = normalize(static.observation, state.normalizer, obs)
-        scale = deviation(state.return_scale) if static.scale_rewards else 1.0
-        value: jax.Array = jax.vmap(static.layout.unravel(state.params).value)(obs) * scale
-        return value
-
-    return jax.jit(values)
-
-
 @final
 class OnPolicyLearner(PolicyLearner):
     """Learns one policy from the rows that it acted.
@@ -369,6 +356,7 @@ class OnPolicyLearner(PolicyLearner):
         kl_target: see ``kl_coeff``.
         extra_loss: see the setting of that name.
         share: likewise.
+        num_learners: likewise.
         actions: arguments of :class:`~steppe.models.distributions.Distribution` besides the space.
         model: arguments of :class:`~steppe.learning.networks.ActorCriticNetworks` besides the spaces.
 
@@ -395,6 +383,7 @@ class OnPolicyLearner(PolicyLearner):
         kl_target: float = 0.0,
         extra_loss: Callable[..., Any] | None,
         share: Mapping[str, str],
+        num_learners: int,
         actions: Mapping[str, Any],
         model: Mapping[str, Any],
     ) -> None:
@@ -408,9 +397,14 @@ class OnPolicyLearner(PolicyLearner):
             extra_loss = partial(extra_loss)
         about = (nets.seen, distribution, nets.layout, size, grad_clip, scale_rewards, extra_loss, length)
         self.static = Static(method, *about, nets.frames)
+        programs: Any = compiled_rows, compiled_update, shuffled
+        if num_learners:
+            from steppe.learning.devices import in_blocks
+
+            self.static, *programs = in_blocks(num_learners, self.static, share)
         arrays = Layout.of([np.zeros(shape) for shape in nets.layout.shapes])
         alone = Team((self.static,), arrays, (tuple(range(len(nets.layout.shapes))),))
-        self._rows, self._update = compiled_rows(self.static), compiled_update(alone)
+        self._rows, self._update, self._shuffled = programs[0](self.static), programs[1](alone), programs[2]
         self._points = {name: points(given) for name, given in coefficients.items()}
         self._epochs, self._kl_target = num_epochs, kl_target
         steps = {"num_epochs": num_epochs, "minibatch_size=None": minibatch_size is None}
@@ -452,8 +446,8 @@ class OnPolicyLearner(PolicyLearner):
 
             learned = acted_sequences(acted, length)
             self.state = self.state._replace(memory=longer(self.state.memory, len(continues)))
-        order, count = shuffled(self._rng, learned, self._epochs, size, self._capacity)
-        self._capacity = order.shape[1]
+        order, count = self._shuffled(self._rng, learned, self._epochs, size, self._capacity)
+        self._capacity = order.shape[-1]
         *measured, old = self.state.return_scale
         carry = np.zeros(len(continues), np.float32)  # lanes that are new begin with nothing
         carry[: len(old)] = old
@@ -488,17 +482,9 @@ class OnPolicyLearner(PolicyLearner):
         Raises:
             ConfigError: it needs to know what came before them.
         """
-        if self.static.frames is not None or self.static.length:
-            raise ConfigError(
-                "the critic judges observations with what came before them (framestack, memory), and single "
-                "ones are not enough; leave that out, or let the function do without the critic's values"
-            )
-        n = len(leaves(obs)[0])
-        index = np.minimum(
-            np.arange(1 << (n - 1).bit_length()), n - 1
-        )  # padded: else every size compiles anew
-        found: FloatArray = np.asarray(_compiled_values(self.static)(self.state, take(obs, index)))[:n]
-        return found
+        from steppe.learning.judging import judged  # asked for by functions of the user's alone
+
+        return judged(self.static, self.state, obs)
 
     def publish(self) -> Weights:
         """The actor, and statistics of what it observes."""

@@ -1,0 +1,236 @@
+"""A learner on several devices learns what it learns on one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import steppe
+from steppe.learning.devices import BLOCKS, dealt, drawn, places, shuffled_by_block
+
+SMALL = {
+    "env": "CartPole-v1",
+    "train_batch_size": 160,
+    "num_envs_per_env_runner": 10,
+    "fcnet_hiddens": [8],
+    "write_run": False,
+    "seed": 0,
+}
+
+RUNS = """
+import json, re, sys
+import numpy as np
+import steppe
+from steppe.learning import devices
+
+SMALL, texts = json.loads(sys.argv[1]), []
+
+def seen(compiled):
+    def of(key):
+        program = compiled(key)
+        def run(*placed):
+            if not texts_of.get(key):
+                texts_of[key] = program.lower(*placed).compile().as_text()
+            return program(*placed)
+        return run
+    texts_of = {}
+    texts.append(texts_of)
+    return of
+
+devices.compiled_rows, devices.compiled_update = map(seen, (devices.compiled_rows, devices.compiled_update))
+
+def run(cls, n, **settings):
+    with cls(**SMALL, num_learners=n, **settings).build() as algo:
+        for _ in range(3):
+            result = algo.train()
+        weights = algo.get_weights()["default_policy"]
+    texts[0].clear(), texts[1].clear()
+    return weights, result["info"]["default_policy"]
+
+def moved(text):
+    sizes = [0]
+    for line in text.splitlines():
+        found = re.search(r"= (.*?) (all-|reduce-scatter|collective|ragged)", line)
+        if found and "-done(" not in line:
+            shapes = re.findall(r"\\w+\\[([\\d,]*)\\]", found[1])
+            sizes.append(sum(int(np.prod([int(n) for n in s.split(",") if n])) for s in shapes))
+    return max(sizes)
+
+told = {}
+ppo, appo = {"minibatch_size": 32, "num_epochs": 2}, {"minibatch_size": 64}
+for name, settings, numbers in ("PPO", ppo, (2, 4)), ("APPO", appo, (4,)):
+    cls = getattr(steppe, name + "Config")
+    kept, stats = run(cls, 1, **settings)
+    for n in numbers:
+        weights, own = run(cls, n, **settings)
+        told[f"{name} {n}"] = [float(abs(weights - kept).max()), max(abs(own[k] - stats[k]) for k in stats)]
+with steppe.PPOConfig(**SMALL, num_learners=4, minibatch_size=32).build() as algo:
+    algo.train()
+    params = algo._learner.learners["default_policy"].state.params
+    print(json.dumps({
+        "apart": told,
+        "devices": len(params.sharding.device_set),
+        "moved": [[moved(t) for t in own.values()] for own in texts],
+        "parameters": params.size,
+    }))
+"""
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """What a process with four devices says of the same runs on one, two and four of them."""
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", RUNS, json.dumps(SMALL)], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_several_devices_learn_what_one_learns(runs):
+    assert runs["apart"].keys() == {"PPO 2", "PPO 4", "APPO 4"}
+    assert max(apart for one in runs["apart"].values() for apart in one) < 1e-5
+    assert runs["devices"] == 4
+
+
+def test_nothing_larger_than_the_gradient_goes_between_devices(runs):
+    (rows,), (update,) = runs["moved"]
+    assert rows <= runs["parameters"]
+    # Sums of the loss's parts travel with the gradient; a batch has ten times as many numbers.
+    assert runs["parameters"] <= update <= runs["parameters"] + 16
+
+
+@pytest.mark.parametrize("cls", [steppe.A2CConfig, steppe.IMPALAConfig, steppe.PGConfig])
+@pytest.mark.parametrize("envs", [3, 20])
+def test_a_step_over_the_whole_batch_does_not_depend_on_blocks(cls, envs):
+    """The order of the rows does not matter then, and an implementation without blocks is the reference."""
+    told = []
+    for n in (0, 1):
+        settings = SMALL | {"num_envs_per_env_runner": envs, "min_sample_timesteps_per_iteration": 0}
+        with cls(**settings, num_learners=n).build() as algo:
+            stats = [algo.train()["info"]["default_policy"] for _ in range(3)]
+            told.append((algo.get_weights()["default_policy"], stats))
+    (plain, stats), (blocked, own) = told
+    np.testing.assert_allclose(blocked, plain, atol=2e-6)
+    for one, other in zip(own, stats, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+
+
+def test_a_run_on_one_of_many_goes_on_exactly(tmp_path):
+    config = steppe.PPOConfig(**SMALL, num_learners=1, minibatch_size=64, num_epochs=2)
+    with config.build() as algo:
+        algo.train()
+        path = algo.save(str(tmp_path / "c"))
+        algo.train()
+        wanted = algo.get_weights()["default_policy"]
+    with steppe.load(path, write_run=False) as algo:
+        algo.train()
+        assert np.array_equal(algo.get_weights()["default_policy"], wanted)
+
+
+def test_lanes_are_dealt_in_turn():
+    lanes = np.arange(10)[None]
+    assert dealt(lanes).reshape(BLOCKS, -1).tolist() == [[0, 8], [1, 9], *([lane, 0] for lane in range(2, 8))]
+    images = np.arange(2 * 8 * 3).reshape(2, 8, 3)
+    assert np.array_equal(dealt(images), images)
+
+
+@given(
+    rows=st.integers(1, 6),
+    lanes=st.integers(1, 20),
+    size=st.integers(1, 4),
+    filled=st.floats(0.05, 1.0),
+    seed=st.integers(0, 999),
+)
+def test_an_epoch_learns_from_each_acted_row_once(rows, lanes, size, filled, seed):
+    acted = np.random.default_rng(seed).random((rows, lanes)) < filled
+    acted[0, 0] = True
+    order, count = shuffled_by_block(np.random.default_rng(seed), acted, 2, size)
+    assert count.sum() == acted.sum()
+    ids = np.arange(1, rows * lanes + 1).reshape(rows, lanes)
+    flat = dealt(ids).reshape(rows, BLOCKS, -1).swapaxes(0, 1).reshape(-1)  # as the learner flattens rows
+    minibatches = -(-int(count.max()) // size)
+    with jax.disable_jit():
+        for epoch in order:
+            parts = [
+                drawn({"id": jnp.asarray(flat)}, jnp.asarray(epoch), jnp.asarray(count), i, minibatches, size)
+                for i in range(minibatches)
+            ]
+            met = np.concatenate([np.asarray(one["id"])[np.asarray(one["weight"]) > 0] for one in parts])
+            assert sorted(met) == sorted(ids[acted])
+            loads = [int(one["weight"].sum()) for one in parts]
+            assert max(loads) - min(loads) <= BLOCKS
+
+
+def test_the_room_for_rows_grows_in_few_steps():
+    rng, capacity, seen = np.random.default_rng(0), 0, set()
+    for rows in range(100, 140):
+        order, _ = shuffled_by_block(rng, np.ones((rows, 8), np.bool_), 1, 16, capacity)
+        capacity = order.shape[-1]
+        seen.add(capacity)
+    assert len(seen) <= 3
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "said"),
+    [
+        (
+            steppe.PPOConfig,
+            {"num_learners": 3},
+            r"num_learners=3: lanes are dealt out in 8 blocks.* write 1, 2",
+        ),
+        (steppe.DQNConfig, {"num_learners": 2}, r"'default_policy' learns by DQN, on one device.*PPOConfig"),
+        (
+            steppe.PPOConfig,
+            {"num_learners": 1, "memory": "lstm"},
+            "with memory learn on one device; write num_l",
+        ),
+        (
+            steppe.PPOConfig,
+            {"num_learners": 1, "framestack": 2},
+            "policies with framestack learn on one device",
+        ),
+        (
+            steppe.PPOConfig,
+            {"num_learners": 1, "share": {"vf": "v"}},
+            "policies with share learn on one device",
+        ),
+    ],
+)
+def test_what_cannot_be_is_said_when_a_run_is_built(cls, settings, said):
+    with pytest.raises(steppe.ConfigError, match=said):
+        cls(**SMALL, **settings).build()
+
+
+def test_a_policy_of_another_kind_is_named():
+    steppe.register_env("two", steppe.make_multi_agent("CartPole-v1"))
+    policies = {"0": None, "1": steppe.PolicySpec(policy_class=steppe.DQNConfig)}
+    config = steppe.PPOConfig(**SMALL | {"env": "two"}, env_config={"num_agents": 2}, policies=policies)
+    with pytest.raises(steppe.ConfigError, match="policy '1' learns by DQN"):
+        config.copy(num_learners=2).validate()
+
+
+def test_devices_that_are_not_there_are_not_waited_for(monkeypatch):
+    places.cache_clear()
+    monkeypatch.setattr(jax, "devices", lambda: [jax.local_devices()[0]] * 3)
+    with pytest.raises(
+        steppe.ConfigError, match=r"num_learners=4: JAX lists 3 device\(s\) \(cpu\); write num_learners=2\."
+    ):
+        places(4)
+
+
+def test_a_minibatch_that_the_blocks_do_not_share_evenly_is_rounded_and_said(caplog):
+    steppe.PPOConfig(**SMALL, num_learners=1, minibatch_size=45).validate()
+    assert "minibatch_size=45 is no multiple of 8 blocks: a step takes 40 rows" in caplog.text
+
+
+def test_rllibs_spellings_set_it():
+    assert steppe.PPOConfig().learners(num_learners=4).num_learners == 4
+    assert steppe.PPOConfig.from_dict({"num_learner_workers": 2}).num_learners == 2
