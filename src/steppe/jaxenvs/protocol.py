@@ -76,8 +76,14 @@ def jax_env(env: Any, env_config: Mapping[str, Any]) -> JaxEnv | None:
     """The env in JAX that a setting ``env`` means: an object, or a class under any of its names.
 
     None where it means anything else, which is not built for that.
+
+    Raises:
+        ConfigError: the spelling is unknown, or ``env_config`` does not fit.
     """
-    if env is None or isinstance(env, JaxEnv):
+    if env is None:
+        return None
+    if isinstance(env, JaxEnv):
+        registry.check(env, env_config)  # an object takes none
         return env
     creator = registry.creator_of(env)
     if not isinstance(creator.creator, type) or not issubclass(creator.creator, JaxEnv):
