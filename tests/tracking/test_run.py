@@ -99,7 +99,7 @@ def test_runs_that_start_at_once_get_folders_of_their_own():
 
     def begin():
         barrier.wait()
-        paths.append(run_module._claim(Path("runs/corridor"), "ppo", None).name)
+        paths.append(run_module.claim_folder(Path("runs/corridor"), "ppo", None).name)
 
     threads = [threading.Thread(target=begin) for _ in range(8)]
     for thread in threads:

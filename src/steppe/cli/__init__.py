@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": "Play episodes with a trained policy and print their rewards.",
     "rollout": "Step an env with a trained policy, one line a step.",
     "baseline": "Play episodes with random actions, to know what is no success.",
+    "tune": "Search for good settings: many short trainings.",
     "runs": "List the runs under a folder.",
     "new": "Write an env package that installs, is tested and trains.",
 }

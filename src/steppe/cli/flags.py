@@ -14,7 +14,9 @@ import click
 from steppe.algorithms import config_class
 from steppe.cli.files import NOTHING, FileSettings, read_settings
 from steppe.cli.text import field_value, key_and_text, key_value
-from steppe.config import ALIASES, AlgorithmConfig, FieldSpec, field_docs, field_specs
+from steppe.config import AlgorithmConfig, field_docs, field_specs
+from steppe.config.fields import FieldSpec
+from steppe.config.names import ALIASES
 from steppe.errors import ConfigError
 
 DEFAULTS: dict[str, Any] = {"checkpoint_freq": 10}

@@ -32,6 +32,7 @@ from steppe.tracking.record import read_record
 
 if TYPE_CHECKING:
     from steppe.algorithm import Algorithm
+    from steppe.config import AlgorithmConfig
     from steppe.tracking.progress import Display
 
 
@@ -88,13 +89,13 @@ def command(
         raise ConfigError(f"two envs: {env_argument} and --env {env}")
     env = env_argument or env
     if resume is not None:
-        _refuse_changes(given, algo=algo, name=name, config=config)
+        refuse_changes(given, algo=algo, name=name, config=config)
         algorithm, stop = _reopen(resume, env, callbacks, stop)
     else:
         if callbacks is not None:
             given["callbacks_class"] = callbacks
-        algorithm, planned = _build(env, algo, name, config, given)
-        stop = planned | stop
+        settings, planned = configured(env, algo, name, config, given)
+        algorithm, stop = settings.build(), planned | stop
     return _train(algorithm, StopWhen(**stop), quiet)
 
 
@@ -185,10 +186,10 @@ def _train(algo: Algorithm, stop: StopWhen, quiet: bool) -> int:
     return INTERRUPTED
 
 
-def _build(
+def configured(
     env: str | None, algo: str | None, name: str | None, config: Path | None, given: dict[str, Any]
-) -> tuple[Algorithm, dict[str, Any]]:
-    """The algorithm of a file's settings, then ``--set``, then flags; and when the file says to stop."""
+) -> tuple[AlgorithmConfig, dict[str, Any]]:
+    """A file's settings, then ``--set``, then flags; and when the file says to stop."""
     file = NOTHING if config is None else read_settings(config)
     cls = config_class(algo_of(algo, file))
     try:
@@ -209,11 +210,11 @@ def _build(
         if "run_dir" in given:
             raise ConfigError("--name and --run-dir both name the run's folder; keep one")
         settings["run_dir"] = str(Path("runs") / env_name(settings.get("env")) / name)
-    built: Algorithm = cls.from_reading(Reading(settings, [], written)).build()
-    return built, file.stop
+    return cls.from_reading(Reading(settings, [], written)), file.stop
 
 
-def _refuse_changes(given: Mapping[str, Any], **others: str | Path | None) -> None:
+def refuse_changes(given: Mapping[str, Any], **others: str | Path | None) -> None:
+    """Say which flags a run that goes on does not take."""
     changed = [*given, *(key for key, value in others.items() if value is not None)]
     if changed:
         flags = ", ".join(f"--{key.strip('_').replace('_', '-')}" for key in changed)

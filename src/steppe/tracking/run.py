@@ -98,7 +98,7 @@ class Run:
             settings = toml.dumps(config)
         except TypeError as error:
             raise ConfigError(f"config.toml cannot hold this setting: {error}") from error
-        path = _claim(Path(root) / "runs" / _folder_name(env_name), _folder_name(algo), directory)
+        path = claim_folder(Path(root) / "runs" / _folder_name(env_name), _folder_name(algo), directory)
         (path / "config.toml").write_text(settings, encoding="utf-8", newline="\n")
         write_json(path / "params.json", config)
         record = {
@@ -288,7 +288,12 @@ def _folder_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name.rpartition(":")[2]).strip("-.") or "env"
 
 
-def _claim(base: Path, algo: str, directory: str | os.PathLike[str] | None) -> Path:
+def claim_folder(base: Path, algo: str, directory: str | os.PathLike[str] | None) -> Path:
+    """A folder for a run, ``<base>/<algo>-<n>``, or ``directory`` if it is new or empty.
+
+    Raises:
+        ConfigError: it is taken, or cannot be made.
+    """
     if directory is not None:
         path = Path(directory)
         _make(path)

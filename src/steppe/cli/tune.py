@@ -1,0 +1,193 @@
+"""``steppe tune``: a search for settings, its table and its picture."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from steppe.algorithms import config_class
+from steppe.cli import INTERRUPTED
+from steppe.cli.flags import ConfigCommand, env_config_option, setting
+from steppe.cli.text import count, key_and_text
+from steppe.cli.train import configured, refuse_changes
+from steppe.errors import ConfigError
+from steppe.tune import PRUNERS, Search, Trial, parse, read_search, tune
+
+if TYPE_CHECKING:
+    from steppe.config import AlgorithmConfig
+
+
+@click.command(cls=ConfigCommand)
+@click.argument("env_argument", metavar="[ENV]", required=False)
+@click.option("--env", help="The env: a Gymnasium id, file.py:Class or module:Class.")
+@click.option(
+    "--algo", default=None, metavar="NAME", help="The algorithm; its own flags follow.  [default: PPO]"
+)
+@click.option(
+    "--param",
+    "params",
+    type=key_and_text,
+    metavar="NAME=CHOICE",
+    multiple=True,
+    help="A setting, and what to choose from: lr=loguniform(1e-5,1e-2), uniform, randint, lograndint, or "
+    "choice(0.95,0.99); dotted inside of a group: env_config.size=choice(5,10). May be repeated.",
+)
+@click.option("--trials", type=count, metavar="COUNT", help="Trainings in all.  [default: 20]")
+@click.option("--steps", type=count, metavar="COUNT", help="Env steps of each.  [default: 100000]")
+@click.option(
+    "--metric", metavar="KEY", help="What is compared, a key of the results.  [default: episode_reward_mean]"
+)
+@click.option("--mode", type=click.Choice(["max", "min"]), help="Which is better.  [default: max]")
+@click.option(
+    "--pruner",
+    type=click.Choice(PRUNERS),
+    help="Ends trials early: below the median of others, by successive halving, or none.  [default: median]",
+)
+@click.option("--resume", type=click.Path(path_type=Path), metavar="FOLDER", help="Go on with this search.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Settings that all trials share, in a .toml, .yaml or .json file.",
+)
+@click.option(
+    "--set",
+    type=setting,
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="A setting that all trials share, by its name or an old one. May be repeated.",
+)
+@env_config_option
+def command(
+    env_argument: str | None,
+    env: str | None,
+    algo: str | None,
+    params: tuple[tuple[str, str], ...],
+    trials: int | None,
+    resume: Path | None,
+    config: Path | None,
+    **flags: Any,
+) -> int:
+    """Search for good settings: many short trainings, each told what those before it found.
+
+    All trials share the seed and the settings that are given as with `steppe train`. Ctrl-C stops the search,
+    which then goes on with --resume.
+    """
+    given = {key: value for key, value in flags.items() if value not in (None, ())}
+    if env_argument is not None and env is not None and env_argument != env:
+        raise ConfigError(f"two envs: {env_argument} and --env {env}")
+    env = env_argument or env
+    if resume is not None:
+        more = {"param": True} if params else {}
+        refuse_changes({**given, **more}, env=env, algo=algo, config=config)
+        settings, searched, options = _reopened(resume)
+    else:
+        if not params:
+            raise ConfigError("say what to search: --param 'lr=loguniform(1e-5, 1e-2)'")
+        searched = dict(params)
+        if len(searched) < len(params):
+            raise ConfigError("two --param are about one setting; keep one")
+        options = {key: given.pop(key) for key in ("steps", "metric", "mode", "pruner") if key in given}
+        settings, stop = configured(env, algo, None, config, given)
+        options = {"steps": stop["total_steps"], **options} if "total_steps" in stop else options
+    if trials is not None:
+        options["trials"] = trials
+    return _search(settings, searched, {**options, "resume": resume})
+
+
+def _reopened(path: Path) -> tuple[AlgorithmConfig, dict[str, str], dict[str, Any]]:
+    """What a search was told: the shared settings, what it searches, and how."""
+    record = read_search(path)
+    code = [name for name in record["code"] if ":" not in str(record["config"].get(name))]
+    if record["params"] is None or code:
+        what = ", ".join(code) or "params"
+        raise ConfigError(
+            f"{path} was begun by a program that gave code as {what}: go on there, "
+            f"tune(..., resume={str(path)!r})"
+        )
+    for name in record["code"]:
+        click.echo(f"importing {record['config'][name]}, which this search names as its {name}", err=True)
+    cls = config_class(record["algo"])
+    options = {key: record[key] for key in ("steps", "metric", "mode", "pruner")}
+    options["trials"] = record["num_trials"]
+    return cls(**cls.resolved(record["config"])), record["params"], options
+
+
+def _search(config: AlgorithmConfig, params: Mapping[str, str], options: Mapping[str, Any]) -> int:
+    shown = Shown()
+    try:
+        found = tune(
+            config, {name: parse(text) for name, text in params.items()}, progress=shown.update, **options
+        )
+    except KeyboardInterrupt:
+        click.echo(f"stopped; go on with: steppe tune --resume {shlex.quote(shown.path)}")
+        return INTERRUPTED
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a pipe has no width; nothing is to be cut there
+        console.width = 1000
+    console.print(table(found))
+    config_file = found.best.path / "config.toml"
+    if importlib.util.find_spec("matplotlib") is None:
+        click.echo("no matplotlib, no picture: pip install 'steppe[plot]'")
+    else:
+        from steppe.tune.picture import draw
+
+        click.echo(f"picture: {draw(found)}")
+    click.echo(f"train on with the best settings: steppe train --config {shlex.quote(str(config_file))}")
+    return 0
+
+
+@final
+class Shown:
+    """Says each trial as it ends.
+
+    Attributes:
+        path: of the search, once it has begun.
+    """
+
+    def __init__(self) -> None:
+        self.path = ""
+        self._trials = 0
+
+    def update(self, found: Search) -> None:
+        """Say what is new."""
+        if not self.path:
+            self.path = str(found.path)
+            click.echo(f"search in {self.path}, {len(found.trials)} trials so far")
+        else:
+            click.echo(line(found.trials[-1]))
+
+
+def line(trial: Trial) -> str:
+    """A trial that ended, such as ``trial 3: lr=0.001: 12.5 (finished, 5,000 steps)``."""
+    settings = ", ".join(f"{name}={short(value)}" for name, value in trial.settings.items())
+    why = f": {trial.why}" if trial.why else ""
+    return f"trial {trial.number}: {settings}: {_score(trial)} ({trial.status}, {trial.steps:,} steps{why})"
+
+
+def table(found: Search) -> Table:
+    """All trials, the best first."""
+    shown = Table(box=None, pad_edge=False)
+    names = list(dict.fromkeys(name for trial in found.trials for name in trial.settings))
+    for name in ("trial", *names, found.metric, "steps", "status"):
+        shown.add_column(name, justify="left" if name == "status" else "right")
+    for trial in found.ranked():
+        settings = [short(trial.settings[name]) if name in trial.settings else "" for name in names]
+        shown.add_row(str(trial.number), *settings, _score(trial), f"{trial.steps:,}", trial.status)
+    return shown
+
+
+def short(value: Any) -> str:
+    """A setting in few digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _score(trial: Trial) -> str:
+    return "none" if trial.score is None else f"{trial.score:.2f}"

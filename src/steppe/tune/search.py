@@ -1,0 +1,342 @@
+"""The search: one trial after the other, each a run with a folder of its own.
+
+==================== ==================================================================================
+``tune.json``        what is searched, status, every trial's settings and score
+``study.jsonl``      Optuna's journal, from which a search goes on
+``trial-<k>/``       the run of a trial
+==================== ==================================================================================
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, final
+
+from steppe.config import AlgorithmConfig
+from steppe.envs.registry import env_name
+from steppe.errors import ConfigError
+from steppe.seeding import fresh_seed
+from steppe.tracking import record as records
+from steppe.tracking.rows import to_json, write_json
+from steppe.tracking.run import claim_folder
+from steppe.tune.space import Choice, Domain, Range
+from steppe.tune.trial import run_trial, with_settings
+
+if TYPE_CHECKING:
+    import optuna
+
+RECORD = "tune.json"
+PRUNERS = ("median", "asha", "none")
+"""What ends a trial early: a score below the median of others, successive halving, or nothing."""
+
+Params: TypeAlias = Mapping[str, Domain] | Callable[["optuna.Trial"], Mapping[str, Any]]
+"""By setting what to choose from, or a function that asks Optuna's trial and returns settings."""
+
+Status: TypeAlias = Literal["finished", "stopped early", "failed"]
+"""How a trial ended; one failed that learned nothing, or had no score."""
+
+_EARLIEST = 4  # trials, and of a trial 20ths of its steps, before one may end early
+_JOURNAL = "study.jsonl"
+
+
+@final
+@dataclass(frozen=True)
+class Trial:
+    """One training of a search.
+
+    Attributes:
+        number: counts from 1, and names the folder.
+        settings: that differ from the others'.
+        score: the metric when it ended; None if it never was a number.
+        status: of :data:`Status`.
+        steps: env steps taken.
+        path: the run's folder.
+        why: it failed.
+    """
+
+    number: int
+    settings: dict[str, Any]
+    score: float | None
+    status: Status
+    steps: int
+    path: Path
+    why: str = ""
+
+
+@final
+@dataclass(frozen=True)
+class Search:
+    """What a search has found.
+
+    Attributes:
+        path: its folder.
+        metric: by which trials were compared.
+        mode: "max" or "min".
+        params: by setting the text of what was chosen from; empty where a function chose.
+        trials: in the order of their numbers.
+    """
+
+    path: Path
+    metric: str
+    mode: str
+    params: dict[str, str]
+    trials: list[Trial]
+
+    def ranked(self) -> list[Trial]:
+        """The finished trials, the best first, then the others by score; equal ones by number."""
+        sign = -1 if self.mode == "max" else 1
+
+        def key(trial: Trial) -> tuple[bool, float, int]:
+            score = math.inf if trial.score is None else sign * trial.score
+            return trial.status != "finished", score, trial.number
+
+        return sorted(self.trials, key=key)
+
+    @property
+    def best(self) -> Trial:
+        """The finished trial with the best score.
+
+        Raises:
+            ConfigError: none has one.
+        """
+        first = self.ranked()[0] if self.trials else None
+        if first is None or first.status != "finished":
+            why = first.why if first is not None else "none has ended"
+            raise ConfigError(f"{self.path}: no trial has a score: {why}")
+        return first
+
+
+def tune(
+    config: AlgorithmConfig,
+    params: Params,
+    *,
+    trials: int = 20,
+    steps: int = 100_000,
+    metric: str = "episode_reward_mean",
+    mode: str = "max",
+    pruner: str = "median",
+    resume: str | os.PathLike[str] | None = None,
+    progress: Callable[[Search], None] | None = None,
+) -> Search:
+    """Train ``trials`` times with settings that Optuna's TPE sampler chooses, and compare the scores.
+
+    Every trial trains with the seed of ``config``; what was chosen in one follows from that seed and the
+    trials before it. Interrupted, a search goes on with ``resume``; the trial that was cut off starts again.
+
+    Args:
+        config: the settings that all trials share; ``run_dir`` names the folder of the search, which else
+            counts up under ``runs/<Env>/tune-<n>``.
+        params: by setting, dotted inside of a dict (``env_config.size``), what to choose from; or a function
+            that is given each trial of Optuna's and returns settings.
+        trials: that the search ends with, those of before a ``resume`` among them.
+        steps: env steps of one trial.
+        metric: a key of the results, ``/`` between nested ones: ``evaluation/episode_reward_mean``.
+        mode: "max" where more is better, else "min".
+        pruner: one of :data:`PRUNERS`.
+        resume: folder of a search to go on with; everything but ``trials`` must be as it was.
+        progress: is called as the search begins and after each trial, with what there is by then.
+
+    Raises:
+        ConfigError: an argument or setting makes no sense, or Optuna is not installed.
+    """
+    record = _record(config, params, trials, steps, metric, mode, pruner)
+    if importlib.util.find_spec("optuna") is None:
+        raise ConfigError("a search needs Optuna: pip install 'steppe[tune]'")
+    if resume is None:
+        path = _new_folder(config)
+        write_json(path / RECORD, record)
+    else:
+        path = Path(resume)
+        record = _continued(path, record, config.seed)
+    record["num_trials"] = trials
+    found = Search(path, metric, mode, record["params"] or {}, [])
+    study = _study(path, record)
+    try:
+        while True:
+            found.trials[:] = _ended(study, path)
+            _write(found, record, "running")
+            if progress is not None:
+                progress(found)
+            if len(found.trials) >= trials:
+                break
+            _next(study, config, params, record, found)
+    except BaseException as error:
+        _write(found, record, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        raise
+    _write(found, record, "finished")
+    return found
+
+
+def read_search(path: Path) -> dict[str, Any]:
+    """What ``tune.json`` of a search's folder holds.
+
+    Raises:
+        ConfigError: it is missing or damaged.
+    """
+    try:
+        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or not {*_FIXED, "config", "status"} <= record.keys():
+            raise ValueError("it lacks some of its entries")
+    except OSError:
+        raise ConfigError(f"{path} is not the folder of a search: it has no {RECORD}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path / RECORD} is damaged: {error}") from None
+    return record
+
+
+def _record(
+    config: AlgorithmConfig, params: Params, trials: int, steps: int, metric: str, mode: str, pruner: str
+) -> dict[str, Any]:
+    """What is searched, checked, as ``tune.json`` keeps it."""
+    for name, value, known in (("mode", mode, ("max", "min")), ("pruner", pruner, PRUNERS)):
+        if value not in known:
+            raise ConfigError(f"{name}={value!r} must be one of {', '.join(known)}")
+    for name, number in (("trials", trials), ("steps", steps)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ConfigError(f"{name}={number!r} must be a whole number above 0")
+    if not config.write_run:
+        raise ConfigError("write_run=False: the trials of a search are runs with folders; leave it out")
+    if not callable(params):
+        _check_params(config, params)
+    settings = {name: value for name, value in config.to_dict().items() if name != "run_dir"}
+    return {
+        "algo": config.algo_name,
+        "params": None if callable(params) else {name: str(domain) for name, domain in params.items()},
+        "steps": steps,
+        "metric": metric,
+        "mode": mode,
+        "pruner": pruner,
+        "config": {**settings, "seed": fresh_seed() if config.seed is None else config.seed},
+        "code": config.code_fields(),
+        "status": "running",
+        "trials": [],
+        "command": shlex.join(sys.argv),
+        "started": records.now(),
+    }
+
+
+def _check_params(config: AlgorithmConfig, params: Mapping[str, Domain]) -> None:
+    """Refuse what would fail in some later trial."""
+    if not params:
+        raise ConfigError('params are empty: say what to search, {"lr": loguniform(1e-5, 1e-2)}')
+    for name, domain in params.items():
+        if not isinstance(domain, Choice | Range):
+            raise ConfigError(
+                f"params[{name!r}]={domain!r:.80} is nothing to choose from: write choice(...), "
+                "uniform(low, high), loguniform, randint or lograndint of steppe.tune"
+            )
+        for value in domain.ends():
+            with_settings(config, {name: value})
+
+
+_FIXED = ("algo", "params", "steps", "metric", "mode", "pruner")
+
+
+def _new_folder(config: AlgorithmConfig) -> Path:
+    if config.run_dir is not None and (Path(config.run_dir) / RECORD).exists():
+        raise ConfigError(
+            f"{config.run_dir} holds a search: go on with it, resume={config.run_dir!r} "
+            f"(steppe tune --resume {config.run_dir}), or name another run_dir"
+        )
+    return claim_folder(Path("runs") / env_name(config.env), "tune", config.run_dir)
+
+
+def _continued(path: Path, asked: dict[str, Any], seed: int | None) -> dict[str, Any]:
+    """The record of a search that goes on, which must be the one that is asked for."""
+    before = read_search(path)
+    if before["status"] == "running" and before.get("pid") != os.getpid() and records.is_alive(before):
+        raise ConfigError(f"{path} is being written by process {before['pid']}: stop it before resuming")
+    asked = to_json(asked)
+    other = [key for key in _FIXED if before[key] != asked[key]]
+    if seed is None:  # that of before goes on
+        asked["config"]["seed"] = before["config"].get("seed")
+    other += [key for key, value in asked["config"].items() if before["config"].get(key, value) != value]
+    if other:
+        raise ConfigError(
+            f"{path} was searched with another {other[0]}: a search that goes on keeps all but its trials; "
+            "start a new one without resume"
+        )
+    return before
+
+
+def _study(path: Path, record: Mapping[str, Any]) -> optuna.Study:
+    """Optuna's study of the folder; a trial that was cut off is to start again."""
+    import optuna
+    from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    journal = path / _JOURNAL
+    if journal.exists():  # a killed process may have left half a line
+        text = journal.read_bytes()
+        journal.write_bytes(text[: text.rfind(b"\n") + 1])
+    pruners: dict[str, optuna.pruners.BasePruner] = {
+        "median": optuna.pruners.MedianPruner(n_startup_trials=_EARLIEST, n_warmup_steps=_EARLIEST),
+        "asha": optuna.pruners.SuccessiveHalvingPruner(min_resource=_EARLIEST, reduction_factor=2),
+        "none": optuna.pruners.NopPruner(),
+    }
+    study = optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(journal))),
+        pruner=pruners[record["pruner"]],
+        study_name="steppe",
+        direction="maximize" if record["mode"] == "max" else "minimize",
+        load_if_exists=True,
+    )
+    for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        study.enqueue_trial(trial.params)
+    return study
+
+
+def _next(
+    study: optuna.Study, config: AlgorithmConfig, params: Params, record: Mapping[str, Any], found: Search
+) -> None:
+    """Run the next trial, chosen by the seed and by the trials before."""
+    import optuna
+
+    seed = record["config"]["seed"]
+    # Seeded anew for each: a search that went on chooses as one that was never cut off.
+    study.sampler = optuna.samplers.TPESampler(seed=seed + len(found.trials))
+    trial = study.ask()
+    if callable(params):
+        settings = dict(params(trial))
+    else:
+        settings = {name: domain.suggest(trial, name) for name, domain in params.items()}
+    trial.set_user_attr("settings", to_json(settings))
+    own = {"run_dir": str(_folder(found.path, trial.number)), "seed": seed}
+    score = run_trial(trial, with_settings(config, {**own, **settings}), record["metric"], record["steps"])
+    state = optuna.trial.TrialState.PRUNED if score is None else optuna.trial.TrialState.COMPLETE
+    study.tell(trial, score, state=state)
+
+
+def _ended(study: optuna.Study, path: Path) -> list[Trial]:
+    """The trials that came to an end of their own."""
+    import optuna
+
+    state = optuna.trial.TrialState
+    found = []
+    for trial in study.get_trials(deepcopy=False, states=[state.COMPLETE, state.PRUNED]):
+        why = trial.user_attrs.get("why", "")
+        status: Status = "failed" if why else "finished" if trial.state == state.COMPLETE else "stopped early"
+        settings, steps = trial.user_attrs["settings"], trial.user_attrs["steps"]
+        folder = _folder(path, trial.number)
+        found.append(Trial(trial.number + 1, settings, trial.value, status, steps, folder, why))
+    return found
+
+
+def _folder(path: Path, number: int) -> Path:
+    return path / f"trial-{number + 1}"
+
+
+def _write(found: Search, record: dict[str, Any], status: str) -> None:
+    pid = os.getpid()
+    process = {"pid": pid, "pid_started": records.process_start(pid), "updated": records.now()}
+    trials = [asdict(trial) for trial in found.trials]
+    write_json(found.path / RECORD, {**record, **process, "status": status, "trials": trials})
