@@ -66,6 +66,7 @@ TINY = {
         '{"size": 8}, seed=0)': f'{{"size": 8}}, seed=0, {SMALL})',
         "--total-steps 20k": f"--total-steps 128 {SMALL_FLAGS}",
     },
+    "docs/devices.md": {"seed=0)": f"seed=0, {SMALL})"},
     "docs/callbacks.md": {
         '"CartPole-v1", seed=0)': f'"CartPole-v1", seed=0, max_episode_steps=3, {SMALL})',
         "Calm, seed=0)": f"Calm, seed=0, max_episode_steps=3, {SMALL})",
