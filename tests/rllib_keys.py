@@ -954,6 +954,8 @@ _OLDER_NAMES: dict[str, Any] = {
     "softmax_temp": -1,
 }
 """Of DQN and DDPG, from before ``exploration_config``, and one of today's."""
+_R2D2_CONFIG: dict[str, Any] = {"zero_init_states": True, "use_h_function": True, "h_function_epsilon": 1e-3}
+"""What R2D2 adds to DQN, as of 1.12, besides its own values of the same keys."""
 ES_CONFIG: dict[str, Any] = {
     "action_noise_std": 0.01,
     "l2_coeff": 0.005,
@@ -972,7 +974,7 @@ ES_CONFIG: dict[str, Any] = {
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "PG": {"num_workers": 0, "lr": 0.0004},
     "A2C": _A2C_CONFIG,
-    "DQN": {**_DQN_CONFIG, **_OLDER_NAMES},
+    "DQN": {**_DQN_CONFIG, **_OLDER_NAMES, **_R2D2_CONFIG},
     "SAC": _SAC_CONFIG,
     "TD3": _TD3_CONFIG,
     "QMIX": _QMIX_CONFIG,

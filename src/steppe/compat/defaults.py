@@ -10,7 +10,10 @@ from steppe.compat.absent import table
 from steppe.compat.callbacks import DefaultCallbacks
 from steppe.config.values import same
 
-GROUPS = ("model", "multiagent", "evaluation_config", "exploration_config", "env_config", "tf_session_args")
+GROUPS = (
+    *("model", "multiagent", "evaluation_config", "exploration_config", "env_config", "tf_session_args"),
+    *("Q_model", "policy_model", "optimization"),
+)
 """Settings that hold settings: a program gives those that it changes."""
 _NOTHING = object()
 _FILE = "rllib_defaults.json"

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from steppe.algorithm import Algorithm
-from steppe.algorithms import config_class
 from steppe.checkpoint import MANIFEST
 from steppe.compat import ray, states
 from steppe.compat.absent import of_class, table
 from steppe.compat.callbacks import adapted
 from steppe.compat.defaults import changed, default_config, known_algorithms, merged
+from steppe.compat.meanings import class_of, meant, unsaid, with_updates
 from steppe.compat.views import Policy, WorkerSet
 from steppe.config import AlgorithmConfig, say_once
 from steppe.config.values import same
@@ -292,38 +292,47 @@ def trainer_class(algo: str) -> type[Trainer]:
     Raises:
         ConfigError: no such algorithm.
     """
-    members = {"algo": config_class(algo).algo_name, "default_config": default_config(algo)}
+    if algo not in known_algorithms():
+        raise ConfigError(f"no trainer of {algo!r}; there are {', '.join(known_algorithms())}")
+    members = {"algo": algo, "default_config": default_config(algo)}
     return type(f"{algo}Trainer", (Trainer,), {"__doc__": Trainer.__doc__, **members})
 
 
 def _config(trainer: Trainer) -> AlgorithmConfig:
     """What a program's settings mean here: RLlib's own defaults, and on top what the program changed."""
-    cls, settings, defaults = config_class(trainer.algo), trainer.config, default_config(trainer.algo)
-    given = changed({**settings, "evaluation_config": {}}, defaults)
+    cls, theirs = class_of(trainer.algo, trainer.config), default_config(trainer.algo)
+    defaults = meant(cls, theirs)
+    given = changed(meant(cls, {**trainer.config, "evaluation_config": {}}), defaults)
     if given.get("callbacks") is not None:
         given["callbacks"] = adapted(given["callbacks"], trainer)
-    values = cls.resolved(defaults | {"callbacks": None}) | cls.resolved(given)
+    plain = cls.resolved(defaults | {"callbacks": None, "evaluation_config": {}})
+    values = plain | unsaid(trainer.algo) | cls.resolved(given)
+    workers = values["num_env_runners"]
     for name, old in _RUNNERS.items():
         wanted, values[name] = values[name], 0
         if wanted and not ray.is_local_mode():
             say_once(f"{old}={wanted}: runners on Ray are not available yet; all envs run in this process")
-    config = cls.preset("rllib").copy(**values)
-    return config.copy(evaluation_config=_evaluation(trainer, config))
+    base = cls.preset("rllib") if "rllib" in cls.presets else cls()
+    config = with_updates(base.copy(**values), workers)
+    return config.copy(evaluation_config=_evaluation(trainer, config, theirs["evaluation_config"]))
 
 
-def _evaluation(trainer: Trainer, config: AlgorithmConfig) -> dict[str, Any]:
+def _evaluation(trainer: Trainer, config: AlgorithmConfig, default: Settings) -> dict[str, Any]:
     """Of ``evaluation_config`` what differs from the run; it explores as training does unless told not to."""
-    settings, own = trainer.config, trainer.config["evaluation_config"]
+    settings, own = meant(type(config), trainer.config), trainer.config["evaluation_config"]
     if not isinstance(own, Mapping | None):
         raise ConfigError(f"evaluation_config={own!r:.60}: give a dict of the settings that differ, or None")
-    own = {"explore": settings["explore"], **(own or {})}
+    own = meant(type(config), {"explore": settings["explore"], **(own or {})})
     for key in ("callbacks", "env"):  # a copy of the whole config may be without the env, which comes second
         if own.get(key) in (None, settings[key]):
             own.pop(key, None)
     if "callbacks" in own:
         own["callbacks"] = adapted(own["callbacks"], trainer)
+    own.pop("evaluation_config", None)  # of such a copy
 
     def differs(key: str) -> bool:
+        if any(key in those and same(own[key], those[key]) for those in (settings, default)):
+            return False
         values = type(config).resolved({key: own[key]}, "evaluation_config.").items()
         return any(name not in _RUNNERS and not same(value, getattr(config, name)) for name, value in values)
 
