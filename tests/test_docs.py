@@ -75,6 +75,12 @@ TINY = {
         "train_batch_size=512": SMALL,
         "range(12)": "range(2)",
     },
+    "docs/tuning.md": {
+        "--trials 20 --steps 50k": f"--trials 2 --steps 64 --max-episode-steps 3 {SMALL_FLAGS}",
+        "--trials 25": "--trials 3",
+        "seed=0)": f"seed=0, max_episode_steps=3, {SMALL})",
+        "trials=20, steps=50_000": "trials=2, steps=64",
+    },
     "docs/algorithms/mappo.md": {},
     "docs/tutorial.md": {
         "--episodes 10000": "--episodes 3",

@@ -106,10 +106,10 @@ def _reopened(path: Path) -> tuple[AlgorithmConfig, dict[str, str], dict[str, An
     """What a search was told: the shared settings, what it searches, and how."""
     record = read_search(path)
     code = [name for name in record["code"] if ":" not in str(record["config"].get(name))]
-    if record["params"] is None or code:
-        what = ", ".join(code) or "params"
+    code += ["params"] if record["params"] is None else []
+    if code:
         raise ConfigError(
-            f"{path} was begun by a program that gave code as {what}: go on there, "
+            f"{path} was begun by a program that gave code as {', '.join(code)}: go on there, "
             f"tune(..., resume={str(path)!r})"
         )
     for name in record["code"]:
