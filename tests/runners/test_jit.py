@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import steppe
-from steppe.jaxenvs import CartPole, JaxEnv
+from steppe.jaxenvs import CartPole, Catch, JaxEnv, Pendulum
 from steppe.runners.jit import JitRunner
 
 TINY = {"fcnet_hiddens": [8], "write_run": False, "seed": 0, "num_epochs": 1}
@@ -163,7 +163,7 @@ def test_a_limit_of_the_run_truncates():
 
 def cart_poles(seed=0, **settings):
     few = {"num_envs_per_env_runner": 8, "train_batch_size": 400, "write_run": False, "fcnet_hiddens": [8]}
-    return steppe.PPOConfig(env=CartPole, seed=seed, **{**few, **settings})
+    return steppe.PPOConfig(**{"env": CartPole, "seed": seed, **few, **settings})
 
 
 def told(result):
@@ -195,3 +195,149 @@ def test_ppo_learns_from_it():
             result = algo.train()
         assert result["episode_reward_mean"] > 80  # chance makes 22
         assert algo.evaluate(3)["episode_reward_mean"] > 150
+
+
+def test_dqn_remembers_every_row_once():
+    config = steppe.DQNConfig(
+        env=Stairs,
+        num_envs_per_env_runner=4,
+        rollout_fragment_length=5,
+        train_batch_size=16,
+        n_step=1,
+        num_steps_sampled_before_learning_starts=40,
+        min_sample_timesteps_per_iteration=200,
+        **{name: TINY[name] for name in ("fcnet_hiddens", "write_run", "seed")},
+    )
+    with runner_of(config) as algo:
+        result = algo.train()
+    stats = result["info"]["default_policy"]
+    assert 200 <= result["timesteps_total"] < 220
+    assert stats["replay_rows"] == result["timesteps_total"]  # each acted row has its outcome
+    assert stats["updates"] > 5
+
+
+def test_a2c_and_numbers_as_actions_go_the_same_way():
+    few = {"train_batch_size": 64, "min_sample_timesteps_per_iteration": 100, "num_envs_per_env_runner": 4}
+    config = steppe.A2CConfig(env=Pendulum, **few, write_run=False, fcnet_hiddens=[8], seed=0)
+    with runner_of(config) as algo:
+        result = algo.train()
+        _, (rollout,) = fragments(algo, 1)
+    assert result["timesteps_total"] == 128
+    assert rollout.action.shape[2:] == (1,)
+    assert np.isfinite(result["info"]["default_policy"]["total_loss"])
+
+
+def test_images_stay_bytes():
+    config = steppe.PPOConfig(
+        env=Catch,
+        env_config={"squares": 4, "pixels": 3},
+        num_envs_per_env_runner=2,
+        rollout_fragment_length=6,
+        **TINY,
+    )
+    with runner_of(config) as algo:
+        _, (rollout,) = fragments(algo, 1)
+    assert (rollout.obs.dtype, rollout.obs.shape[2:]) == (np.uint8, (12, 12, 1))
+    assert set(np.unique(rollout.obs)) == {0, 128, 255}
+
+
+class Masked(Stairs):
+    """Up alone is legal on even steps, which the mask says."""
+
+    def __init__(self):
+        super().__init__()
+        seen = {"observation": self.observation_space, "action_mask": gymnasium.spaces.MultiBinary(2)}
+        self.observation_space = gymnasium.spaces.Dict(seen)
+
+    def seen(self, obs):
+        return {"observation": obs, "action_mask": jnp.stack([obs[1] % 2, 1])}
+
+    def reset_env(self, key, longest):
+        obs, state = super().reset_env(key, longest)
+        return self.seen(obs), state
+
+    def step_env(self, key, state, action, longest):
+        obs, *rest = super().step_env(key, state, action, longest)
+        return self.seen(obs), *rest
+
+
+def test_masks_hold():
+    with runner_of(stairs().copy(env=Masked)) as algo:
+        _, (rollout,) = fragments(algo, 1)
+    even = (rollout.t % 2 == 0) & rollout.acted
+    assert (rollout.action[even] == 1).all()
+    assert (rollout.action[~even & rollout.acted] == 0).any()
+
+
+def test_the_env_stands_for_its_copies():
+    pole = CartPole(max_steps=3)
+    with cart_poles(env=pole).build() as algo:
+        assert algo.foreach_env(lambda env: env) == [pole]
+        assert algo.train()["episode_len_mean"] == 3.0
+        assert algo.evaluate(2)["episode_len_mean"] == 3.0
+        assert algo.compute_single_action(np.zeros(4, np.float32)) in (0, 1)
+
+
+class Breaks(Stairs):
+    """Its place, or its reward, is no number any more at step 3 of each episode of 5 steps."""
+
+    def __init__(self, what="obs"):
+        super().__init__()
+        self.what = what
+
+    def step_env(self, key, state, action, longest):
+        obs, state, reward, *_ = super().step_env(key, state._replace(length=5), action, longest)
+        broken = jnp.where(state.t == 3, jnp.nan, 0.0)
+        obs, reward = (obs + broken, reward) if self.what == "obs" else (obs * 1.0, reward + broken)
+        return obs, state, reward, state.t == 5, False, {}
+
+    def reset_env(self, key, longest):
+        obs, state = super().reset_env(key, longest)
+        return obs * 1.0, state
+
+
+@pytest.mark.parametrize(("what", "code"), [("obs", "E104"), ("reward", "E201")])
+def test_numbers_that_are_none_are_said_with_their_place(what, code):
+    config = steppe.PPOConfig(env=Breaks, env_config={"what": what}, num_envs_per_env_runner=2, **TINY)
+    with runner_of(config) as algo, pytest.raises(steppe.EnvError, match=f"{what} is NaN") as caught:
+        algo.train()
+    error = caught.value
+    assert (error.code, error.env_class, error.env, error.episode, error.step) == (code, "Breaks", 0, 0, 3)
+
+
+class Watcher(steppe.Callbacks):
+    def on_episode_end(self, episode):
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"callbacks_class": Watcher}, "the hook on_episode_end"),
+        ({"batch_mode": "complete_episodes"}, "batch_mode='complete_episodes'"),
+        ({"evaluation_envs": "shared"}, "evaluation_envs='shared'"),
+        ({"memory": "lstm"}, "a RecurrentPolicy"),
+        ({"framestack": 2}, "a FramesPolicy"),
+        ({"policy_mapping_fn": lambda agent_id: "default_policy"}, "policy_mapping_fn"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_needs_single_steps_is_refused(settings, said):
+    with pytest.raises(steppe.ConfigError, match=f"do not know {said}.*env=lambda env_config: Cart"):
+        cart_poles(**settings).build()
+
+
+def test_a_refusal_names_a_way_that_goes():
+    settings = {"callbacks_class": Watcher, "train_batch_size": 8, "num_envs_per_env_runner": 1}
+    config = cart_poles(env=lambda env_config: CartPole(), **settings)
+    with config.build() as algo:
+        assert algo.train()["timesteps_total"] == 8
+
+
+def test_policies_cannot_join_or_leave():
+    with cart_poles().build() as algo:
+        with pytest.raises(steppe.ConfigError, match="do not know policies that join"):
+            algo.add_policy("past", like="default_policy")
+        with pytest.raises(steppe.ConfigError, match="the last policy"):
+            algo.remove_policy("default_policy")
+        assert list(algo.get_weights()) == ["default_policy"]

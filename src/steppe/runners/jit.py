@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import perf_counter
-from types import MappingProxyType
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import jax
 import numpy as np
@@ -18,12 +17,15 @@ from steppe.jaxenvs.rollouts import Carry, Plan, begin, rollout
 from steppe.models.actions import Actions
 from steppe.policies.actor_critic import ActorCriticPolicy
 from steppe.policies.q import QPolicy
-from steppe.runners.policies import PolicyMapping, given_spaces, spaces_of, specs_of
+from steppe.runners.policies import specs_of
 from steppe.sampling.callbacks import HOOKS, Callbacks, hook_of
 from steppe.sampling.metrics import EpisodeRecord, Sample
 from steppe.seeding import env_seed
 from steppe.spaces import leaves, map_leaves, narrowed, spec_of, tupled, zeros
-from steppe.types import ALONE, SINGLE_AGENT, AgentID, Policy, Rollout, SpacePair, State, Weights
+from steppe.types import SINGLE_AGENT, Policy, Rollout, SpacePair, State, Weights
+
+if TYPE_CHECKING:
+    from steppe.runners.jit_evaluation import JitEvaluator
 
 _OF_STEPS = ("on_episode_", "on_sample_", "on_sub_environment_", "on_postprocess_")
 _AS_GYMNASIUM = (
@@ -38,11 +40,8 @@ class Copies:
 
     Attributes:
         spaces: of its only agent.
-        agents: likewise.
         num_envs: how many copies there are.
     """
-
-    agents: Mapping[AgentID, int] = MappingProxyType(dict(ALONE))
 
     def __init__(self, env: JaxEnv, num_envs: int) -> None:
         self._env, self.num_envs = env, num_envs
@@ -68,7 +67,6 @@ class JitRunner:
     Attributes:
         env: the copies.
         spaces: of the policy, by id.
-        mapping: which is the only one.
         worker_index: 0.
         in_evaluation: False.
     """
@@ -80,15 +78,13 @@ class JitRunner:
         self.env, self._env = Copies(env, config.num_envs_per_env_runner), env
         self._params = env.default_params
         self._state = checked(env, self._params)
-        specs = specs_of(config)
-        self.mapping = PolicyMapping(None, specs, self)
-        self.spaces = given_spaces(specs) or spaces_of(specs, self.env, self.mapping)  # type: ignore[arg-type]
+        self.spaces = dict.fromkeys(specs_of(config), self.env.spaces[0])
         for name in HOOKS:
             if name.startswith(_OF_STEPS) and hook_of(callbacks, name) is not None:
                 raise self._unknown(f"the hook {name}")
-        seed = env_seed(int(config.seed or 0), 0, 0)
-        self._key = np.asarray(jax.random.key_data(jax.random.key(seed)))
-        self._carry: Carry | None = None
+        self._key: Any
+        self._carry: Carry | None
+        self.begin_anew(env_seed(int(config.seed or 0), 0, 0))
         self._sequence = 0
         self._weights: Any = None
         self._version, self._id = 0, ""
@@ -148,6 +144,10 @@ class JitRunner:
         )
         self._load = policy.load
         self._begin, self._rollout = jax.jit(partial(begin, plan)), jax.jit(partial(rollout, plan))
+
+    def begin_anew(self, seed: int) -> None:
+        """Let the next fragment begin with the first rows of episodes 0; all chance comes from ``seed``."""
+        self._key, self._carry = np.asarray(jax.random.key_data(jax.random.key(seed))), None
 
     def set_weights(self, weights: Mapping[str, Weights]) -> None:
         """Act with these from now on."""
@@ -228,13 +228,14 @@ class JitRunner:
                     leaf=leaf,
                 )
 
-    def add_policy(self, id: str, policy: Policy, config: AlgorithmConfig, *, trained: bool) -> None:
-        """Not possible."""
-        raise self._unknown("policies that join")
+    @property
+    def mapping(self) -> Any:
+        """There is one policy only: nobody else can join.
 
-    def remove_policy(self, id: str, config: AlgorithmConfig, *, trained: Sequence[str]) -> None:
-        """Not possible."""
-        raise self._unknown("policies that leave")
+        Raises:
+            ConfigError: always.
+        """
+        raise self._unknown("policies that join")
 
     def health(self) -> Mapping[str, int]:
         """Nothing: what is odd raises."""
@@ -264,3 +265,15 @@ class JitRunner:
 def _rows(count: int, column: Any) -> Any:
     """The first rows, in memory of their own: others may change them."""
     return np.asarray(column)[:count].copy()
+
+
+def evaluator_beside(
+    runner: Any, config: AlgorithmConfig, policies: Mapping[str, Policy]
+) -> JitEvaluator | None:
+    """What evaluates by the same means as a runner; None where that is another one, or the env is to be."""
+    if not isinstance(runner, JitRunner) or not config.evaluation_config.keys() <= {"explore"}:
+        return None
+    from steppe.runners.jit_evaluation import JitEvaluator
+
+    (env,) = runner.env.get_sub_environments()
+    return JitEvaluator(config, env, policies)
