@@ -58,8 +58,7 @@ def in_blocks(num_learners: int, static: Static, share: Any) -> tuple[Static, An
     Raises:
         ConfigError: this policy cannot be learned on several devices, or these are not there.
     """
-    refused = {"memory": static.length, "framestack": static.frames is not None, "share": share}
-    for name, given in refused.items():
+    for name, given in ("memory", static.length), ("share", share):
         if given:
             raise ConfigError(
                 f"num_learners={num_learners}: policies with {name} learn on one device; write "
@@ -86,7 +85,9 @@ def _rows(
     state = jax.device_put(state._replace(return_scale=()), at.whole)
     carry, continues = jax.device_put((dealt(carry[None])[0], dealt(continues[None])[0]), at.first)
     state = state._replace(return_scale=(*jax.device_put(measured, at.whole), carry))
-    batch = jax.device_put({name: map_leaves(dealt, column) for name, column in batch.items()}, at.second)
+    opening = map_leaves(lambda a: dealt(a[None])[0], batch.get("state0", ()))
+    columns = {name: map_leaves(dealt, column) for name, column in batch.items() if name != "state0"}
+    batch = {**jax.device_put(columns, at.second), "state0": jax.device_put(opening, at.first)}
     rows, (normalizer, (*measured, carry), memory), explained = program(state, batch, continues, hyper)
     kept = np.asarray(carry).reshape(BLOCKS, -1).T.reshape(-1)[:lanes]
     return rows, (normalizer, (*measured, kept), memory), explained

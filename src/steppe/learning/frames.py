@@ -26,7 +26,7 @@ def along_lanes(frames: Frames, batch: Mapping[str, Any]) -> Tree:
     """
     past, state0 = frames.depth - 1, batch["state0"]
     final = batch["terminated"] | batch["truncated"]
-    rows, lanes = np.arange(len(final))[:, None], np.arange(final.shape[1])
+    rows = np.arange(len(final))[:, None]
     begun = jnp.where(state0["seen"] > 0, -past, 0)[None]
     first = jnp.concatenate([begun, jnp.where(final[:-1], rows[1:], -past)])
     first = jax.lax.cummax(first, axis=0)
@@ -34,5 +34,6 @@ def along_lanes(frames: Frames, batch: Mapping[str, Any]) -> Tree:
     stacks = []
     for before, now in zip(state0["frames"], frames.boxes(batch["obs"]), strict=True):
         whole = jnp.concatenate([jnp.moveaxis(jnp.asarray(before, now.dtype), 1, 0), now])
-        stacks.append(whole[index, lanes[:, None]])
+        # Lane by lane, so that lanes on different devices stay there.
+        stacks.append(jax.vmap(lambda lane, at: lane[at], in_axes=1, out_axes=1)(whole, index))
     return frames.seen(batch["obs"], tuple(stacks))
