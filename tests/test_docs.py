@@ -20,7 +20,8 @@ from steppe.cli import cli
 from steppe.config import field_specs
 from steppe.envs import registry
 from steppe.errors import CODES
-from steppe.sampling.callbacks import HOOKS, SYNONYMS, Episode
+from steppe.sampling.callbacks import HOOKS, SYNONYMS
+from steppe.sampling.episodes import Episode
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -51,6 +52,7 @@ TINY = {
         "timesteps_total: 100000": "timesteps_total: 128",
         "num_sgd_iter: 5": "num_sgd_iter: 1\n        train_batch_size: 64\n        sgd_minibatch_size: 32",
     },
+    "docs/scale.md": {"num_env_runners=2,": "num_env_runners=2, local_mode=True, write_run=False,"},
     "docs/memory.md": {"train_batch_size=2000,": f"{SMALL},", "range(10)": "range(1)"},
     "docs/env-contract.md": {"seed=0)": f"seed=0, {SMALL})"},
     "docs/pettingzoo.md": {"seed=0)": f"seed=0, {SMALL})", "seed=0,\n": f"seed=0, {SMALL},\n"},
@@ -80,6 +82,8 @@ TINY = {
         "--trials 25": "--trials 3",
         "seed=0)": f"seed=0, max_episode_steps=3, {SMALL})",
         "trials=20, steps=50_000": "trials=2, steps=64",
+        "[64, 64], [256, 256])}": "[4], [8])}",
+        "1000, 8000": "32, 64",
     },
     "docs/algorithms/mappo.md": {},
     "docs/tutorial.md": {
