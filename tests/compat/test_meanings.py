@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import steppe
-from steppe.compat import agents, gym
+from steppe.compat import agents, gym, tune
 from steppe.compat.defaults import default_config, known_algorithms, merged
 from steppe.compat.meanings import class_of, meant, unsaid
 from steppe.compat.ray.rllib.env import MultiAgentEnv
@@ -244,6 +244,13 @@ def test_only_the_algorithms_own_words_are_translated():
     for algo in known_algorithms():
         cls = class_of(algo, default_config(algo))
         assert set(unsaid(algo)) <= set(steppe.config.field_specs(cls))
+
+
+def test_names_of_rllib_in_any_case_find_their_trainer():
+    assert tune._trainer("SimpleQ") is trainer_class("SIMPLEQ") is agents.dqn.SimpleQTrainer
+    assert tune._trainer("QMIX") is agents.qmix.QMixTrainer
+    with pytest.raises(steppe.ConfigError, match=r"tune.run\('DDPG'\): .* 'TD3'"):
+        tune._trainer("DDPG")
 
 
 def test_an_algorithm_without_a_trainer_is_said():
