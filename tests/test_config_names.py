@@ -384,7 +384,7 @@ def test_true_is_not_one_and_tuples_are_lists():
         ({"use_gae": False}, "use_gae=False: write lambda_=1.0"),
         ({"exploration_config": {"type": "EpsilonGreedy"}}, "policies explore by drawing from their own"),
         ({"input": "/tmp/x.json"}, "input='/tmp/x.json': learning from files, and writing them, is not"),
-        ({"remote_worker_envs": True}, "envs in processes of their own are not available yet"),
+        ({"gym_env_vectorize_mode": "async"}, "write remote_worker_envs=True: each env in a process"),
         (
             {"multiagent": {"count_steps_by": "agent_steps"}},
             "multiagent.count_steps_by='agent_steps': batches",

@@ -26,6 +26,7 @@ CODES: dict[str, str] = {
     "E406": "flags without __all__",
     "E407": "agent id is neither a text nor a whole number",
     "E408": "members of a group do not act together",
+    "E501": "process of an env ended",
 }
 """Stable codes of everything that can be wrong with an env; the same in checker, training and server."""
 

@@ -38,7 +38,6 @@ from steppe.config.checks import (
     squared_kernels,
     unless_marked,
 )
-from steppe.config.fields import Check as Check
 from steppe.config.fields import FieldSpec as FieldSpec
 from steppe.config.fields import Schedule as Schedule
 from steppe.config.fields import above as above
@@ -125,6 +124,10 @@ class AlgorithmConfig(ABC):
     """Processes that sample; 0 samples in this process."""
     num_envs_per_env_runner: int = run_field(16, section="env_runners", check=between(1, 1 << 16))
     """Copies of the env that one runner steps."""
+    remote_worker_envs: bool = run_field(False, section="env_runners")
+    """Each of them in a process of its own, a Ray actor: where its steps take long."""
+    remote_env_batch_wait_ms: float = run_field(0.0, section="env_runners", check=at_least(0))
+    """With 0, act as soon as one such env has stepped; above, wait for all, at most so long."""
     rollout_fragment_length: int | Literal["auto"] = run_field("auto", section="env_runners", check=FRAGMENT)
     """Env steps per env in one fragment; "auto" splits the batch evenly over the envs."""
     batch_mode: Literal["truncate_episodes", "complete_episodes"] = run_field(

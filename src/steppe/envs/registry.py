@@ -256,6 +256,11 @@ def is_multi_agent(env: Any) -> bool:
     return _is_our(env, "envs.multi_agent", "MultiAgentEnv")
 
 
+def is_actor(env: Any) -> bool:
+    """Whether this is the handle of a Ray actor, in which an env lives."""
+    return type(env).__name__ == "ActorHandle" and type(env).__module__ == "ray.actor"
+
+
 def user_env(env: Any) -> Any:
     """The env that the user's constructor gave, without what adapts it."""
     return env.env if _is_our(env, "envs.legacy_gym", "LegacyGym") else env
@@ -340,7 +345,7 @@ class _Calling:
     def __call__(self, ctx: EnvContext) -> Any:
         args, keywords = _arguments(self.creator, ctx, self.name)
         env = self.creator(*args, **keywords)
-        if is_vector(env) or is_multi_agent(env) or is_base(env):
+        if is_vector(env) or is_multi_agent(env) or is_base(env) or is_actor(env):
             return env
         if _is_our(env, "jaxenvs.protocol", "JaxEnv"):
             env = env.as_gymnasium()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, final
 
@@ -65,7 +65,12 @@ class LocalRunner:
             from steppe.runners.observing import made_observing  # most runs observe what envs return
 
             self.observing = made_observing(self, config, policies_say=named)
-        self.env: AsyncEnv = env or registry.build(
+        build: Callable[..., AsyncEnv] = registry.build
+        if config.remote_worker_envs:
+            from steppe.envs.remote import building  # most envs are stepped here
+
+            build = building(config.remote_env_batch_wait_ms)
+        self.env: AsyncEnv = env or build(
             config.env,
             config.env_config,
             num_envs=num_envs or config.num_envs_per_env_runner,

@@ -1,0 +1,473 @@
+"""Envs in processes of their own, each in a Ray actor, as an :class:`~steppe.types.AsyncEnv`."""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, final
+
+import gymnasium
+import numpy as np
+
+from steppe import spaces
+from steppe.containers import copied
+from steppe.envs import registry
+from steppe.envs import remote_process as process
+from steppe.envs.context import EnvContext
+from steppe.envs.guards import check_alive, check_answers
+from steppe.errors import CheckpointError, ConfigError, EnvError
+from steppe.seeding import env_seed
+from steppe.types import ALONE, AgentID, IntArray, SpacePair, State, TimeStep, Tree
+
+_PATIENCE_S = 8.0
+"""How long envs are given to close."""
+
+_users = 0
+"""Adapters in this process that share a Ray that was started, or joined, for them."""
+
+
+def building(wait_ms: float) -> Callable[..., RemoteRows]:
+    """:func:`build`, for the envs of one run."""
+    return functools.partial(build, wait_ms=wait_ms)
+
+
+def build(
+    env: Any,
+    env_config: Mapping[str, Any] | None = None,
+    *,
+    num_envs: int,
+    run_seed: int,
+    wait_ms: float = 0.0,
+    worker_index: int = 0,
+    num_workers: int = 0,
+    seed_runner: int | None = None,
+    created: Callable[[Any, EnvContext], None] | None = None,
+    pair_for: Any = None,
+    observing: Any = None,
+    **limits: Any,
+) -> RemoteRows:
+    """What :func:`steppe.envs.registry.build` builds, with each env in a process of its own.
+
+    Args:
+        env: any spelling of an env of one agent or of many. A creator may return the handle of a Ray actor
+            with ``reset`` and ``step``, which is used as it is.
+        env_config: as there; so is all that is not named here.
+        num_envs: as there.
+        run_seed: as there.
+        wait_ms: see :class:`RemoteRows`.
+        worker_index: as there.
+        num_workers: as there.
+        seed_runner: as there.
+        created: is called with what users have of each env: a ``RemoteEnv``, or their own handle.
+        pair_for: is not asked: the envs say their spaces, or the config does.
+        observing: None; observations are as the envs return them.
+        limits: as there.
+
+    Raises:
+        ConfigError: Ray is not installed, the env cannot be sent to another process, it steps many envs at
+            once, or the envs' spaces differ.
+        Exception: whatever the constructor raised.
+    """
+    if observing is not None:
+        raise ConfigError(
+            "observation_fn and add_agent_id do not reach envs in processes of their own: change what an "
+            "agent observes in the env itself, or leave out remote_worker_envs"
+        )
+    ray, name = _imported(), registry.env_name(env)
+    place = worker_index if seed_runner is None else seed_runner
+    limits |= {"worker_index": worker_index}
+    plans = [
+        (
+            EnvContext(copied(dict(env_config or {})), worker_index, i, num_workers, True, num_envs),
+            env_seed(run_seed, place, i),
+            limits,
+        )
+        for i in range(num_envs)
+    ]
+    ours, actors = _enter(ray), list[Any]()
+    try:
+        packed, host = _packed_creator(ray, env, name), ray.remote(num_cpus=0)(process.Host)
+        actors += [host.remote() for _ in plans]
+        told = _asked(ray, name, process.open_env, zip(actors, plans, strict=True), packed)
+        users: list[Any] = [process.RemoteEnv(actor) for actor in actors]
+        if None in told:  # the creator makes actors itself, and they would end with those that made them
+            _end(ray, actors)
+            creator: Any = registry.creator_of(env)
+            users = actors = [creator(context) for context, *_ in plans]
+            told = _asked(ray, name, process.open_env, zip(actors, plans, strict=True), None)
+        if created is not None:
+            for user, (context, *_) in zip(users, plans, strict=True):
+                created(user, context)
+        seeds = [seed for _, seed, _ in plans]
+        return RemoteRows(actors, users, told, name=name, seeds=seeds, wait_ms=wait_ms, ours=ours)
+    except BaseException:
+        _end(ray, actors)
+        _leave(ray, ours)
+        raise
+
+
+@final
+class RemoteRows:
+    """Envs in Ray actors; each steps by itself, from the poll after an answer on.
+
+    Slot ``s`` of env ``i`` of ``n`` is ``s * n + i`` here. A TimeStep holds the rows that await an action, in
+    env order, then the final rows, likewise.
+
+    Args:
+        actors: handles of the envs; the adapter owns and ends them.
+        users: what users have of them.
+        told: what they said when they were made.
+        name: of the envs, for messages.
+        seeds: one per env.
+        wait_ms: 0: a poll ends as soon as one env has stepped, and takes all that have. Above: it waits for
+            all, but no longer than this if one has stepped.
+        ours: whether Ray is to be left when the envs are closed.
+
+    Raises:
+        ConfigError: the spaces of envs of one agent differ.
+    """
+
+    steps_together = False
+
+    def __init__(
+        self,
+        actors: Sequence[Any],
+        users: Sequence[Any],
+        told: Sequence[process.Told],
+        *,
+        name: str,
+        seeds: Sequence[int],
+        wait_ms: float,
+        ours: bool,
+    ) -> None:
+        self._ray, self._actors, self._users = _imported(), list(actors), list(users)
+        self._name, self._seeds, self._wait_s, self._ours = name, list(seeds), wait_ms / 1000, ours
+        self.num_envs, self.env_steps, self._closed = len(actors), 0, False
+        self.spaces = tuple[SpacePair, ...]()
+        self.agents: Mapping[AgentID, int] = {}
+        self._newest = list(told)
+        self._rewind()
+        for i, one in enumerate(told):
+            self._learn(i, one)
+        if len(self.spaces) > 1 and self.agents == ALONE:
+            raise ConfigError(f"{name}: the spaces of its envs differ; the envs of one run must share them")
+
+    def _rewind(self) -> None:
+        """Nothing was asked of any env, and nobody awaits an action."""
+        self._failure: BaseException | None = None
+        self._started = False
+        self._flying: dict[Any, int] = {}  # what was asked of which env, and is not answered yet
+        self._awaits: list[set[int]] = [set() for _ in self._actors]
+        self._sent: list[list[tuple[IntArray, Tree]]] = [[] for _ in self._actors]
+
+    def poll(self, timeout: float | None = None) -> Sequence[TimeStep]:
+        """Let the envs that were answered step, and wait for one or for all; the first call resets them.
+
+        Raises:
+            EnvError: an env returned something that is not in its contract, or its process ended.
+            Exception: whatever an env raised, with its traceback as a note.
+        """
+        check_alive(self._closed, self._failure)
+        self._started = True
+        try:
+            for i in sorted({*range(self.num_envs)} - {*self._flying.values()}):
+                if self._sent[i] or not self._awaits[i]:
+                    sent, self._sent[i] = self._sent[i], []
+                    self._flying[self._actors[i].__ray_call__.remote(process.poll, sent)] = i
+            done = {self._flying.pop(ref): ref for ref in self._answered(timeout)}
+            told = {i: _answer(self._ray, self._name, i, done[i]) for i in sorted(done)}
+        except BaseException as error:  # a keyboard interrupt, too, leaves answers that nobody took
+            self._failure = error
+            raise
+        for i, one in told.items():
+            self._learn(i, one)
+        steps = self._merged({i: one.steps for i, one in told.items()})
+        for step in steps:
+            for slot in step.slot[~(step.terminated | step.truncated)].tolist():
+                self._awaits[slot % self.num_envs].add(slot)
+        return steps
+
+    def _answered(self, timeout: float | None) -> list[Any]:
+        """Who has stepped by now: waits for one, or for a while for all."""
+        refs, done = list(self._flying), list[Any]()
+        if refs and self._wait_s:
+            wait = self._wait_s if timeout is None else min(self._wait_s, timeout)
+            done, _ = self._ray.wait(refs, num_returns=len(refs), timeout=wait)
+        if refs and not done:
+            self._ray.wait(refs, num_returns=1, timeout=timeout)
+            done, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0)
+        return done
+
+    def _learn(self, i: int, told: process.Told) -> None:
+        """Keep what an env said of itself."""
+        self.spaces += tuple(pair for pair in dict.fromkeys(told.spaces) if pair not in self.spaces)
+        agents = {agent: self.spaces.index(told.spaces[at]) for agent, at in told.agents.items()}
+        self.agents = {**agents, **self.agents}
+        self.env_steps += max(told.env_steps - self._newest[i].env_steps, 0)
+        self._newest[i] = told
+
+    def _merged(self, steps: Mapping[int, Sequence[TimeStep]]) -> list[TimeStep]:
+        """One TimeStep per space pair, in slots of this adapter."""
+        by_space: dict[int, list[TimeStep]] = {}
+        for i, own in steps.items():
+            for step in own:
+                space = self.spaces.index(self._newest[i].spaces[step.space])
+                by_space.setdefault(space, []).append(self._here(i, step))
+        return [_joined(parts, space) for space, parts in sorted(by_space.items())]
+
+    def _here(self, i: int, step: TimeStep) -> TimeStep:
+        """Rows of env ``i``, which calls itself 0."""
+        n = self.num_envs
+        return replace(
+            step,
+            slot=step.slot * n + i,
+            opened=[one._replace(slot=one.slot * n + i, env=i) for one in step.opened],
+            closed=[one._replace(env=i) for one in step.closed],
+            info={slot * n + i: info for slot, info in step.info.items()},
+        )
+
+    def send_actions(self, slots: IntArray, actions: Tree) -> None:
+        """Answer ``slots``, all of one space pair, with a column of actions; the column is copied.
+
+        Raises:
+            ValueError: a slot awaits no action, or the column has another length.
+        """
+        check_alive(self._closed, self._failure)
+        if not self._started:
+            raise ValueError("no slot awaits an action yet: poll() first")
+        for leaf in spaces.leaves(actions):
+            if leaf.shape[:1] != slots.shape:
+                raise ValueError(f"{slots.shape[0]} slots, but an action column of shape {leaf.shape}")
+        n, envs = self.num_envs, slots % self.num_envs
+        given = zip(envs.tolist(), slots.tolist(), strict=True)
+        check_answers(slots, np.array([slot not in self._awaits[i] for i, slot in given], np.bool_))
+        for i in np.unique(envs).tolist():
+            rows = np.flatnonzero(envs == i)
+            self._awaits[i] -= set(slots[rows].tolist())
+            self._sent[i].append((slots[rows] // n, spaces.take(actions, rows)))
+
+    def pending(self) -> Sequence[TimeStep]:
+        """The rows that await an action; envs that are stepping have none."""
+        idle = [i for i in range(self.num_envs) if i not in self._flying.values()]
+        if not self._started or not idle:
+            return []
+        told = dict(zip(idle, self._each(process.pending, [()] * len(idle), idle), strict=True))
+        kept = []
+        for step in self._merged({i: one.steps for i, one in told.items()}):
+            waits = [slot in self._awaits[slot % self.num_envs] for slot in step.slot.tolist()]
+            kept.append(_taken(step, np.flatnonzero(waits)))
+        return kept
+
+    def _each(self, function: Callable[..., Any], args: Iterable[Any], envs: Sequence[int]) -> list[Any]:
+        """What ``function`` answers in the processes of some envs, with one argument for each."""
+        calls = zip([self._actors[i] for i in envs], args, strict=True)
+        return _asked(self._ray, self._name, function, calls, numbers=envs)
+
+    def health(self) -> Mapping[str, int]:
+        """Counts of what was odd but survivable, such as ``{"E101 obs[2]": 3}``, over all envs."""
+        total: Counter[str] = Counter()
+        for told in self._newest:
+            total.update(told.health)
+        return dict(total)
+
+    def get_sub_environments(self) -> list[Any]:
+        """By vector index, a ``RemoteEnv``, or the handle that the creator returned."""
+        return list(self._users)
+
+    def get_state(self) -> State:
+        """All envs at their newest rows; those that are stepping will begin new episodes.
+
+        Raises:
+            EnvError: E402, an env's own ``get_state()`` returned what cannot be saved.
+            RuntimeError: an env failed, or all were closed.
+            ValueError: actions were sent that no poll has used.
+        """
+        check_alive(self._closed, self._failure)
+        if any(self._sent):
+            raise ValueError("actions were sent: take the state between a poll and the send that answers it")
+        if not self._started:
+            return {"started": False, "seeds": list(self._seeds)}
+        idle = [i for i in range(self.num_envs) if i not in self._flying.values()]
+        states = dict(zip(idle, self._each(process.get_state, [()] * len(idle), idle), strict=True))
+        return {
+            "started": True,
+            "seeds": list(self._seeds),
+            "env_steps": self.env_steps,
+            "health": [dict(told.health) for told in self._newest],
+            "envs": [states.get(i) for i in range(self.num_envs)],
+            "awaits": [sorted(slots) for slots in self._awaits],
+        }
+
+    def set_state(self, state: State) -> list[str]:
+        """Bring every env back, as it would be in this process; those that were stepping begin anew.
+
+        Raises:
+            CheckpointError: the state is of another number of envs.
+        """
+        if (count := len(state["seeds"])) != self.num_envs:
+            raise CheckpointError(f"the state is of {count} envs, here are {self.num_envs}")
+        if self._flying:
+            self._ray.wait(list(self._flying), num_returns=len(self._flying))
+        self._rewind()
+        self._seeds, every = list(state["seeds"]), range(self.num_envs)
+        if not state["started"]:
+            before = [({"started": False, "seeds": [seed]}, False) for seed in self._seeds]
+            self._each(process.set_state, before, every)
+            return []
+        plans, notes = [], []
+        for i, own in enumerate(state["envs"]):
+            if own is None:
+                self._seeds[i] = int(np.random.SeedSequence(self._seeds[i]).generate_state(1)[0]) >> 1
+                anew = {"started": False, "seeds": [self._seeds[i]], "health": state["health"][i]}
+                notes.append(f"E402 env {i} ({self._name}) begins a new episode: it was stepping")
+            plans.append((own or anew, own is None))
+        for i, (told, own_notes) in enumerate(self._each(process.set_state, plans, every)):
+            self._learn(i, told)
+            waiting = [step.slot * self.num_envs + i for step in told.steps]
+            self._awaits[i] = {slot for slots in waiting for slot in slots.tolist()}
+            notes += [note.replace("E402 env 0 ", f"E402 env {i} ", 1) for note in own_notes]
+        self._started, self.env_steps = True, int(state["env_steps"])
+        return notes
+
+    def close(self) -> None:
+        """Close the envs and end their processes; raise what the first one raised."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            calls = [actor.__ray_call__.remote(process.close) for actor in self._actors]
+            done, _ = self._ray.wait(calls, num_returns=len(calls), timeout=_PATIENCE_S)
+            for i, call in enumerate(calls):
+                if call in done and self._failure is None:
+                    _answer(self._ray, self._name, i, call)
+        finally:
+            _end(self._ray, self._actors)
+            _leave(self._ray, self._ours)
+
+
+def _joined(parts: Sequence[TimeStep], space: int) -> TimeStep:
+    """Rows of several envs: those that await an action, then the final ones."""
+    whole = TimeStep(
+        np.concatenate([part.slot for part in parts]),
+        np.concatenate([part.t for part in parts]),
+        spaces.map_leaves(lambda *leaves: np.concatenate(leaves), *[part.obs for part in parts]),
+        np.concatenate([part.reward for part in parts]),
+        np.concatenate([part.terminated for part in parts]),
+        np.concatenate([part.truncated for part in parts]),
+        [one for part in parts for one in part.opened],
+        [one for part in parts for one in part.closed],
+        {slot: info for part in parts for slot, info in part.info.items()},
+        space,
+    )
+    final = whole.terminated | whole.truncated
+    return _taken(whole, np.argsort(final, kind="stable")) if final.any() else whole
+
+
+def _taken(step: TimeStep, rows: IntArray) -> TimeStep:
+    columns = (step.slot, step.t, step.obs, step.reward, step.terminated, step.truncated)
+    slot, t, obs, reward, terminated, truncated = (spaces.take(column, rows) for column in columns)
+    return TimeStep(
+        slot, t, obs, reward, terminated, truncated, step.opened, step.closed, step.info, step.space
+    )
+
+
+# Ray: what is started, asked and ended here.
+
+
+def _imported() -> Any:
+    """Ray, if it is there."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(
+            "remote_worker_envs=True needs Ray, which is not installed: pip install 'steppe[ray]'; without "
+            "it envs are stepped in this process"
+        ) from error
+    return ray
+
+
+def _enter(ray: Any) -> bool:
+    """Start a Ray, or join one, unless the program has done so; returns whether it is ours to leave."""
+    global _users
+    if ray.is_initialized() and not _users:
+        return False
+    if not _users:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody was asked
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        options = {"include_dashboard": False} if address == "local" else {}
+        with warnings.catch_warnings():
+            # A fork that another program follows at once cannot hang.
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            ray.init(address, logging_level="error", **options)
+    _users += 1
+    return True
+
+
+def _leave(ray: Any, ours: bool) -> None:
+    """The last who leaves a Ray of ours ends it; one that was joined goes on without us."""
+    global _users
+    _users -= ours
+    if ours and not _users:
+        ray.shutdown()
+
+
+def _end(ray: Any, actors: Sequence[Any]) -> None:
+    for actor in actors:
+        ray.kill(actor)
+
+
+def _packed_creator(ray: Any, env: Any, name: str) -> bytes:
+    """What makes an env of this spelling in another process.
+
+    Raises:
+        ConfigError: the spelling is unknown, or the env cannot be sent.
+    """
+    creator: Any = registry.creator_of(env)
+    spec = gymnasium.registry.get(env) if isinstance(env, str) else None
+    if isinstance(env, str) and ":" in env and not registry.is_registered(env):
+        creator, spec = env, None  # code in files is found there as it is here
+    try:
+        packed: bytes = ray.cloudpickle.dumps((creator, spec))
+    except Exception as error:
+        raise ConfigError(
+            f"{name} holds something that cannot be sent to a process of its own: {error}. Make it inside "
+            "the env's constructor, or leave out remote_worker_envs"
+        ) from error
+    return packed
+
+
+def _asked(
+    ray: Any,
+    name: str,
+    function: Callable[..., Any],
+    calls: Iterable[tuple[Any, Any]],
+    *common: Any,
+    numbers: Sequence[int] | None = None,
+) -> list[Any]:
+    """What ``function`` answers in the processes of envs, which all work at it at once."""
+    refs = [actor.__ray_call__.remote(function, *common, *args) for actor, args in calls]
+    return [_answer(ray, name, i, ref) for i, ref in zip(numbers or range(len(refs)), refs, strict=True)]
+
+
+def _answer(ray: Any, name: str, env: int, ref: Any) -> Any:
+    """What the process of an env answered.
+
+    Raises:
+        EnvError: it ended, or the env broke its contract.
+        Exception: whatever the env raised.
+    """
+    try:
+        answer, failed = ray.get(ref)
+    except ray.exceptions.RayActorError as error:
+        text = (
+            "it was ended from outside, ran out of memory, or the env's own code ended it; build the "
+            f"algorithm anew, and restore a checkpoint. Ray says: {error}"
+        )
+        raise EnvError("E501", text, env_class=name, env=env) from None
+    if failed is not None:
+        raise process.unpacked(failed, env)
+    return answer
