@@ -120,6 +120,13 @@ def test_settings_that_teach_nothing_fail_and_the_search_goes_on(config):
     assert json.loads((found.trials[0].path / "run.json").read_text())["status"] == "failed"
 
 
+def test_settings_that_do_not_go_together_fail_and_the_search_goes_on(config):
+    found = tune(config, lambda trial: {"gamma": [1.5, 0.5][trial.number]}, trials=2, steps=32)
+    assert outcomes(found)[0] == ({"gamma": 1.5}, None, "failed", 0)
+    assert "gamma=1.5 must be" in found.trials[0].why
+    assert found.best.number == 2
+
+
 def test_the_best_is_the_first_of_equals_and_failed_trials_come_last():
     def trial(number, score, status="finished"):
         return Trial(number, {}, score, status, 1, Path(), "why" if status == "failed" else "")

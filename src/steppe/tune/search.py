@@ -148,6 +148,7 @@ def tune(
         ConfigError: an argument or setting makes no sense, or Optuna is not installed.
     """
     record = _record(config, params, trials, steps, metric, mode, pruner)
+    config.validate()
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError("a search needs Optuna: pip install 'steppe[tune]'")
     if resume is None:
@@ -311,7 +312,15 @@ def _next(
         settings = {name: domain.suggest(trial, name) for name, domain in params.items()}
     trial.set_user_attr("settings", to_json(settings))
     own = {"run_dir": str(_folder(found.path, trial.number)), "seed": seed}
-    score = run_trial(trial, with_settings(config, {**own, **settings}), record["metric"], record["steps"])
+    try:
+        changed = with_settings(config, {**own, **settings})
+        changed.validate()
+    except ConfigError as error:  # settings that do not go together: others may
+        trial.set_user_attr("why", str(error))
+        trial.set_user_attr("steps", 0)
+        score = None
+    else:
+        score = run_trial(trial, changed, record["metric"], record["steps"])
     state = optuna.trial.TrialState.PRUNED if score is None else optuna.trial.TrialState.COMPLETE
     study.tell(trial, score, state=state)
 
