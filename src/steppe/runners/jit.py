@@ -18,7 +18,7 @@ from steppe.models.actions import Actions
 from steppe.policies.actor_critic import ActorCriticPolicy
 from steppe.policies.q import QPolicy
 from steppe.runners.policies import specs_of
-from steppe.sampling.callbacks import HOOKS, Callbacks, hook_of
+from steppe.sampling.callbacks import OF_EPISODES, Callbacks, hook_of
 from steppe.sampling.metrics import EpisodeRecord, Sample
 from steppe.seeding import env_seed
 from steppe.spaces import leaves, map_leaves, narrowed, spec_of, tupled, zeros
@@ -27,7 +27,6 @@ from steppe.types import SINGLE_AGENT, Policy, Rollout, SpacePair, State, Weight
 if TYPE_CHECKING:
     from steppe.runners.jit_evaluation import JitEvaluator
 
-_OF_STEPS = ("on_episode_", "on_sample_", "on_sub_environment_", "on_postprocess_")
 _AS_GYMNASIUM = (
     "compiled rollouts do not know {what}; leave it out, or let the env be stepped one by one, as "
     "Gymnasium's are: env=lambda env_config: {env}()"
@@ -79,8 +78,8 @@ class JitRunner:
         self._params = env.default_params
         self._state = checked(env, self._params)
         self.spaces = dict.fromkeys(specs_of(config), self.env.spaces[0])
-        for name in HOOKS:
-            if name.startswith(_OF_STEPS) and hook_of(callbacks, name) is not None:
+        for name in ("on_sub_environment_created", *OF_EPISODES):
+            if hook_of(callbacks, name) is not None:
                 raise self._unknown(f"the hook {name}")
         self._key: Any
         self._carry: Carry | None

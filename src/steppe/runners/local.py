@@ -13,7 +13,7 @@ from steppe.envs import registry
 from steppe.envs.context import EnvContext
 from steppe.errors import ConfigError
 from steppe.runners.policies import PolicyMapping, given_spaces, spaces_of, specs_of
-from steppe.sampling.callbacks import Callbacks, EpisodeHooks, Surroundings, hook_of
+from steppe.sampling.callbacks import OF_EPISODES, Callbacks, Surroundings, hook_of
 from steppe.sampling.metrics import Sample
 from steppe.sampling.sampler import Sampler
 from steppe.seeding import EVALUATION_RUNNER, stream
@@ -156,8 +156,10 @@ class LocalRunner:
             rng=self._stream("noise"),
             runner=self.worker_index,
         )
-        hooks = EpisodeHooks(self._callbacks, self.around, self.worker_index)
-        self.sampler.hooks = hooks if hooks.wanted else None
+        if any(hook_of(self._callbacks, name) for name in OF_EPISODES):
+            from steppe.sampling.episodes import EpisodeHooks  # most runs have none
+
+            self.sampler.hooks = EpisodeHooks(self._callbacks, self.around, self.worker_index)
 
     def lend(self, runner: LocalRunner) -> None:
         """Let another runner step the envs, until this one is named again."""
@@ -194,6 +196,10 @@ class LocalRunner:
     def set_weights(self, weights: Mapping[str, Weights]) -> None:
         """Act with these from now on."""
         self.sampler.set_weights(weights)
+
+    def weights_of(self, policy: str) -> Any:
+        """What ``policy`` acts with now, as its ``load`` made it."""
+        return self.sampler.weights_of(policy)
 
     def sample(self) -> Sequence[Sample]:
         """The next fragments: one."""

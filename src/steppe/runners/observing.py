@@ -12,7 +12,7 @@ from steppe.envs.guards import show
 from steppe.envs.observing import Moment, Observing
 from steppe.errors import ConfigError
 from steppe.runners.policies import MappedEpisode
-from steppe.sampling.callbacks import Episode
+from steppe.sampling.episodes import Episode
 from steppe.types import AgentID, SlotInfo, State
 
 if TYPE_CHECKING:

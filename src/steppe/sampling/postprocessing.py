@@ -12,7 +12,7 @@ import numpy as np
 
 from steppe.errors import ConfigError
 from steppe.learning.minibatches import COLUMNS
-from steppe.sampling.callbacks import Episode
+from steppe.sampling.episodes import Episode
 from steppe.sampling.trajectories import Trajectory, batch_of, trajectories, write_back
 from steppe.spaces import leaves, map_leaves, zeros
 from steppe.types import AgentID, Array, FloatArray, Policy, Rollout, Tree

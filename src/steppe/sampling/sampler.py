@@ -7,17 +7,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from steppe.errors import ConfigError
-from steppe.sampling.callbacks import EpisodeHooks
 from steppe.sampling.lanes import Lanes, Ready, T, in_order, in_own_units, select, state_after
 from steppe.sampling.metrics import EpisodeRecord, Sample, Tally
 from steppe.seeding import SMALLEST_NOISE
 from steppe.spaces import BadLeaf, described, map_leaves, misfits, put, take, tupled
 from steppe.types import AgentID, Array, AsyncEnv, IntArray, Policy, SlotInfo, State, TimeStep, Tree, Weights
+
+if TYPE_CHECKING:
+    from steppe.sampling.episodes import EpisodeHooks
 
 logger = logging.getLogger("steppe")
 
