@@ -20,8 +20,8 @@ from steppe.learning.independent import IndependentLearner
 from steppe.learning.startup import give_back_memory, prepare_jax
 from steppe.loading import POLICIES
 from steppe.resuming import adopt_learner, check_spaces, read_run, saved_config, settings_of
+from steppe.runners.choosing import make_evaluator, make_runner
 from steppe.runners.evaluation import Evaluator, checked_metrics
-from steppe.runners.local import LocalRunner
 from steppe.runners.policies import made_policies, specs_of, trained_ids
 from steppe.sampling import callbacks
 from steppe.sampling.metrics import EpisodeRecord, EpisodeWindow, Result, Sample
@@ -52,7 +52,7 @@ class Algorithm:
         self._run_id = os.urandom(8).hex()
         self._callbacks = callbacks.make_callbacks(self.config.callbacks_class)
         self._hooks = {name: callbacks.hook_of(self._callbacks, name) for name in callbacks.HOOKS}
-        self.runner = LocalRunner(self.config, callbacks=self._callbacks)
+        self.runner = make_runner(self.config, self._callbacks)
         try:
             learners, scripted = made_policies(self.config, self.runner.spaces)
             self._learner = IndependentLearner(learners, trained_ids(self.config, specs_of(self.config)))
@@ -279,8 +279,8 @@ class Algorithm:
         self._call("on_evaluate_end", evaluation_metrics=changed)
         return checked_metrics({**metrics, **changed})
 
-    def _make_evaluator(self) -> Evaluator:
-        return Evaluator(self.config, self._policies, self._callbacks, self.runner)
+    def _make_evaluator(self) -> Any:
+        return make_evaluator(self.config, self._policies, self._callbacks, self.runner)
 
     def _drop_evaluator(self) -> None:
         """The next evaluation, if there is one, begins with new envs."""
@@ -299,7 +299,7 @@ class Algorithm:
         from steppe.policies.acting import actions_for  # training acts by other means
 
         policy, rng = self.get_policy(policy_id), self._noise if explore else None
-        return actions_for(policy_id, policy, self.runner.sampler.weights_of(policy_id), obs, rng, state)
+        return actions_for(policy_id, policy, self.runner.weights_of(policy_id), obs, rng, state)
 
     def compute_single_action(
         self, obs: Any, state: Tree = None, *, policy_id: str = DEFAULT_POLICY, explore: bool = False

@@ -30,7 +30,7 @@ def joined(
 
     The arguments are those of ``Algorithm.add_policy``; ``trained`` are all policies that learn from then on.
     """
-    specs = specs_of(config)
+    specs, by = specs_of(config), runner.mapping  # asked for first: not every runner has one
     if id in specs:
         raise ConfigError(f"there is a policy {id!r}; a run's policies are {', '.join(specs)}")
     if like is not None and (like not in specs or is_scripted(specs[like])):
@@ -47,7 +47,7 @@ def joined(
         changes["policy_mapping_fn"] = mapping
     config = config.copy(copy_frozen=True, **changes)
     spec = specs_of(config)[id]
-    pair = runner.spaces[like] if like else spaces_of({id: spec}, runner.env, runner.mapping)[id]
+    pair = runner.spaces[like] if like else spaces_of({id: spec}, runner.env, by)[id]
     if is_scripted(spec):
         from steppe.policies.scripted import scripted
 
