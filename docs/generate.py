@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from steppe.algorithms import ALGORITHMS, config_class
-from steppe.config import AlgorithmConfig, FieldSpec, field_docs, field_specs
+from steppe.config import AlgorithmConfig, field_docs, field_specs
+from steppe.config.fields import FieldSpec
 from steppe.config.names import GROUPS, KEYS, Key
 
 DOCS = Path(__file__).resolve().parent

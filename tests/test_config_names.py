@@ -456,30 +456,37 @@ def test_values_are_named_as_they_were_written():
 
 
 def test_messages_about_several_settings_use_the_names_that_were_written(caplog):
-    old = {"env": "e", "num_workers": 2, "sgd_minibatch_size": 64, "train_batch_size": 32}
+    workers = {"evaluation_num_workers": 2}
+    old = {"env": "e", **workers, "sgd_minibatch_size": 64, "train_batch_size": 32}
     said = (
-        "PPOConfig: num_workers=2 (num_env_runners): runners on Ray are not available yet; write "
-        "num_workers=0, which samples in this process"
+        "PPOConfig: evaluation_num_workers=2 (evaluation_num_env_runners): runners that evaluate are not "
+        "available yet; write evaluation_num_workers=0, which evaluates in this process"
     )
     by_dict = PPOConfig.from_dict(old)
-    fluent = PPOConfig(env="e").rollouts(num_workers=2)
-    later = PPOConfig(env="e").update_from_dict({"num_workers": 2})
-    for config in (by_dict, fluent, later, by_dict.copy(lr=1), PPOConfig(env="e").copy(num_workers=2)):
+    fluent = PPOConfig(env="e").evaluation(**workers)
+    later = PPOConfig(env="e").update_from_dict(workers)
+    for config in (by_dict, fluent, later, by_dict.copy(lr=1), PPOConfig(env="e").copy(**workers)):
         assert refusal(config.validate) == said
-    by_dict.num_env_runners = 3  # the program's last word
-    assert refusal(by_dict.validate).startswith("PPOConfig: num_env_runners=3: runners on Ray")
-    evaluating = PPOConfig.from_dict({"env": "e", "evaluation_num_workers": 1})
-    assert "evaluation_num_workers=1 (evaluation_num_env_runners): runners" in refusal(evaluating.validate)
-    by_dict.num_env_runners = 0
+    by_dict.evaluation_num_env_runners = 3  # the program's last word
+    assert refusal(by_dict.validate).startswith("PPOConfig: evaluation_num_env_runners=3: runners that")
+    by_dict.evaluation_num_env_runners = 0
     by_dict.validate()
     assert "sgd_minibatch_size=64 (minibatch_size) is more than train_batch_size=32" in caplog.text
     assert by_dict == PPOConfig(env="e", minibatch_size=64, train_batch_size=32)  # names are no settings
 
 
-def test_a_whole_default_config_is_built_without_its_workers():
+def test_a_whole_default_config_is_built_with_its_workers():
     config = PPOConfig.from_dict({**rllib.default_config(rllib.RELEASES[-1]), "env": "e"})
-    assert refusal(config.validate).startswith("PPOConfig: num_workers=2 (num_env_runners): runners on Ray")
-    config.training(train_batch_size=200).rollouts(num_workers=0).validate()
+    config.training(train_batch_size=400).validate()
+    assert (config.num_env_runners, config.num_cpus_per_env_runner) == (2, 1.0)
+
+
+def test_resources_of_workers_are_taken_by_both_of_their_sections():
+    old = {"num_cpus_per_worker": 0.5, "num_gpus_per_worker": 0.25, "custom_resources_per_worker": {"a": 1}}
+    resources = PPOConfig(env="e").resources(**old)
+    assert resources == PPOConfig(env="e").env_runners(**old) == PPOConfig.from_dict({"env": "e", **old})
+    assert resources.num_cpus_per_env_runner == 0.5
+    assert resources.custom_resources_per_env_runner == {"a": 1.0}
 
 
 def test_memory_under_its_old_names():

@@ -47,6 +47,10 @@ class LearningError(SteppeError):
     """Learning came to nothing: update after update of a policy gave numbers that are not finite."""
 
 
+class RunnerError(SteppeError):
+    """The process of a runner ended, or raised what cannot be sent from there."""
+
+
 class CheckpointError(SteppeError):
     """A checkpoint that is damaged, incomplete, or belongs to another configuration."""
 

@@ -129,6 +129,26 @@ def check_spaces(owners: Mapping[str, State], policies: Mapping[str, Policy]) ->
             logger.warning("policy %r was trained with %s: it goes on with the bounds of this env", id, odd)
 
 
+def other_envs(there: Mapping[str, Any], config: AlgorithmConfig) -> tuple[str, list[str]]:
+    """Why the training envs of a checkpoint, and those of its evaluations, cannot go on; empty if they can.
+
+    Args:
+        there: the settings of the run that was saved.
+        config: of the one that goes on.
+    """
+    runners, n = there["num_env_runners"], there["num_envs_per_env_runner"]
+    here, own = config.num_env_runners, config.num_envs_per_env_runner
+    training = "" if n == own else f"{own} envs instead of {n}: their episodes begin anew"
+    if runners != here:
+        training = f"num_env_runners={here} instead of {runners}: the episodes of envs begin anew"
+    place, evaluating = there["evaluation_envs"], there["evaluation_num_envs"] or n
+    if place != config.evaluation_envs:
+        return training, [f"evaluation_envs={place!r} before: what evaluations kept begins anew"]
+    if evaluating != (config.evaluation_num_envs or own):
+        return training, [f"not the {evaluating} evaluation envs of before: their episodes begin anew"]
+    return training, []
+
+
 def adopt_learner(learner: Learner, state: State, meta: Mapping[str, Any], config: AlgorithmConfig) -> None:
     """Let the learner go on from a checkpoint's state, or not at all.
 

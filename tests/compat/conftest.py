@@ -24,7 +24,7 @@ def quick(monkeypatch):
     for key, value in SMALL.items():
         monkeypatch.setitem(ppo.DEFAULT_CONFIG, key, value)
     monkeypatch.setitem(ppo.DEFAULT_CONFIG["model"], "fcnet_hiddens", [16])
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    monkeypatch.setattr(registry, "REGISTERED", dict(registry.REGISTERED))
     before = dict(gymnasium.registry)
     yield
     gymnasium.registry.clear()

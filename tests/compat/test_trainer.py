@@ -193,7 +193,8 @@ def test_workers_fall_back_to_this_process_and_say_so_once(quick, caplog, monkey
         assert trainer.train()["num_healthy_workers"] == 1
         trainer.stop()
     assert [r.message for r in caplog.records if "num_workers=3" in r.message] == [
-        "num_workers=3: runners on Ray are not available yet; all envs run in this process"
+        "num_workers=3: all envs of a Trainer run in this process; those of a config's build() may run on "
+        "Ray, see num_env_runners"
     ]
 
 

@@ -311,7 +311,10 @@ def _config(trainer: Trainer) -> AlgorithmConfig:
     for name, old in _RUNNERS.items():
         wanted, values[name] = values[name], 0
         if wanted and not ray.is_local_mode():
-            say_once(f"{old}={wanted}: runners on Ray are not available yet; all envs run in this process")
+            say_once(
+                f"{old}={wanted}: all envs of a Trainer run in this process; those of a config's "
+                "build() may run on Ray, see num_env_runners"
+            )
     base = cls.preset("rllib") if "rllib" in cls.presets else cls()
     config = with_updates(base.copy(**values), workers)
     return config.copy(evaluation_config=_evaluation(trainer, config, theirs["evaluation_config"]))

@@ -38,7 +38,6 @@ from steppe.config.checks import (
     squared_kernels,
     unless_marked,
 )
-from steppe.config.fields import FieldSpec as FieldSpec
 from steppe.config.fields import Schedule as Schedule
 from steppe.config.fields import above as above
 from steppe.config.fields import at_least as at_least
@@ -51,7 +50,6 @@ from steppe.config.fields import run_field as run_field
 from steppe.config.fields import scheduled as scheduled
 from steppe.config.messages import say_once as say_once
 from steppe.config.messages import show_messages
-from steppe.config.names import ALIASES as ALIASES
 from steppe.config.names import NONE
 from steppe.config.policies import PolicySpec as PolicySpec
 from steppe.config.policies import described, parsed_callbacks, parsed_evaluation, parsed_policies
@@ -74,6 +72,9 @@ if TYPE_CHECKING:
     from steppe.algorithm import Algorithm
     from steppe.learning.independent import PolicyLearner
     from steppe.types import SpacePair
+
+
+_RESOURCES = [f"{what}_per_env_runner" for what in ("num_cpus", "num_gpus", "custom_resources")]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -121,7 +122,17 @@ class AlgorithmConfig(ABC):
     """Bounded actions go through tanh instead of being clipped."""
 
     num_env_runners: int = run_field(0, section="env_runners", check=at_least(0))
-    """Processes that sample; 0 samples in this process."""
+    """Processes that sample, started by Ray; 0 samples in this process."""
+    num_cpus_per_env_runner: float = run_field(1.0, section="env_runners", check=at_least(0))
+    """CPUs, or a part of one, that Ray sets aside for each of these processes."""
+    num_gpus_per_env_runner: float = run_field(0.0, section="env_runners", check=at_least(0))
+    """GPUs, or a part of one, that it sets aside; with 0, actions are computed on the CPU."""
+    custom_resources_per_env_runner: dict[str, float] = run_field({}, section="env_runners")
+    """What else it sets aside for each, by the names that its machines were started with."""
+    ray_address: str | None = run_field(None, section="env_runners")
+    """The Ray to join, such as "auto"; None: RAY_ADDRESS or, without, one started on this machine."""
+    local_mode: bool = run_field(False, section="env_runners")
+    """All runners are in this process, one after the other, without Ray: for debuggers."""
     num_envs_per_env_runner: int = run_field(16, section="env_runners", check=between(1, 1 << 16))
     """Copies of the env that one runner steps."""
     remote_worker_envs: bool = run_field(False, section="env_runners")
@@ -456,8 +467,8 @@ class AlgorithmConfig(ABC):
         return self._section("framework", {"framework": framework, **settings})
 
     def resources(self, **settings: Any) -> Self:
-        """Accepted for old programs, as are the sections below: they hold no field yet."""
-        return self._section("resources", settings)
+        """Accepted for old programs, as are the sections below: what they hold is of the env runners."""
+        return self._section("resources", settings, also=_RESOURCES)
 
     learners = offline_data = fault_tolerance = api_stack = experimental = python_environment = resources
 

@@ -144,7 +144,6 @@ FILTERS = Check("[[channels, kernel, stride], ...]", _are_filters, whole=True)
 
 # --- together -----------------------------------------------------------------------------------------------
 
-_RUNNERS = {"num_env_runners": "samples", "evaluation_num_env_runners": "evaluates"}
 _OF_MEMORIES = dict.fromkeys(("lstm", "gru"), ("attention_memory",)) | {
     "none": ("prev_action", "prev_reward", "attention_memory", "max_seq_len", "memory_size", "burn_in"),
     "attention": (),
@@ -167,12 +166,11 @@ def check_together(config: AlgorithmConfig) -> list[str]:
         raise ConfigError(
             f'{name}: env is missing: {name}(env="CartPole-v1"), or a class, or "file.py:Class"'
         )
-    for field, does in _RUNNERS.items():
-        if getattr(config, field) > 0:
-            raise ConfigError(
-                f"{name}: {config.spelt(field)}: runners on Ray are not available yet; write "
-                f"{config.spelling(field)}=0, which {does} in this process"
-            )
+    if config.evaluation_num_env_runners > 0:
+        raise ConfigError(
+            f"{name}: {config.spelt('evaluation_num_env_runners')}: runners that evaluate are not available "
+            f"yet; write {config.spelling('evaluation_num_env_runners')}=0, which evaluates in this process"
+        )
     if config.squash_actions and not config.normalize_actions:
         raise ConfigError(f"{name}: squash_actions=True needs normalize_actions=True")
     on_policy = "replay_buffer_capacity" not in vars(config)
