@@ -19,7 +19,7 @@ from steppe.errors import CheckpointError, ConfigError, LearningError
 from steppe.learning.independent import IndependentLearner
 from steppe.learning.startup import give_back_memory, prepare_jax
 from steppe.loading import POLICIES
-from steppe.resuming import adopt_learner, check_spaces, read_run, saved_config, settings_of
+from steppe.resuming import adopt_learner, check_spaces, other_envs, read_run, saved_config, settings_of
 from steppe.runners.choosing import make_evaluator, make_runner
 from steppe.runners.evaluation import Evaluator, checked_metrics
 from steppe.runners.policies import made_policies, specs_of, trained_ids
@@ -239,7 +239,7 @@ class Algorithm:
                 "training_iteration": self._iteration,
                 "info": dict(stats),
                 "env_health": dict(self.runner.health()),
-                "num_healthy_workers": 1,
+                "num_healthy_workers": max(1, self.config.num_env_runners),
                 "discarded": {},
                 "time": {
                     "total_s": self._total_s,
@@ -403,8 +403,18 @@ class Algorithm:
             )
 
     def foreach_env(self, function: Callable[[Any], Any]) -> list[Any]:
-        """What ``function`` makes of each env that samples, as its constructor gave it."""
+        """What ``function`` makes of each env that samples, as its constructor gave it.
+
+        Where runners are processes, ``function`` goes there, and what it returns comes from there.
+        """
+        if self.config.num_env_runners:
+            return list(self.runner.foreach_env(function))
         return [function(registry.user_env(env)) for env in self.runner.env.get_sub_environments()]
+
+    def foreach_runner(self, function: Callable[[Any], Any]) -> list[Any]:
+        """What ``function`` makes of each runner that samples, in their order; it goes to where they are."""
+        many = self.config.num_env_runners
+        return list(self.runner.foreach_runner(function)) if many else [function(self.runner)]
 
     def get_weights(self) -> dict[str, Any]:
         """All parameters, one flat float32 vector a policy; observation statistics are not among them."""
@@ -502,19 +512,12 @@ class Algorithm:
             logger.warning("resume is not exact: %s", note)
 
     def _adopt_envs(self, owners: Mapping[str, State], meta: Mapping[str, Any]) -> list[str]:
-        there, here = meta["config"]["num_envs_per_env_runner"], self.config.num_envs_per_env_runner
-        if there != here:
-            return [f"{here} envs instead of {there}: their episodes begin anew"]
-        notes = list(self.runner.set_state(owners["runner"]))
-        evaluating = meta["config"]["evaluation_num_envs"] or there
-        place = meta["config"]["evaluation_envs"]
-        if "evaluator" not in owners:
+        training, evaluating = other_envs(meta["config"], self.config)
+        if training:
+            return [training]
+        notes = [*self.runner.set_state(owners["runner"]), *(evaluating if "evaluator" in owners else ())]
+        if evaluating or "evaluator" not in owners:
             self._drop_evaluator()
-        elif place != self.config.evaluation_envs:
-            self._drop_evaluator()
-            notes.append(f"evaluation_envs={place!r} before: what evaluations kept begins anew")
-        elif evaluating != (self.config.evaluation_num_envs or here):
-            notes.append(f"not the {evaluating} evaluation envs of before: their episodes begin anew")
         else:
             self._evaluator = self._evaluator or self._make_evaluator()
             notes += self._evaluator.set_state(owners["evaluator"])

@@ -15,6 +15,10 @@ from steppe.types import Policy
 
 def make_runner(config: AlgorithmConfig, callbacks: Sequence[Callbacks]) -> Any:
     """The runner that samples for training; what each of them does is told in :class:`LocalRunner`."""
+    if config.num_env_runners:
+        from steppe.runners.many import ManyRunners  # most runs sample in one process
+
+        return ManyRunners(config)
     if "steppe.jaxenvs.protocol" in sys.modules:  # else nobody has written an env in JAX
         from steppe.jaxenvs.protocol import jax_env
         from steppe.runners.jit import JitRunner

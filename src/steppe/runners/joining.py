@@ -30,6 +30,7 @@ def joined(
 
     The arguments are those of ``Algorithm.add_policy``; ``trained`` are all policies that learn from then on.
     """
+    _check_here(config, "add")
     specs, by = specs_of(config), runner.mapping  # asked for first: not every runner has one
     if id in specs:
         raise ConfigError(f"there is a policy {id!r}; a run's policies are {', '.join(specs)}")
@@ -68,6 +69,7 @@ def left(
 
     The arguments are those of ``Algorithm.remove_policy``; ``trained`` are the policies that learn by now.
     """
+    _check_here(config, "remove")
     specs = specs_of(config)
     if id not in specs:
         raise ConfigError(f"no policy {id!r} to remove; there are {', '.join(specs)}")
@@ -87,3 +89,11 @@ def left(
                 f"add_policy(..., like={one!r}, trained=True) gives a copy that does"
             )
     return config.copy(copy_frozen=True, policies_to_train=learns)
+
+
+def _check_here(config: AlgorithmConfig, what: str) -> None:
+    if config.num_env_runners:
+        raise ConfigError(
+            f"{config.spelt('num_env_runners')}: runners keep the policies that they began with; to {what} "
+            f"one, sample in one process: {config.spelling('num_env_runners')}=0"
+        )

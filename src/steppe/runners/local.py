@@ -201,10 +201,6 @@ class LocalRunner:
         """What ``policy`` acts with now, as its ``load`` made it."""
         return self.sampler.weights_of(policy)
 
-    def weights_of(self, policy: str) -> Any:
-        """What ``policy`` acts with now, as its ``load`` made it."""
-        return self.sampler.weights_of(policy)
-
     def sample(self) -> Sequence[Sample]:
         """The next fragments: one."""
         with self.chance or nullcontext():
