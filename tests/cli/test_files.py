@@ -227,9 +227,9 @@ def test_other_faults_of_a_text_are_said_without_a_line(written):
         ("run: PPO\nconfig: {lr: 1}", "run and config at the top: write the settings themselves there"),
         (
             "x: {run: PPO, config: {lr: {grid_search: [1, 2]}}}",
-            "lr={'grid_search': [1, 2]}: one trial is run",
+            "lr={'grid_search': [1, 2]}: one run has one value",
         ),
-        ("env_config: {size: {grid_search: [1, 2]}}", "env_config.size={'grid_search': [1, 2]}: one trial"),
+        ("env_config: {size: {grid_search: [1, 2]}}", "env_config.size={'grid_search': [1, 2]}: one run has"),
         ("stop: 5", "stop=5 must be a table"),
         ("stop: {timesteps_total: 1.5}", "stop.timesteps_total: '1.5' is not a count"),
         ("stop: {timesteps_total: true}", "stop.timesteps_total: 'True' is not a count"),

@@ -238,8 +238,8 @@ def _refuse_search(value: Any, path: str = "") -> None:
         return
     if path and list(value) == ["grid_search"]:
         raise ConfigError(
-            f"{path}={dict(value)!r:.60}: one trial is run at a time; write one of the values, and one file "
-            "or --set for each run"
+            f"{path}={dict(value)!r:.60}: one run has one value; write one of them, or "
+            f"search with steppe tune --param '{path}=choice(...)'"
         )
     for key, item in value.items():
         _refuse_search(item, f"{path}.{key}" if path else str(key))
