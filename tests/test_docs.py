@@ -52,7 +52,7 @@ TINY = {
         "timesteps_total: 100000": "timesteps_total: 128",
         "num_sgd_iter: 5": "num_sgd_iter: 1\n        train_batch_size: 64\n        sgd_minibatch_size: 32",
     },
-    "docs/scale.md": {"num_env_runners=2,": "num_env_runners=2, local_mode=True, write_run=False,"},
+    "docs/scale.md": {"num_env_runners=2,": "num_env_runners=2, local_mode=True,"},
     "docs/memory.md": {"train_batch_size=2000,": f"{SMALL},", "range(10)": "range(1)"},
     "docs/env-contract.md": {"seed=0)": f"seed=0, {SMALL})"},
     "docs/pettingzoo.md": {"seed=0)": f"seed=0, {SMALL})", "seed=0,\n": f"seed=0, {SMALL},\n"},
@@ -68,6 +68,7 @@ TINY = {
         '{"size": 8}, seed=0)': f'{{"size": 8}}, seed=0, {SMALL})',
         "--total-steps 20k": f"--total-steps 128 {SMALL_FLAGS}",
     },
+    "docs/jax-envs.md": {"seed=0)": f"seed=0, {SMALL})", "range(10)": "range(2)"},
     "docs/devices.md": {"seed=0)": f"seed=0, {SMALL})"},
     "docs/callbacks.md": {
         '"CartPole-v1", seed=0)': f'"CartPole-v1", seed=0, max_episode_steps=3, {SMALL})',
