@@ -1,5 +1,7 @@
 """The compiled runner yields what the sampler's contract says: one row per observation, each counted once."""
 
+import subprocess
+import sys
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -341,3 +343,14 @@ def test_policies_cannot_join_or_leave():
         with pytest.raises(steppe.ConfigError, match="the last policy"):
             algo.remove_policy("default_policy")
         assert list(algo.get_weights()) == ["default_policy"]
+
+
+def test_a_name_is_compiled_though_nobody_imported_it(tmp_path):
+    program = """
+import steppe
+few = {"train_batch_size": 8, "num_envs_per_env_runner": 2, "fcnet_hiddens": [4], "write_run": False}
+with steppe.PPOConfig(env="steppe.jaxenvs:CartPole", **few).build() as algo:
+    print(type(algo.runner).__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "JitRunner\n"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steppe.config import AlgorithmConfig
+from steppe.envs import registry
 from steppe.runners.evaluation import Evaluator
 from steppe.runners.local import LocalRunner
 from steppe.sampling.callbacks import Callbacks
@@ -19,6 +20,8 @@ def make_runner(config: AlgorithmConfig, callbacks: Sequence[Callbacks]) -> Any:
         from steppe.runners.many import ManyRunners  # most runs sample in one process
 
         return ManyRunners(config)
+    if config.env is not None:
+        registry.creator_of(config.env)  # a name may say what to import
     if "steppe.jaxenvs.protocol" in sys.modules:  # else nobody has written an env in JAX
         from steppe.jaxenvs.protocol import jax_env
         from steppe.runners.jit import JitRunner
