@@ -207,7 +207,7 @@ def test_the_restored_policy_is_rendered_as_in_the_tutorial(printed):
 def test_workers_that_there_are_not_are_said_once(printed):
     told = [line for line in printed.stderr.splitlines() if "num_workers=2" in line]
     assert len(told) == 1
-    assert "all envs run in this process" in told[0]
+    assert "all envs of a Trainer run in this process" in told[0]
 
 
 class EnoughError(Exception):

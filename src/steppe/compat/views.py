@@ -12,7 +12,7 @@ from steppe.compat import states
 from steppe.compat.absent import of_class, table, told
 from steppe.envs import base_env
 from steppe.envs.registry import user_env
-from steppe.sampling import callbacks
+from steppe.sampling import episodes
 from steppe.types import DEFAULT_POLICY, AsyncEnv
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class Episode:
 
     user_data, custom_metrics = _kept("user_data"), _kept("custom_metrics")
 
-    def __init__(self, episode: callbacks.Episode) -> None:
+    def __init__(self, episode: episodes.Episode) -> None:
         self._episode = episode
         self.hist_data: dict[str, list[float]] = {}
 
