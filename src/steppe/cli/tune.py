@@ -6,7 +6,7 @@ import importlib.util
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -85,8 +85,7 @@ def command(
         raise ConfigError(f"two envs: {env_argument} and --env {env}")
     env = env_argument or env
     if resume is not None:
-        more = {"param": True} if params else {}
-        refuse_changes({**given, **more}, env=env, algo=algo, config=config)
+        refuse_changes({**given, **({"param": params} if params else {})}, env=env, algo=algo, config=config)
         settings, searched, options = _reopened(resume)
     else:
         if not params:
@@ -121,13 +120,19 @@ def _reopened(path: Path) -> tuple[AlgorithmConfig, dict[str, str], dict[str, An
 
 
 def _search(config: AlgorithmConfig, params: Mapping[str, str], options: Mapping[str, Any]) -> int:
-    shown = Shown()
+    begun: list[Path] = []
+
+    def show(found: Search) -> None:
+        so_far = f"search in {found.path}, {len(found.trials)} trials so far"
+        click.echo(line(found.trials[-1]) if begun else so_far)
+        begun.append(found.path)
+
     try:
-        found = tune(
-            config, {name: parse(text) for name, text in params.items()}, progress=shown.update, **options
-        )
+        found = tune(config, {name: parse(text) for name, text in params.items()}, progress=show, **options)
     except KeyboardInterrupt:
-        click.echo(f"stopped; go on with: steppe tune --resume {shlex.quote(shown.path)}")
+        if not begun:
+            raise
+        click.echo(f"stopped; go on with: steppe tune --resume {shlex.quote(str(begun[0]))}")
         return INTERRUPTED
     console = Console(highlight=False)
     if not console.is_terminal:  # a pipe has no width; nothing is to be cut there
@@ -142,27 +147,6 @@ def _search(config: AlgorithmConfig, params: Mapping[str, str], options: Mapping
         click.echo(f"picture: {draw(found)}")
     click.echo(f"train on with the best settings: steppe train --config {shlex.quote(str(config_file))}")
     return 0
-
-
-@final
-class Shown:
-    """Says each trial as it ends.
-
-    Attributes:
-        path: of the search, once it has begun.
-    """
-
-    def __init__(self) -> None:
-        self.path = ""
-        self._trials = 0
-
-    def update(self, found: Search) -> None:
-        """Say what is new."""
-        if not self.path:
-            self.path = str(found.path)
-            click.echo(f"search in {self.path}, {len(found.trials)} trials so far")
-        else:
-            click.echo(line(found.trials[-1]))
 
 
 def line(trial: Trial) -> str:

@@ -107,11 +107,11 @@ class Search:
         Raises:
             ConfigError: none has one.
         """
-        first = self.ranked()[0] if self.trials else None
-        if first is None or first.status != "finished":
-            why = first.why if first is not None else "none has ended"
-            raise ConfigError(f"{self.path}: no trial has a score: {why}")
-        return first
+        for trial in self.ranked():
+            if trial.status != "finished":
+                raise ConfigError(f"{self.path}: no trial has a score: {trial.why}")
+            return trial
+        raise ConfigError(f"{self.path}: no trial has a score: none has ended")
 
 
 def tune(
@@ -153,7 +153,6 @@ def tune(
         raise ConfigError("a search needs Optuna: pip install 'steppe[tune]'")
     if resume is None:
         path = _new_folder(config)
-        write_json(path / RECORD, record)
     else:
         path = Path(resume)
         record = _continued(path, record, config.seed)
@@ -217,8 +216,6 @@ def _record(
         "pruner": pruner,
         "config": {**settings, "seed": fresh_seed() if config.seed is None else config.seed},
         "code": config.code_fields(),
-        "status": "running",
-        "trials": [],
         "command": shlex.join(sys.argv),
         "started": records.now(),
     }
@@ -317,7 +314,6 @@ def _next(
         changed.validate()
     except ConfigError as error:  # settings that do not go together: others may
         trial.set_user_attr("why", str(error))
-        trial.set_user_attr("steps", 0)
         score = None
     else:
         score = run_trial(trial, changed, record["metric"], record["steps"])
@@ -334,9 +330,9 @@ def _ended(study: optuna.Study, path: Path) -> list[Trial]:
     for trial in study.get_trials(deepcopy=False, states=[state.COMPLETE, state.PRUNED]):
         why = trial.user_attrs.get("why", "")
         status: Status = "failed" if why else "finished" if trial.state == state.COMPLETE else "stopped early"
-        settings, steps = trial.user_attrs["settings"], trial.user_attrs["steps"]
-        folder = _folder(path, trial.number)
-        found.append(Trial(trial.number + 1, settings, trial.value, status, steps, folder, why))
+        settings, steps = trial.user_attrs["settings"], trial.user_attrs.get("steps", 0)
+        where = _folder(path, trial.number)
+        found.append(Trial(trial.number + 1, settings, trial.value, status, steps, where, why))
     return found
 
 

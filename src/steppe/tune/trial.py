@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 MARKS = 20
 """Scores are compared after so many equal parts of a trial's steps: iterations may differ in length."""
 
-NO_SCORE = (
-    "{metric} was never a number in {steps:,} steps: train longer (steps, --steps), until episodes have ended"
-)
-
 
 def with_settings(config: AlgorithmConfig, settings: Mapping[str, Any]) -> AlgorithmConfig:
     """A copy of ``config`` with settings whose names may have dots: ``env_config.size`` leaves the rest.
@@ -74,7 +70,8 @@ def run_trial(trial: optuna.Trial, config: AlgorithmConfig, metric: str, steps: 
         trial.set_user_attr("steps", run.record["steps"])
     if score is None or math.isfinite(score):
         return score
-    trial.set_user_attr("why", NO_SCORE.format(metric=metric, steps=steps))
+    why = f"{metric} was never a number in {steps:,} steps: train longer, until episodes have ended"
+    trial.set_user_attr("why", why)
     return None
 
 
