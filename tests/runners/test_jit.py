@@ -354,3 +354,19 @@ with steppe.PPOConfig(env="steppe.jaxenvs:CartPole", **few).build() as algo:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "JitRunner\n"
+
+
+def test_sac_learns_from_it_and_added_noise_is_refused():
+    few = {
+        "num_steps_sampled_before_learning_starts": 50,
+        "min_sample_timesteps_per_iteration": 100,
+        "train_batch_size": 16,
+        "num_envs_per_env_runner": 4,
+        **{name: TINY[name] for name in ("fcnet_hiddens", "write_run", "seed")},
+    }
+    with runner_of(steppe.SACConfig(env=Pendulum, **few)) as algo:
+        algo.train()
+        assert algo.train()["info"]["default_policy"]["updates"] > 5
+        assert np.abs(algo.runner.sample()[0].rollouts[0].obs[..., 2]).max() <= 8.0
+    with pytest.raises(steppe.ConfigError, match=r"a NoisyPolicy \(.*added noise"):
+        steppe.SACConfig(env=Pendulum, exploration_noise=0.1, **few).build()

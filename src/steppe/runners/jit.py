@@ -27,6 +27,7 @@ from steppe.types import SINGLE_AGENT, Policy, Rollout, SpacePair, State, Weight
 if TYPE_CHECKING:
     from steppe.runners.jit_evaluation import JitEvaluator
 
+_OF_ITS_OWN = "(a memory, stacked observations, added noise, a distribution of your own)"
 _AS_GYMNASIUM = (
     "compiled rollouts do not know {what}; leave it out, or let the env be stepped one by one, as "
     "Gymnasium's are: env=lambda env_config: {env}()"
@@ -126,7 +127,7 @@ class JitRunner:
         self._id = next(iter(policies))
         policy: Any = policies[self._id]
         if not isinstance(policy, ActorCriticPolicy | QPolicy) or "own" in policy.options:
-            raise self._unknown(f"a {type(policy).__name__}, whether it has a memory or code of its own")
+            raise self._unknown(f"a {type(policy).__name__} {_OF_ITS_OWN}")
         if policy.acting is not policy.observation:
             raise self._unknown("critic_only")
         wanted = narrowed(policy.observation, zeros(policy.observation, 1))
