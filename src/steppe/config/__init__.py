@@ -555,14 +555,9 @@ class AlgorithmConfig(ABC):
             del values[data]
         values["env_config"] = None if has_text_keys(self.env_config) else self.env_config
         values["policies"] = [[spec.policy_class, spec.config] for spec in (self.policies or {}).values()]
-        files = {
-            name: isinstance(env, str) and ":" in env
-            for name, env in (
-                ("env", self.env),
-                ("callbacks_class", self.callbacks_class),
-                ("evaluation_config", self.evaluation_config.get("env")),
-            )
-        }
+        texts = {"env": self.env, "callbacks_class": self.callbacks_class}
+        texts["evaluation_config"] = self.evaluation_config.get("env")
+        files = {name: isinstance(text, str) and ":" in text for name, text in texts.items()}
         return sorted(name for name, value in values.items() if files.get(name) or not is_plain(value))
 
     def build(self, env: Any = None) -> Algorithm:
