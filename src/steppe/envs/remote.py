@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import os
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, final
 
+import cloudpickle
 import gymnasium
 import numpy as np
 
@@ -20,19 +19,19 @@ from steppe.envs import remote_process as process
 from steppe.envs.context import EnvContext
 from steppe.envs.guards import check_alive, check_answers
 from steppe.errors import CheckpointError, ConfigError, EnvError
+from steppe.processes import enter, imported_ray, leave, unpacked
 from steppe.seeding import env_seed
 from steppe.types import ALONE, AgentID, IntArray, SpacePair, State, TimeStep, Tree
 
 _PATIENCE_S = 8.0
 """How long envs are given to close."""
 
-_users = 0
-"""Adapters in this process that share a Ray that was started, or joined, for them."""
+_COLUMNS = ("slot", "t", "obs", "reward", "terminated", "truncated")
 
 
-def building(wait_ms: float) -> Callable[..., RemoteRows]:
+def building(wait_ms: float, ray_address: str | None) -> Callable[..., RemoteRows]:
     """:func:`build`, for the envs of one run."""
-    return functools.partial(build, wait_ms=wait_ms)
+    return functools.partial(build, wait_ms=wait_ms, ray_address=ray_address)
 
 
 def build(
@@ -42,6 +41,7 @@ def build(
     num_envs: int,
     run_seed: int,
     wait_ms: float = 0.0,
+    ray_address: str | None = None,
     worker_index: int = 0,
     num_workers: int = 0,
     seed_runner: int | None = None,
@@ -59,6 +59,7 @@ def build(
         num_envs: as there.
         run_seed: as there.
         wait_ms: see :class:`RemoteRows`.
+        ray_address: the Ray to join; None: that of RAY_ADDRESS or, without, one started here.
         worker_index: as there.
         num_workers: as there.
         seed_runner: as there.
@@ -77,36 +78,32 @@ def build(
             "observation_fn and add_agent_id do not reach envs in processes of their own: change what an "
             "agent observes in the env itself, or leave out remote_worker_envs"
         )
-    ray, name = _imported(), registry.env_name(env)
+    ray, name = _ray(), registry.env_name(env)
     place = worker_index if seed_runner is None else seed_runner
     limits |= {"worker_index": worker_index}
-    plans = [
-        (
-            EnvContext(copied(dict(env_config or {})), worker_index, i, num_workers, True, num_envs),
-            env_seed(run_seed, place, i),
-            limits,
-        )
+    contexts = [
+        EnvContext(copied(dict(env_config or {})), worker_index, i, num_workers, True, num_envs)
         for i in range(num_envs)
     ]
-    ours, actors = _enter(ray), list[Any]()
+    seeds = [env_seed(run_seed, place, i) for i in range(num_envs)]
+    plans = list(zip(contexts, seeds, strict=True))
+    ours, actors = enter(ray, ray_address), list[Any]()
     try:
-        packed, host = _packed_creator(ray, env, name), ray.remote(num_cpus=0)(process.Host)
+        packed, host = _packed_creator(env, name), ray.remote(num_cpus=0)(process.Host)
         actors += [host.remote() for _ in plans]
-        told = _asked(ray, name, process.open_env, zip(actors, plans, strict=True), packed)
+        told = _asked(ray, name, process.open_env, zip(actors, plans, strict=True), packed, limits)
         users: list[Any] = [process.RemoteEnv(actor) for actor in actors]
         if None in told:  # the creator makes actors itself, and they would end with those that made them
-            _end(ray, actors)
+            _end(ray, actors, ours=False)
             creator: Any = registry.creator_of(env)
-            users = actors = [creator(context) for context, *_ in plans]
-            told = _asked(ray, name, process.open_env, zip(actors, plans, strict=True), None)
+            users = actors = [creator(context) for context in contexts]
+            told = _asked(ray, name, process.open_env, zip(actors, plans, strict=True), None, limits)
         if created is not None:
-            for user, (context, *_) in zip(users, plans, strict=True):
+            for user, context in zip(users, contexts, strict=True):
                 created(user, context)
-        seeds = [seed for _, seed, _ in plans]
         return RemoteRows(actors, users, told, name=name, seeds=seeds, wait_ms=wait_ms, ours=ours)
     except BaseException:
-        _end(ray, actors)
-        _leave(ray, ours)
+        _end(ray, actors, ours)
         raise
 
 
@@ -144,7 +141,7 @@ class RemoteRows:
         wait_ms: float,
         ours: bool,
     ) -> None:
-        self._ray, self._actors, self._users = _imported(), list(actors), list(users)
+        self._ray, self._actors, self._users = _ray(), list(actors), list(users)
         self._name, self._seeds, self._wait_s, self._ours = name, list(seeds), wait_ms / 1000, ours
         self.num_envs, self.env_steps, self._closed = len(actors), 0, False
         self.spaces = tuple[SpacePair, ...]()
@@ -345,82 +342,45 @@ class RemoteRows:
                 if call in done and self._failure is None:
                     _answer(self._ray, self._name, i, call)
         finally:
-            _end(self._ray, self._actors)
-            _leave(self._ray, self._ours)
+            _end(self._ray, self._actors, self._ours)
 
 
 def _joined(parts: Sequence[TimeStep], space: int) -> TimeStep:
     """Rows of several envs: those that await an action, then the final ones."""
-    whole = TimeStep(
-        np.concatenate([part.slot for part in parts]),
-        np.concatenate([part.t for part in parts]),
-        spaces.map_leaves(lambda *leaves: np.concatenate(leaves), *[part.obs for part in parts]),
-        np.concatenate([part.reward for part in parts]),
-        np.concatenate([part.terminated for part in parts]),
-        np.concatenate([part.truncated for part in parts]),
-        [one for part in parts for one in part.opened],
-        [one for part in parts for one in part.closed],
-        {slot: info for part in parts for slot, info in part.info.items()},
-        space,
+    columns = {name: [getattr(part, name) for part in parts] for name in _COLUMNS}
+    whole = replace(
+        parts[0],
+        opened=[one for part in parts for one in part.opened],
+        closed=[one for part in parts for one in part.closed],
+        info={slot: info for part in parts for slot, info in part.info.items()},
+        space=space,
+        **{name: spaces.map_leaves(_end_to_end, *each) for name, each in columns.items()},
     )
     final = whole.terminated | whole.truncated
     return _taken(whole, np.argsort(final, kind="stable")) if final.any() else whole
 
 
 def _taken(step: TimeStep, rows: IntArray) -> TimeStep:
-    columns = (step.slot, step.t, step.obs, step.reward, step.terminated, step.truncated)
-    slot, t, obs, reward, terminated, truncated = (spaces.take(column, rows) for column in columns)
-    return TimeStep(
-        slot, t, obs, reward, terminated, truncated, step.opened, step.closed, step.info, step.space
-    )
+    return replace(step, **{name: spaces.take(getattr(step, name), rows) for name in _COLUMNS})
 
 
-# Ray: what is started, asked and ended here.
+def _end_to_end(*parts: Any) -> Any:
+    return np.concatenate(parts)
 
 
-def _imported() -> Any:
-    """Ray, if it is there."""
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError(
-            "remote_worker_envs=True needs Ray, which is not installed: pip install 'steppe[ray]'; without "
-            "it envs are stepped in this process"
-        ) from error
-    return ray
+def _ray() -> Any:
+    return imported_ray("remote_worker_envs=True", "without it envs are stepped in this process")
 
 
-def _enter(ray: Any) -> bool:
-    """Start a Ray, or join one, unless the program has done so; returns whether it is ours to leave."""
-    global _users
-    if ray.is_initialized() and not _users:
-        return False
-    if not _users:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody was asked
-        address = os.environ.get("RAY_ADDRESS") or "local"
-        options = {"include_dashboard": False} if address == "local" else {}
-        with warnings.catch_warnings():
-            # A fork that another program follows at once cannot hang.
-            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
-            ray.init(address, logging_level="error", **options)
-    _users += 1
-    return True
-
-
-def _leave(ray: Any, ours: bool) -> None:
-    """The last who leaves a Ray of ours ends it; one that was joined goes on without us."""
-    global _users
-    _users -= ours
-    if ours and not _users:
-        ray.shutdown()
-
-
-def _end(ray: Any, actors: Sequence[Any]) -> None:
+def _end(ray: Any, actors: Sequence[Any], ours: bool) -> None:
+    """End the processes of envs, and leave a Ray that is ours."""
     for actor in actors:
         ray.kill(actor)
+    if ours:
+        leave(ray)
 
 
-def _packed_creator(ray: Any, env: Any, name: str) -> bytes:
+def _packed_creator(env: Any, name: str) -> bytes:
     """What makes an env of this spelling in another process.
 
     Raises:
@@ -431,7 +391,7 @@ def _packed_creator(ray: Any, env: Any, name: str) -> bytes:
     if isinstance(env, str) and ":" in env and not registry.is_registered(env):
         creator, spec = env, None  # code in files is found there as it is here
     try:
-        packed: bytes = ray.cloudpickle.dumps((creator, spec))
+        packed: bytes = cloudpickle.dumps((creator, spec))
     except Exception as error:
         raise ConfigError(
             f"{name} holds something that cannot be sent to a process of its own: {error}. Make it inside "
@@ -469,5 +429,16 @@ def _answer(ray: Any, name: str, env: int, ref: Any) -> Any:
         )
         raise EnvError("E501", text, env_class=name, env=env) from None
     if failed is not None:
-        raise process.unpacked(failed, env)
+        raise _of_env(unpacked(failed, f"env {env}"), env)
     return answer
+
+
+def _of_env(error: BaseException, env: int) -> BaseException:
+    """An error about env ``env``, which was called 0 in its process."""
+    told = [note.replace(", env 0, episode ", f", env {env}, episode ") for note in error.__notes__]
+    if isinstance(error, EnvError):
+        own = ("code", "text", "__notes__")
+        about = {name: value for name, value in vars(error).items() if name not in own}
+        error = EnvError(error.code, error.text, **about | {"env": env})
+    error.__notes__ = told
+    return error

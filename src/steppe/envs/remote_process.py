@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import pickle
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, final
 
@@ -16,7 +15,8 @@ import gymnasium
 
 from steppe.envs import registry
 from steppe.envs.context import EnvContext
-from steppe.errors import ConfigError, EnvError
+from steppe.errors import ConfigError
+from steppe.processes import packed
 from steppe.types import AgentID, AsyncEnv, IntArray, SpacePair, State, TimeStep, Tree
 
 _rows: list[AsyncEnv] = []
@@ -73,22 +73,9 @@ def _safely(function: Callable[..., Any]) -> Callable[..., tuple[Any, bytes | No
         try:
             return function(actor, *args), None
         except Exception as error:
-            return None, _packed(error)
+            return None, packed(error)
 
     return safe
-
-
-def _packed(error: Exception) -> bytes:
-    from ray import cloudpickle
-
-    dumps: Callable[[Any], bytes] = cloudpickle.dumps
-    text = "".join(traceback.format_exception(error))
-    try:
-        packed = dumps((type(error), error.args, vars(error), text))
-        unpacked(packed, 0)
-    except Exception:  # it holds what cannot be sent, or is made otherwise
-        packed = dumps((RuntimeError, (f"{type(error).__name__}: {error}",), {}, text))
-    return packed
 
 
 def _told(steps: Sequence[TimeStep]) -> Told:
@@ -98,12 +85,12 @@ def _told(steps: Sequence[TimeStep]) -> Told:
 
 @_safely
 def open_env(
-    actor: Any, packed: bytes | None, context: EnvContext, seed: int, limits: Mapping[str, Any]
+    actor: Any, made_by: bytes | None, limits: Mapping[str, Any], context: EnvContext, seed: int
 ) -> Told | None:
     """Make the env, or take the actor itself as one; None where the creator returns an actor."""
     made = actor
-    if packed is not None:
-        creator, spec = pickle.loads(packed)
+    if made_by is not None:
+        creator, spec = pickle.loads(made_by)
         if spec is not None:
             gymnasium.registry.setdefault(spec.id, spec)
         made = (registry.creator_of(creator) if isinstance(creator, str) else creator)(context)
@@ -160,22 +147,3 @@ def close(actor: Any) -> None:
     """Close the env."""
     for rows in _rows:
         rows.close()
-
-
-def unpacked(failed: bytes, env: int) -> BaseException:
-    """An exception from the process of env ``env``, where the env is called 0."""
-    kind, args, attributes, text = pickle.loads(failed)
-    if kind is EnvError:
-        known = {
-            name: value for name, value in attributes.items() if name not in ("code", "text", "__notes__")
-        }
-        here = env if known["env"] == 0 else known["env"]
-        error: BaseException = EnvError(attributes["code"], attributes["text"], **known | {"env": here})
-    else:
-        error = kind.__new__(kind, *args)  # __init__ may ask for more than it kept
-        vars(error).update(attributes)
-        error.__notes__ = []
-    for note in attributes.get("__notes__", []):
-        error.add_note(note.replace(", env 0, episode ", f", env {env}, episode "))
-    error.add_note(f"steppe: raised in the process of env {env}:\n{text.rstrip()}")
-    return error

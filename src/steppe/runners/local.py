@@ -69,7 +69,7 @@ class LocalRunner:
         if config.remote_worker_envs:
             from steppe.envs.remote import building  # most envs are stepped here
 
-            build = building(config.remote_env_batch_wait_ms)
+            build = building(config.remote_env_batch_wait_ms, config.ray_address)
         self.env: AsyncEnv = env or build(
             config.env,
             config.env_config,

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
-import traceback
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from types import FunctionType
 from typing import TYPE_CHECKING, Any, final
 
 import cloudpickle
@@ -18,6 +15,7 @@ from steppe.config import AlgorithmConfig
 from steppe.config.messages import show_messages
 from steppe.envs import registry
 from steppe.errors import ConfigError, RunnerError
+from steppe.processes import enter, imported_ray, leave, packed, unpacked
 from steppe.runners.many import Crew, Worker
 
 if TYPE_CHECKING:
@@ -26,54 +24,6 @@ if TYPE_CHECKING:
 
 _PATIENCE_S = 8.0
 """How long Ray is given to find room for the runners, and the runners to close their envs."""
-
-_users = 0
-"""Crews in this process that share a Ray that was started, or joined, for them."""
-
-
-def _imported() -> Any:
-    """Ray, if it is there."""
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError(
-            "num_env_runners above 0 needs Ray, which is not installed: pip install 'steppe[ray]'; "
-            "num_env_runners=0 samples in this process, and so does local_mode=True, one runner after "
-            "the other"
-        ) from error
-    return ray
-
-
-def _enter(address: str | None) -> bool:
-    """Start a Ray, or join one, unless the program has done so; returns whether it is ours to leave."""
-    global _users
-    ray = _imported()
-    if ray.is_initialized() and not _users:
-        return False
-    if not _users:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody was asked
-        address = address or os.environ.get("RAY_ADDRESS") or "local"
-        options = {"include_dashboard": False} if address == "local" else {}
-        try:
-            with warnings.catch_warnings():
-                # A fork that another program follows at once cannot hang.
-                warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
-                ray.init(address, logging_level="error", log_to_driver=True, **options)
-        except ConnectionError as error:
-            raise ConfigError(
-                f"no Ray answers at ray_address={address!r}: start one there (ray start --head), or leave "
-                f"the setting, and RAY_ADDRESS, out, to have one on this machine. Ray says: {error}"
-            ) from error
-    _users += 1
-    return True
-
-
-def _leave() -> None:
-    """The Ray of ours is ended by the last who leaves it; one that was joined goes on without us."""
-    global _users
-    _users -= 1
-    if not _users:
-        _imported().shutdown()
 
 
 @final
@@ -86,11 +36,15 @@ class RayCrew(Crew):
 
     def __init__(self, config: AlgorithmConfig) -> None:
         made = _packed_config(config)
-        self._ours = _enter(config.ray_address)
+        self._ray = imported_ray(
+            "num_env_runners above 0",
+            "num_env_runners=0 samples in this process, and so does local_mode=True, one runner after "
+            "the other",
+        )
+        self._ours = enter(self._ray, config.ray_address)
         self._actors: list[Any] = []
         self._owed: list[ray.ObjectRef[Any]] = []
         self._room: PlacementGroup | None = None
-        self._ray = _imported()
         try:
             self._hire(config)
             self.ask_each("make", [(made, i + 1) for i in range(len(self._actors))])
@@ -168,7 +122,7 @@ class RayCrew(Crew):
             ) from error
         for _, failed in told:
             if failed is not None:
-                raise _unpacked(failed)
+                raise unpacked(failed, "a runner")
         return [answer for answer, _ in told[len(owed) :]]
 
     def close(self) -> None:
@@ -186,7 +140,7 @@ class RayCrew(Crew):
                 self._ray.util.remove_placement_group(room)
             if self._ours:
                 self._ours = False
-                _leave()
+                leave(self._ray)
 
 
 @final
@@ -216,7 +170,7 @@ class Process:
                 return None, None
             return getattr(self._worker, method)(*arguments), None
         except Exception as error:
-            return None, _packed(error)
+            return None, packed(error)
 
 
 def _made(made: bytes, index: int) -> Worker:
@@ -248,10 +202,10 @@ def _packed_config(config: AlgorithmConfig) -> bytes:
                 raise _not_sent(f"the creator of env {name!r}", error) from error
     try:
         spec = gymnasium.registry.get(config.env) if isinstance(config.env, str) else None
-        packed: bytes = cloudpickle.dumps((config, creators, spec))
+        made: bytes = cloudpickle.dumps((config, creators, spec))
     except Exception as error:
         raise _not_sent("the config", error) from error
-    return packed
+    return made
 
 
 def _not_sent(what: str, error: Exception) -> ConfigError:
@@ -259,29 +213,3 @@ def _not_sent(what: str, error: Exception) -> ConfigError:
         f"{what} holds something that cannot be sent to the runners' processes: {error}. Make it inside the "
         "env's constructor, or use local_mode=True"
     )
-
-
-def _packed(error: Exception) -> bytes:
-    """An exception for another process, with the text of its traceback."""
-    text = "".join(traceback.format_exception(error))
-    try:
-        made: tuple[Any, ...] = tuple(
-            error.__reduce__()
-        )  # what makes it, of what, and perhaps its attributes
-        packed: bytes = cloudpickle.dumps((text, *made))
-        _unpacked(packed)
-    except Exception:  # it holds what cannot be sent
-        packed = cloudpickle.dumps((text, RunnerError, (f"{type(error).__name__}: {error}",)))
-    return packed
-
-
-def _unpacked(packed: bytes) -> BaseException:
-    text, make, arguments, *attributes = pickle.loads(packed)
-    if isinstance(make, type) and isinstance(make.__init__, FunctionType):  # type: ignore[misc]
-        error: BaseException = make.__new__(make, *arguments)  # __init__ may ask for more than it kept
-    else:
-        error = make(*arguments)
-    for own in attributes:
-        vars(error).update(own)
-    error.add_note(f"steppe: raised in the process of a runner:\n{text.rstrip()}")
-    return error
