@@ -6,14 +6,18 @@ earned, reuses one buffer for all of them, and keeps books of its own. A new kin
 """
 
 import json
+import sys
 from dataclasses import replace
+from typing import ClassVar
 
+import cloudpickle
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from pettingzoo import AECEnv, ParallelEnv
 
+from steppe.envs import remote
 from steppe.envs.agents import MultiAgentRows
 from steppe.envs.base_env import BaseEnvRows
 from steppe.envs.base_view import RowsView
@@ -317,6 +321,42 @@ def base_of(n, books):
     return BaseEnvRows(RowsView(gym_of(n, books)), seeds=seeds(n))
 
 
+class Far:
+    """Envs in processes of their own, whose books are read there after each poll."""
+
+    made: ClassVar = []
+
+    def __init__(self, env, books):
+        self.env, self.books = env, books
+        self.made.append(env)
+
+    def __getattr__(self, name):
+        return getattr(self.env, name)
+
+    def poll(self):
+        ray = pytest.importorskip("ray")
+        steps = self.env.poll()
+        own = ray.get([one.books.remote() for one in self.env.get_sub_environments()])
+        self.books.steps, self.books.earned = sum(b.steps for b in own), sum(b.earned for b in own)
+        return steps
+
+
+def remote_of(n, books):
+    pytest.importorskip("ray", reason="envs in processes of their own need Ray")
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # tests are no modules of the processes
+    created = remote.build(
+        lambda ctx: Counter(Books(), ctx.vector_index), num_envs=n, run_seed=3, wait_ms=60_000
+    )
+    return Far(created, books)
+
+
+@pytest.fixture(autouse=True)
+def _processes_end():
+    yield
+    while Far.made:
+        Far.made.pop().close()
+
+
 ADAPTERS = [
     ("gym", gym_of),
     ("legacy", legacy_of),
@@ -331,9 +371,18 @@ ADAPTERS = [
     ("PettingZoo, together", parallel_of),
     ("PettingZoo, by turns", turns_of),
     ("base env", base_of),
+    ("remote", remote_of),
     *[(f"gymnasium vector, {mode.value}", sync_of(mode)) for mode in AutoresetMode],
 ]
-adapters = pytest.mark.parametrize("factory", [f for _, f in ADAPTERS], ids=[name for name, _ in ADAPTERS])
+
+
+def each(adapters):
+    """The factories; those that start processes are slow."""
+    slow = {remote_of: pytest.mark.slow}
+    return [pytest.param(f, id=name, marks=slow.get(f, ())) for name, f in adapters]
+
+
+adapters = pytest.mark.parametrize("factory", each(ADAPTERS))
 exact = [(name, f) for name, f in ADAPTERS if f not in (base_of, wrap_of)]  # they begin anew, and say so
 
 
@@ -467,7 +516,7 @@ def visible(step):
     return [column.tolist() for column in columns], list(step.opened), list(step.closed), dict(step.info)
 
 
-@pytest.mark.parametrize("factory", [f for _, f in exact], ids=[name for name, _ in exact])
+@pytest.mark.parametrize("factory", each(exact))
 @pytest.mark.parametrize("share", [1.0, 0.7])
 def test_a_restored_run_goes_on_bit_by_bit(factory, share):
     env, rng = factory(3, Books()), np.random.default_rng(2)
