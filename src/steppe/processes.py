@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 import traceback
 import warnings
 from types import FunctionType
@@ -43,15 +44,18 @@ def enter(ray: Any, address: str | None) -> bool:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody was asked
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         options = {"include_dashboard": False} if address == "local" else {}
+        host, _, port = address.rpartition("://")[2].rpartition(":")
         try:
+            if port.isdigit():  # Ray itself would wait for minutes where nobody listens
+                socket.create_connection((host, int(port)), timeout=5).close()
             with warnings.catch_warnings():
                 # A fork that another program follows at once cannot hang.
                 warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
                 ray.init(address, logging_level="error", log_to_driver=True, **options)
-        except ConnectionError as error:
+        except OSError as error:
             raise ConfigError(
                 f"no Ray answers at ray_address={address!r}: start one there (ray start --head), or leave "
-                f"the setting, and RAY_ADDRESS, out, to have one on this machine. Ray says: {error}"
+                f"the setting, and RAY_ADDRESS, out, to have one on this machine: {error}"
             ) from error
     _users += 1
     return True

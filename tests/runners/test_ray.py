@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -452,3 +453,19 @@ def test_one_process_never_imports_ray():
     code = code.replace("ray.is_initialized()", "'ray' in sys.modules")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "still there False\ngone True" in done.stdout
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_an_address_where_nobody_listens_is_refused_at_once(address):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, so that nobody else takes it, and not listened at
+        address = address.format(taken.getsockname()[1])
+        code = (
+            "import steppe\n"
+            f"config = steppe.PPOConfig(env='CartPole-v1', num_env_runners=1, ray_address={address!r})\n"
+            "try:\n    config.build()\nexcept steppe.ConfigError as error:\n    print(error)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        )
+    assert f"no Ray answers at ray_address='{address}': start one there" in done.stdout
