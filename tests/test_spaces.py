@@ -8,6 +8,7 @@ import collections
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import types
@@ -763,7 +764,7 @@ def crossed():
             "action: longest length of a Seq",
         ),
     ],
-    ids=lambda value: str(value)[:40],
+    ids=lambda value: re.sub(" object at 0x[0-9a-f]*", "", str(value))[:40],
 )
 def test_spaces_that_cannot_be_handled_say_why(space, message):
     with pytest.raises(SpaceError, match=message):
