@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from contextlib import closing
 from typing import ClassVar
 
@@ -58,7 +59,9 @@ class Counter(gymnasium.Env):
 def _ray():
     for pickler in (cloudpickle, ray.cloudpickle):  # tests are no modules of the actors
         pickler.register_pickle_by_value(sys.modules[__name__])
-    ray.init("local", num_cpus=1, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # JAX warns of forks, where another file of tests has loaded it
+        ray.init("local", num_cpus=1, include_dashboard=False, logging_level="warning", log_to_driver=False)
     yield
     ray.shutdown()
 

@@ -10,7 +10,7 @@ from typing import Any
 from steppe.tune.search import Search, Trial
 
 _COLOURS = {"finished": "C0", "stopped early": "C1", "failed": "C3"}
-_STYLE = {
+_STYLE: Any = {
     "svg.hashsalt": "steppe",
     "svg.fonttype": "none",
     "font.size": 9,
