@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Self, final
 
 from steppe import checkpoint
 from steppe.config import AlgorithmConfig
-from steppe.envs import registry
 from steppe.errors import CheckpointError, ConfigError, LearningError
 from steppe.learning.independent import IndependentLearner
 from steppe.learning.startup import give_back_memory, prepare_jax
@@ -407,14 +406,11 @@ class Algorithm:
 
         Where runners are processes, ``function`` goes there, and what it returns comes from there.
         """
-        if self.config.num_env_runners:
-            return list(self.runner.foreach_env(function))
-        return [function(registry.user_env(env)) for env in self.runner.env.get_sub_environments()]
+        return list(self.runner.foreach_env(function))
 
     def foreach_runner(self, function: Callable[[Any], Any]) -> list[Any]:
         """What ``function`` makes of each runner that samples, in their order; it goes to where they are."""
-        many = self.config.num_env_runners
-        return list(self.runner.foreach_runner(function)) if many else [function(self.runner)]
+        return list(self.runner.foreach_runner(function))
 
     def get_weights(self) -> dict[str, Any]:
         """All parameters, one flat float32 vector a policy; observation statistics are not among them."""

@@ -85,9 +85,7 @@ def command(
     """
     given = {key: value for key, value in flags.items() if value not in (None, ())}
     stop = {key: given.pop(key) for key in StopWhen._fields if key in given}
-    if env_argument is not None and env is not None and env_argument != env:
-        raise ConfigError(f"two envs: {env_argument} and --env {env}")
-    env = env_argument or env
+    env = one_env(env_argument, env)
     if resume is not None:
         refuse_changes(given, algo=algo, name=name, config=config)
         algorithm, stop = _reopen(resume, env, callbacks, stop)
@@ -184,6 +182,13 @@ def _train(algo: Algorithm, stop: StopWhen, quiet: bool) -> int:
     how = f"go on with: steppe train --resume {shlex.quote(where)}" if saved else "nothing was saved"
     click.echo(f"stopped; {how}" if where else "stopped")
     return INTERRUPTED
+
+
+def one_env(argument: str | None, option: str | None) -> str | None:
+    """The env of a command, which takes it as an argument and as ``--env``."""
+    if argument is not None and option is not None and argument != option:
+        raise ConfigError(f"two envs: {argument} and --env {option}")
+    return argument or option
 
 
 def configured(

@@ -16,7 +16,7 @@ from steppe.algorithms import config_class
 from steppe.cli import INTERRUPTED
 from steppe.cli.flags import ConfigCommand, env_config_option, setting
 from steppe.cli.text import count, key_and_text
-from steppe.cli.train import configured, refuse_changes
+from steppe.cli.train import configured, one_env, refuse_changes
 from steppe.errors import ConfigError
 from steppe.tune import PRUNERS, Search, Trial, parse, read_search, tune
 
@@ -81,9 +81,7 @@ def command(
     which then goes on with --resume.
     """
     given = {key: value for key, value in flags.items() if value not in (None, ())}
-    if env_argument is not None and env is not None and env_argument != env:
-        raise ConfigError(f"two envs: {env_argument} and --env {env}")
-    env = env_argument or env
+    env = one_env(env_argument, env)
     if resume is not None:
         refuse_changes({**given, **({"param": params} if params else {})}, env=env, algo=algo, config=config)
         settings, searched, options = _reopened(resume)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from steppe.errors import ConfigError
+from steppe.learning.minibatches import BLOCKS
 
 if TYPE_CHECKING:
     from steppe.config import AlgorithmConfig
 
 ALGORITHMS = ("PPO", "APPO", "IMPALA", "A2C", "PG")
 """Those that learn on several devices."""
-BLOCKS = 8
-"""Of lanes, which are dealt out to the devices."""
 
 
 def notes_on_learners(config: AlgorithmConfig) -> list[str]:

@@ -17,11 +17,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from steppe.errors import ConfigError
+from steppe.learning.minibatches import BLOCKS
 from steppe.learning.on_policy import LearnerState, Static, Team, compiled_rows, compiled_update
 from steppe.spaces import map_leaves
 from steppe.types import Array, BoolArray
-
-BLOCKS = 8
 
 
 class Places(NamedTuple):

@@ -244,6 +244,10 @@ def _capacity(rows: int, fragments: Sequence[Rollout]) -> int:
     return room if rows > most else min(room, most)
 
 
+BLOCKS = 8
+"""Of lanes, where several devices learn: they are dealt out to them, see :mod:`steppe.learning.devices`."""
+
+
 def shuffled(
     rng: np.random.Generator, acted: BoolArray, epochs: int, size: int, capacity: int = 0
 ) -> tuple[Array, int]:

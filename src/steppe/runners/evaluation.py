@@ -118,12 +118,7 @@ class Evaluator:
 
     def metrics(self, sample: Sample) -> dict[str, Any]:
         """The episode keys of a result, over the evaluation that was played."""
-        return {
-            **summarize(sample.episodes),
-            "episodes_this_iter": len(sample.episodes),
-            "timesteps_this_iter": sample.env_steps,
-            "env_health": dict(self.runner.health()),
-        }
+        return evaluation_metrics(sample, self.runner.health())
 
     def get_state(self) -> State:
         """Of its callbacks, its noise, and of the envs unless they are the training runner's."""
@@ -143,6 +138,16 @@ class Evaluator:
         """Close the envs, unless they are the training runner's."""
         if self._training is None:
             self.runner.close()
+
+
+def evaluation_metrics(sample: Sample, health: Mapping[str, int]) -> dict[str, Any]:
+    """The episode keys of a result, over an evaluation that was played."""
+    return {
+        **summarize(sample.episodes),
+        "episodes_this_iter": len(sample.episodes),
+        "timesteps_this_iter": sample.env_steps,
+        "env_health": dict(health),
+    }
 
 
 def checked_metrics(metrics: dict[str, Any]) -> Result:

@@ -237,6 +237,14 @@ class JitRunner:
         """
         raise self._unknown("policies that join")
 
+    def foreach_env(self, function: Callable[[Any], Any]) -> list[Any]:
+        """What ``function`` makes of the env, which stands for all of its copies."""
+        return [function(self._env)]
+
+    def foreach_runner(self, function: Callable[[JitRunner], Any]) -> list[Any]:
+        """What ``function`` makes of this runner, the only one."""
+        return [function(self)]
+
     def health(self) -> Mapping[str, int]:
         """Nothing: what is odd raises."""
         return {}

@@ -10,8 +10,9 @@ import numpy as np
 
 from steppe.config import AlgorithmConfig
 from steppe.jaxenvs.protocol import JaxEnv
+from steppe.runners.evaluation import evaluation_metrics
 from steppe.runners.jit import JitRunner
-from steppe.sampling.metrics import EpisodeRecord, Sample, summarize
+from steppe.sampling.metrics import EpisodeRecord, Sample
 from steppe.seeding import EVALUATION_RUNNER, stream
 from steppe.types import Policy, State, Weights
 
@@ -81,12 +82,7 @@ class JitEvaluator:
 
     def metrics(self, sample: Sample) -> dict[str, Any]:
         """The episode keys of a result, over the evaluation that was played."""
-        return {
-            **summarize(sample.episodes),
-            "episodes_this_iter": len(sample.episodes),
-            "timesteps_this_iter": sample.env_steps,
-            "env_health": {},
-        }
+        return evaluation_metrics(sample, {})
 
     def get_state(self) -> State:
         """Where its chance comes from."""

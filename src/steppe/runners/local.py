@@ -217,6 +217,14 @@ class LocalRunner:
             self.sampler.hooks.sampled(sample)
         return sample
 
+    def foreach_env(self, function: Callable[[Any], Any]) -> list[Any]:
+        """What ``function`` makes of each env, as its constructor gave it."""
+        return [function(registry.user_env(env)) for env in self.env.get_sub_environments()]
+
+    def foreach_runner(self, function: Callable[[LocalRunner], Any]) -> list[Any]:
+        """What ``function`` makes of this runner, the only one."""
+        return [function(self)]
+
     def health(self) -> Mapping[str, int]:
         """Counts of what was odd about the envs, by code and leaf."""
         return self.env.health()

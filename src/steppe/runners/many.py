@@ -9,15 +9,13 @@ from copy import deepcopy
 from typing import Any, NamedTuple, final
 
 from steppe.config import AlgorithmConfig
-from steppe.envs import registry
 from steppe.errors import ConfigError
 from steppe.runners.local import LocalRunner
 from steppe.runners.policies import made_policies
 from steppe.sampling.callbacks import get_callbacks_state, make_callbacks, set_callbacks_state
 from steppe.sampling.metrics import Sample
+from steppe.sampling.sampler import CUT_SHORT
 from steppe.types import Policy, SpacePair, State, Weights
-
-_CUT_SHORT = "sampling failed or was interrupted before, in mid-fragment: restore a checkpoint, or build anew"
 
 
 @final
@@ -61,11 +59,11 @@ class Worker:
 
     def foreach_env(self, function: Callable[[Any], Any]) -> list[Any]:
         """What ``function`` makes of each env."""
-        return [function(registry.user_env(env)) for env in self.runner.env.get_sub_environments()]
+        return self.runner.foreach_env(function)
 
-    def foreach(self, function: Callable[[LocalRunner], Any]) -> Any:
+    def foreach_runner(self, function: Callable[[LocalRunner], Any]) -> list[Any]:
         """What ``function`` makes of the runner."""
-        return function(self.runner)
+        return self.runner.foreach_runner(function)
 
     def get_state(self) -> State:
         """Of the runner and of its callbacks."""
@@ -214,7 +212,7 @@ class ManyRunners:
 
     def _check_whole(self) -> None:
         if self._cut_short:
-            raise RuntimeError(_CUT_SHORT)
+            raise RuntimeError(CUT_SHORT)
 
     def health(self) -> Mapping[str, int]:
         """Counts of what was odd about the envs, over all of them."""
@@ -229,7 +227,7 @@ class ManyRunners:
 
     def foreach_runner(self, function: Callable[[LocalRunner], Any]) -> list[Any]:
         """What ``function`` makes of each runner, there."""
-        return self._crew.ask("foreach", function)
+        return [made for own in self._crew.ask("foreach_runner", function) for made in own]
 
     def get_state(self) -> State:
         """Of each worker."""

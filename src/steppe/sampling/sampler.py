@@ -28,7 +28,7 @@ _NEVER_ENDS = (
     "waiting for an episode to end, %d env steps by now; "
     "if the env has no end of its own, set max_episode_steps to truncate its episodes"
 )
-_CUT_SHORT = "sampling failed or was interrupted before, in mid-fragment: restore a checkpoint, or build anew"
+CUT_SHORT = "sampling failed or was interrupted before, in mid-fragment: restore a checkpoint, or build anew"
 
 
 class Sampler:
@@ -156,7 +156,7 @@ class Sampler:
             RuntimeError: an earlier call did not come to its end; only :meth:`set_state` repairs that.
         """
         if self.cut_short:
-            raise RuntimeError(_CUT_SHORT)
+            raise RuntimeError(CUT_SHORT)
         self.cut_short = True  # until this fragment is closed
         if not self._started:
             self._begin()
@@ -173,7 +173,7 @@ class Sampler:
     def sample_episodes(self, quota: Sequence[int]) -> Sample:
         """Run ``quota[i]`` whole episodes in env ``i``; the first rows of further ones wait."""
         if self.cut_short:
-            raise RuntimeError(_CUT_SHORT)
+            raise RuntimeError(CUT_SHORT)
         self.cut_short = True
         if not self._started:
             self._begin()
@@ -423,7 +423,7 @@ class Sampler:
             RuntimeError: a fragment was begun and never closed.
         """
         if self.cut_short:
-            raise RuntimeError(_CUT_SHORT)
+            raise RuntimeError(CUT_SHORT)
         slots = list(self._live)
         return {
             "env": self.env.get_state(),
