@@ -5,28 +5,25 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, final
 
 import cloudpickle
 import gymnasium
 import numpy as np
 
-from steppe import spaces
 from steppe.containers import copied
 from steppe.envs import registry
 from steppe.envs import remote_process as process
 from steppe.envs.context import EnvContext
-from steppe.envs.guards import check_alive, check_answers
+from steppe.envs.guards import check_alive
+from steppe.envs.side_by_side import SideBySide
 from steppe.errors import CheckpointError, ConfigError, EnvError
 from steppe.processes import enter, imported_ray, leave, unpacked
 from steppe.seeding import env_seed
-from steppe.types import ALONE, AgentID, IntArray, SpacePair, State, TimeStep, Tree
+from steppe.types import IntArray, State, TimeStep, Tree
 
 _PATIENCE_S = 8.0
 """How long envs are given to close."""
-
-_COLUMNS = ("slot", "t", "obs", "reward", "terminated", "truncated")
 
 
 def building(wait_ms: float, ray_address: str | None) -> Callable[..., RemoteRows]:
@@ -111,8 +108,7 @@ def build(
 class RemoteRows:
     """Envs in Ray actors; each steps by itself, from the poll after an answer on.
 
-    Slot ``s`` of env ``i`` of ``n`` is ``s * n + i`` here. A TimeStep holds the rows that await an action, in
-    env order, then the final rows, likewise.
+    Slots and the order of rows are those of :class:`~steppe.envs.side_by_side.SideBySide`.
 
     Args:
         actors: handles of the envs; the adapter owns and ends them.
@@ -144,21 +140,18 @@ class RemoteRows:
         self._ray, self._actors, self._users = _ray(), list(actors), list(users)
         self._name, self._seeds, self._wait_s, self._ours = name, list(seeds), wait_ms / 1000, ours
         self.num_envs, self.env_steps, self._closed = len(actors), 0, False
-        self.spaces = tuple[SpacePair, ...]()
-        self.agents: Mapping[AgentID, int] = {}
-        self._newest = list(told)
+        self._newest, self._side = list(told), SideBySide(len(actors))
         self._rewind()
         for i, one in enumerate(told):
             self._learn(i, one)
-        if len(self.spaces) > 1 and self.agents == ALONE:
-            raise ConfigError(f"{name}: the spaces of its envs differ; the envs of one run must share them")
+        self._side.check_spaces(name)
 
     def _rewind(self) -> None:
         """Nothing was asked of any env, and nobody awaits an action."""
         self._failure: BaseException | None = None
         self._started = False
         self._flying: dict[Any, int] = {}  # what was asked of which env, and is not answered yet
-        self._awaits: list[set[int]] = [set() for _ in self._actors]
+        self._side.forget()
         self._sent: list[list[tuple[IntArray, Tree]]] = [[] for _ in self._actors]
 
     def poll(self, timeout: float | None = None) -> Sequence[TimeStep]:
@@ -172,7 +165,7 @@ class RemoteRows:
         self._started = True
         try:
             for i in sorted({*range(self.num_envs)} - {*self._flying.values()}):
-                if self._sent[i] or not self._awaits[i]:
+                if self._sent[i] or not self._side.awaits[i]:
                     sent, self._sent[i] = self._sent[i], []
                     self._flying[self._actors[i].__ray_call__.remote(process.poll, sent)] = i
             done = {self._flying.pop(ref): ref for ref in self._answered(timeout)}
@@ -182,11 +175,7 @@ class RemoteRows:
             raise
         for i, one in told.items():
             self._learn(i, one)
-        steps = self._merged({i: one.steps for i, one in told.items()})
-        for step in steps:
-            for slot in step.slot[~(step.terminated | step.truncated)].tolist():
-                self._awaits[slot % self.num_envs].add(slot)
-        return steps
+        return self._side.received({i: one.steps for i, one in told.items()})
 
     def _answered(self, timeout: float | None) -> list[Any]:
         """Who has stepped by now: waits for one, or for a while for all."""
@@ -201,31 +190,10 @@ class RemoteRows:
 
     def _learn(self, i: int, told: process.Told) -> None:
         """Keep what an env said of itself."""
-        self.spaces += tuple(pair for pair in dict.fromkeys(told.spaces) if pair not in self.spaces)
-        agents = {agent: self.spaces.index(told.spaces[at]) for agent, at in told.agents.items()}
-        self.agents = {**agents, **self.agents}
+        self._side.learn(i, told.spaces, told.agents)
+        self.spaces, self.agents = self._side.spaces, self._side.agents
         self.env_steps += max(told.env_steps - self._newest[i].env_steps, 0)
         self._newest[i] = told
-
-    def _merged(self, steps: Mapping[int, Sequence[TimeStep]]) -> list[TimeStep]:
-        """One TimeStep per space pair, in slots of this adapter."""
-        by_space: dict[int, list[TimeStep]] = {}
-        for i, own in steps.items():
-            for step in own:
-                space = self.spaces.index(self._newest[i].spaces[step.space])
-                by_space.setdefault(space, []).append(self._here(i, step))
-        return [_joined(parts, space) for space, parts in sorted(by_space.items())]
-
-    def _here(self, i: int, step: TimeStep) -> TimeStep:
-        """Rows of env ``i``, which calls itself 0."""
-        n = self.num_envs
-        return replace(
-            step,
-            slot=step.slot * n + i,
-            opened=[one._replace(slot=one.slot * n + i, env=i) for one in step.opened],
-            closed=[one._replace(env=i) for one in step.closed],
-            info={slot * n + i: info for slot, info in step.info.items()},
-        )
 
     def send_actions(self, slots: IntArray, actions: Tree) -> None:
         """Answer ``slots``, all of one space pair, with a column of actions; the column is copied.
@@ -236,16 +204,8 @@ class RemoteRows:
         check_alive(self._closed, self._failure)
         if not self._started:
             raise ValueError("no slot awaits an action yet: poll() first")
-        for leaf in spaces.leaves(actions):
-            if leaf.shape[:1] != slots.shape:
-                raise ValueError(f"{slots.shape[0]} slots, but an action column of shape {leaf.shape}")
-        n, envs = self.num_envs, slots % self.num_envs
-        given = zip(envs.tolist(), slots.tolist(), strict=True)
-        check_answers(slots, np.array([slot not in self._awaits[i] for i, slot in given], np.bool_))
-        for i in np.unique(envs).tolist():
-            rows = np.flatnonzero(envs == i)
-            self._awaits[i] -= set(slots[rows].tolist())
-            self._sent[i].append((slots[rows] // n, spaces.take(actions, rows)))
+        for i, own, column in self._side.answered(slots, actions):
+            self._sent[i].append((own, column))
 
     def pending(self) -> Sequence[TimeStep]:
         """The rows that await an action; envs that are stepping have none."""
@@ -253,11 +213,7 @@ class RemoteRows:
         if not self._started or not idle:
             return []
         told = dict(zip(idle, self._each(process.pending, [()] * len(idle), idle), strict=True))
-        kept = []
-        for step in self._merged({i: one.steps for i, one in told.items()}):
-            waits = [slot in self._awaits[slot % self.num_envs] for slot in step.slot.tolist()]
-            kept.append(_taken(step, np.flatnonzero(waits)))
-        return kept
+        return self._side.pending({i: one.steps for i, one in told.items()})
 
     def _each(self, function: Callable[..., Any], args: Iterable[Any], envs: Sequence[int]) -> list[Any]:
         """What ``function`` answers in the processes of some envs, with one argument for each."""
@@ -296,7 +252,7 @@ class RemoteRows:
             "env_steps": self.env_steps,
             "health": [dict(told.health) for told in self._newest],
             "envs": [states.get(i) for i in range(self.num_envs)],
-            "awaits": [sorted(slots) for slots in self._awaits],
+            "awaits": [sorted(slots) for slots in self._side.awaits],
         }
 
     def set_state(self, state: State) -> list[str]:
@@ -324,8 +280,7 @@ class RemoteRows:
             plans.append((own or anew, own is None))
         for i, (told, own_notes) in enumerate(self._each(process.set_state, plans, every)):
             self._learn(i, told)
-            waiting = [step.slot * self.num_envs + i for step in told.steps]
-            self._awaits[i] = {slot for slots in waiting for slot in slots.tolist()}
+            self._side.restored(i, told.steps)
             notes += [note.replace("E402 env 0 ", f"E402 env {i} ", 1) for note in own_notes]
         self._started, self.env_steps = True, int(state["env_steps"])
         return notes
@@ -343,29 +298,6 @@ class RemoteRows:
                     _answer(self._ray, self._name, i, call)
         finally:
             _end(self._ray, self._actors, self._ours)
-
-
-def _joined(parts: Sequence[TimeStep], space: int) -> TimeStep:
-    """Rows of several envs: those that await an action, then the final ones."""
-    columns = {name: [getattr(part, name) for part in parts] for name in _COLUMNS}
-    whole = replace(
-        parts[0],
-        opened=[one for part in parts for one in part.opened],
-        closed=[one for part in parts for one in part.closed],
-        info={slot: info for part in parts for slot, info in part.info.items()},
-        space=space,
-        **{name: spaces.map_leaves(_end_to_end, *each) for name, each in columns.items()},
-    )
-    final = whole.terminated | whole.truncated
-    return _taken(whole, np.argsort(final, kind="stable")) if final.any() else whole
-
-
-def _taken(step: TimeStep, rows: IntArray) -> TimeStep:
-    return replace(step, **{name: spaces.take(getattr(step, name), rows) for name in _COLUMNS})
-
-
-def _end_to_end(*parts: Any) -> Any:
-    return np.concatenate(parts)
 
 
 def _ray() -> Any:
