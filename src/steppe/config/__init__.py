@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from steppe.config import arguments
 from steppe.config.checks import (
     CALLABLE,
     EXTRA_LOSS,
@@ -487,45 +488,17 @@ class AlgorithmConfig(ABC):
     @property
     def action_settings(self) -> dict[str, Any]:
         """Arguments of a :class:`~steppe.models.distributions.Distribution` besides its space."""
-        return {
-            "squash": self.squash_actions,
-            "normalize": self.normalize_actions,
-            "clip": self.clip_actions,
-            "autoregressive": self.autoregressive_actions,
-            "own": self.models.get("distribution"),
-        }
+        return arguments.of_actions(self)
 
     @property
     def model_settings(self) -> dict[str, Any]:
         """Arguments of :class:`~steppe.learning.networks.ActorCriticNetworks` besides the spaces."""
-        memory = (self.memory, self.memory_size, self.attention_memory, self.prev_action, self.prev_reward)
-        return {
-            "normalize": self.observation_filter == "MeanStdFilter",
-            "hiddens": self.fcnet_hiddens,
-            "activation": self.fcnet_activation,
-            "share_layers": self.vf_share_layers,
-            "conv_filters": self.conv_filters,
-            "free_log_std": self.free_log_std,
-            "critic_only": self.critic_only,
-            "embeddings": self.action_embeddings,
-            "encoder": self.models.get("encoder"),
-            "whole": self.models.get("actor_critic"),
-            "memory": None if self.memory == "none" else (*memory, self.max_seq_len),
-            "framestack": self.framestack,
-        }
+        return arguments.of_networks(self)
 
     @property
     def learning_settings(self) -> dict[str, Any]:
         """Arguments of a :class:`~steppe.learning.on_policy.OnPolicyLearner`, whatever its method."""
-        return {
-            "train_batch_size": self.train_batch_size,
-            "grad_clip": self.grad_clip,
-            "extra_loss": self.extra_loss,
-            "share": self.share,
-            "num_learners": self.num_learners,
-            "actions": self.action_settings,
-            "model": self.model_settings,
-        }
+        return arguments.of_learning(self)
 
     def validate(self) -> None:
         """Check what several fields say together; ``build`` calls it.
