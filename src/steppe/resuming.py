@@ -22,7 +22,7 @@ logger = logging.getLogger("steppe")
 
 _OWNERS = ("actions", "algorithm", "callbacks", "learner", "runner")
 _META = ("algo", "code", "config", "run_id", "total_s")
-_SHAPING = (
+SHAPING = (
     "fcnet_hiddens",
     "fcnet_activation",
     "vf_share_layers",
@@ -44,6 +44,7 @@ _SHAPING = (
     "noisy",
     "rainbow",
 )
+"""Settings that make networks what they are: a checkpoint goes on with the same ones only."""
 
 
 def read_run(path: str | os.PathLike[str]) -> tuple[Path, dict[str, State], dict[str, Any]]:
@@ -156,7 +157,7 @@ def adopt_learner(learner: Learner, state: State, meta: Mapping[str, Any], confi
         CheckpointError: its networks are others; the settings that make them differ are named first.
     """
     there, here = meta["config"], config.to_dict()
-    unlike = {name: there[name] for name in _SHAPING if name in there and there[name] != here[name]}
+    unlike = {name: there[name] for name in SHAPING if name in there and there[name] != here[name]}
     try:
         if "fcnet_activation" in unlike:  # the one that no shape shows
             raise CheckpointError("the same arrays would compute something else")

@@ -35,7 +35,7 @@ class RayCrew(Crew):
     """
 
     def __init__(self, config: AlgorithmConfig) -> None:
-        made = _packed_config(config)
+        made = packed_config(config)
         self._ray = imported_ray(
             "num_env_runners above 0",
             "num_env_runners=0 samples in this process, and so does local_mode=True, one runner after "
@@ -174,20 +174,27 @@ class Process:
 
 
 def _made(made: bytes, index: int) -> Worker:
-    """The worker ``index`` of the run that :func:`_packed_config` packed."""
+    """The worker ``index`` of the run that :func:`packed_config` packed."""
     from steppe.learning.startup import prepare_jax
 
+    config = unpacked_config(made)
+    prepare_jax()
+    return Worker(config, index)
+
+
+def unpacked_config(made: bytes) -> AlgorithmConfig:
+    """What :func:`packed_config` packed, in a process that knows of no env yet."""
+    config: AlgorithmConfig
     config, creators, spec = pickle.loads(made)
     for name, creator in creators.items():
         registry.register_env(name, pickle.loads(creator))
     if spec is not None:
         gymnasium.registry.setdefault(spec.id, spec)
-    prepare_jax()
     show_messages(config.log_level)
-    return Worker(config, index)
+    return config
 
 
-def _packed_config(config: AlgorithmConfig) -> bytes:
+def packed_config(config: AlgorithmConfig) -> bytes:
     """The config, and what its env's name means in this process.
 
     Raises:
