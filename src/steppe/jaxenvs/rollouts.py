@@ -145,9 +145,14 @@ def _stepped(plan: Plan, params: Any, carry: Carry, action: Tree) -> Carry:
 def _renewed(plan: Plan, params: Any, reset: jax.Array, carry: Carry, before: Row | None = None) -> Carry:
     """Where the row ``before`` was final, the first row of the next episode instead of the carry's."""
     before = carry.row if before is None else before
-    begun = _first(plan, params, reset, before)
     final = before.terminated | before.truncated
-    state, row = jax.tree.map(partial(_where, final), begun, (carry.state, carry.row))
+    moved = (carry.state, carry.row)
+
+    def begun() -> Any:
+        return jax.tree.map(partial(_where, final), _first(plan, params, reset, before), moved)
+
+    # All copies are reset together, if one is: most steps go without.
+    state, row = jax.lax.cond(final.any(), begun, lambda: moved)
     return Carry(carry.key, state, row)
 
 

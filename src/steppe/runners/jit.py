@@ -19,7 +19,7 @@ from steppe.policies.actor_critic import ActorCriticPolicy
 from steppe.policies.q import QPolicy
 from steppe.runners.policies import specs_of
 from steppe.sampling.callbacks import OF_EPISODES, Callbacks, hook_of
-from steppe.sampling.metrics import EpisodeRecord, Sample
+from steppe.sampling.metrics import EpisodeRecord, Sample, Standing
 from steppe.seeding import env_seed
 from steppe.spaces import leaves, map_leaves, narrowed, spec_of, tupled, zeros
 from steppe.types import SINGLE_AGENT, Policy, Rollout, SpacePair, State, Weights
@@ -202,14 +202,14 @@ class JitRunner:
 
     def _ended(self, made: Any, final: Any) -> list[EpisodeRecord]:
         """The episodes whose last rows are here, in the order of time; row 0 was in the fragment before."""
-        records = []
-        for i, env in np.argwhere(final[1:]).tolist():
-            row = made.row
-            earned, length = float(row.earned[i + 1, env]), int(row.t[i + 1, env])
-            record = EpisodeRecord(env, int(row.episode[i + 1, env]), self.worker_index, length, earned)
-            record.agent_rewards[SINGLE_AGENT], record.policy_rewards[self._id] = earned, [earned]
-            records.append(record)
-        return records
+        i, env = np.nonzero(final[1:])
+        columns = (made.row.episode, made.row.t, made.row.earned)
+        ended = zip(env.tolist(), *(column[1:][i, env].tolist() for column in columns), strict=True)
+        runner, agent, policy = self.worker_index, SINGLE_AGENT, self._id
+        return [
+            EpisodeRecord(env, episode, runner, length, earned, {agent: earned}, {policy: [earned]})
+            for env, episode, length, earned in ended
+        ]
 
     def _check_finite(self, made: Any) -> None:
         parts = [("E201", "reward", made.row.reward)] + [("E104", "obs", a) for a in leaves(made.row.obs)]
@@ -244,6 +244,10 @@ class JitRunner:
     def foreach_runner(self, function: Callable[[JitRunner], Any]) -> list[Any]:
         """What ``function`` makes of this runner, the only one."""
         return [function(self)]
+
+    def standing(self) -> Standing:
+        """One worker, in good health."""
+        return Standing(self.health())
 
     def health(self) -> Mapping[str, int]:
         """Nothing: what is odd raises."""
