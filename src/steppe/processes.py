@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import platform
 import socket
+import sys
 import traceback
 import warnings
+from collections.abc import Iterator, Mapping
 from types import FunctionType
 from typing import Any
 
+import steppe
 from steppe.errors import ConfigError, RunnerError
 
 _users = 0
@@ -35,7 +40,7 @@ def enter(ray: Any, address: str | None) -> bool:
     """Start a Ray, or join one, unless the program has done so; returns whether it is ours to leave.
 
     Raises:
-        ConfigError: there is none at ``address``.
+        ConfigError: there is none at ``address``, or it does not let this program in.
     """
     global _users
     if ray.is_initialized() and not _users:
@@ -43,22 +48,52 @@ def enter(ray: Any, address: str | None) -> bool:
     if not _users:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody was asked
         address = address or os.environ.get("RAY_ADDRESS") or "local"
-        options = {"include_dashboard": False} if address == "local" else {}
-        host, _, port = address.rpartition("://")[2].rpartition(":")
-        try:
-            if port.isdigit():  # Ray itself would wait for minutes where nobody listens
-                socket.create_connection((host, int(port)), timeout=5).close()
-            with warnings.catch_warnings():
-                # A fork that another program follows at once cannot hang.
-                warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
-                ray.init(address, logging_level="error", log_to_driver=True, **options)
-        except OSError as error:
-            raise ConfigError(
-                f"no Ray answers at ray_address={address!r}: start one there (ray start --head), or leave "
-                f"the setting, and RAY_ADDRESS, out, to have one on this machine: {error}"
-            ) from error
+        with warnings.catch_warnings():
+            # A fork that another program follows at once cannot hang.
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            _init(ray, address)
     _users += 1
     return True
+
+
+def _init(ray: Any, address: str) -> None:
+    if address == "local":
+        ray.init(address, logging_level="error", log_to_driver=True, include_dashboard=False)
+        return
+    _check_reachable(ray, address)
+    patience = "RAY_gcs_server_port_wait_time_s"
+    hurries = patience not in os.environ
+    os.environ.setdefault(patience, "5")  # not 20, for one that keeps refusing us
+    try:
+        ray.init(address, logging_level="error", log_to_driver=True)
+    except (OSError, RuntimeError, ValueError) as error:  # another token, Python or Ray, or none at all
+        reason = str(error.__cause__ or error).strip().rpartition("Error: ")[2]
+        raise ConfigError(
+            f"the Ray at ray_address={address!r} cannot be joined: {' '.join(reason.split())}"
+        ) from error
+    finally:
+        if hurries:
+            del os.environ[patience]
+
+
+def _check_reachable(ray: Any, address: str) -> None:
+    """Say at once what Ray itself would wait for, a minute or several."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise ConfigError(
+            f"no Ray answers at ray_address={address!r}: start one there (ray start --head), or leave "
+            f"the setting, and RAY_ADDRESS, out, to have one on this machine: {error}"
+        ) from error
+    with contextlib.suppress(AttributeError):  # Ray does not promise to keep that name
+        if "://" not in address and not ray._private.services.find_node_ids():
+            raise ConfigError(
+                f"ray_address={address!r}: host {platform.node()!r} is not one of that Ray's: join it (ray "
+                f"start --address={address}), or run the program on one that has"
+            )
 
 
 def leave(ray: Any) -> None:
@@ -67,6 +102,39 @@ def leave(ray: Any) -> None:
     _users -= 1
     if not _users:
         ray.shutdown()
+
+
+def versions() -> dict[str, str]:
+    """The host of this process, and what has to be the same on all hosts of a run."""
+    python = ".".join(map(str, sys.version_info[:2]))
+    return {"host": platform.node(), "Python": python, "steppe": steppe.__version__}
+
+
+@contextlib.contextmanager
+def sent_from(theirs: Mapping[str, str]) -> Iterator[None]:
+    """Around code that another process, whose :func:`versions` are ``theirs``, has sent to this one.
+
+    Raises:
+        ConfigError: a version is another one here, or the code asks for what only the other host has.
+    """
+    ours = versions()
+    host = ours["host"]
+    for name, here in ours.items():
+        if name != "host" and here != theirs.get(name):
+            raise ConfigError(
+                f"host {host!r} has {name} {here}, and {theirs['host']!r}, where the run was started, has "
+                f"{theirs.get(name)}: install the same version of {name} on all hosts"
+            )
+    try:
+        yield
+    except (ImportError, ConfigError) as error:
+        if host == theirs["host"]:
+            raise
+        raise ConfigError(
+            f"host {host!r}, where a runner is, lacks what is on {theirs['host']!r}: {error}. Install that "
+            "code as a package on all hosts, keep it at the same path on all of them, or let Ray carry the "
+            "program's folder: ray.init(address=..., runtime_env={'working_dir': '.'}) before build()"
+        ) from error
 
 
 def packed(error: Exception) -> bytes:
