@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
+import selectors
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, final
@@ -16,9 +20,10 @@ from steppe.envs import registry
 from steppe.envs import remote_process as process
 from steppe.envs.context import EnvContext
 from steppe.envs.guards import check_alive
+from steppe.envs.remote_link import CallLink, Link, WireLink, answer_of
 from steppe.envs.side_by_side import SideBySide
-from steppe.errors import CheckpointError, ConfigError, EnvError
-from steppe.processes import enter, imported_ray, leave, unpacked
+from steppe.errors import CheckpointError, ConfigError
+from steppe.processes import enter, imported_ray, leave
 from steppe.seeding import env_seed
 from steppe.types import IntArray, State, TimeStep, Tree
 
@@ -89,16 +94,22 @@ def build(
         packed, host = _packed_creator(env, name), ray.remote(num_cpus=0)(process.Host)
         actors += [host.remote() for _ in plans]
         told = _asked(ray, name, process.open_env, zip(actors, plans, strict=True), packed, limits)
-        users: list[Any] = [process.RemoteEnv(actor) for actor in actors]
         if None in told:  # the creator makes actors itself, and they would end with those that made them
             _end(ray, actors, ours=False)
             creator: Any = registry.creator_of(env)
-            users = actors = [creator(context) for context in contexts]
+            actors = [creator(context) for context in contexts]
+            users: list[Any] = list(actors)
             told = _asked(ray, name, process.open_env, zip(actors, plans, strict=True), None, limits)
+            links: list[Link] = [CallLink(ray, actor, name, i) for i, actor in enumerate(actors)]
+        else:
+            doors = _asked(ray, name, process.listen, [(one, ()) for one in actors], process.node_address())
+            lines = zip(actors, told, doors, strict=True)
+            links = [WireLink(ray, actor, name, i, *own) for i, (actor, *own) in enumerate(lines)]
+            users = [process.RemoteEnv(link.between_steps) for link in links]
         if created is not None:
             for user, context in zip(users, contexts, strict=True):
                 created(user, context)
-        return RemoteRows(actors, users, told, name=name, seeds=seeds, wait_ms=wait_ms, ours=ours)
+        return RemoteRows(links, users, told, name=name, seeds=seeds, wait_ms=wait_ms, ours=ours)
     except BaseException:
         _end(ray, actors, ours)
         raise
@@ -111,7 +122,7 @@ class RemoteRows:
     Slots and the order of rows are those of :class:`~steppe.envs.side_by_side.SideBySide`.
 
     Args:
-        actors: handles of the envs; the adapter owns and ends them.
+        links: to the envs; the adapter owns and ends them.
         users: what users have of them.
         told: what they said when they were made.
         name: of the envs, for messages.
@@ -128,7 +139,7 @@ class RemoteRows:
 
     def __init__(
         self,
-        actors: Sequence[Any],
+        links: Sequence[Link],
         users: Sequence[Any],
         told: Sequence[process.Told],
         *,
@@ -137,10 +148,13 @@ class RemoteRows:
         wait_ms: float,
         ours: bool,
     ) -> None:
-        self._ray, self._actors, self._users = _ray(), list(actors), list(users)
+        self._ray, self._links, self._users = _ray(), list(links), list(users)
         self._name, self._seeds, self._wait_s, self._ours = name, list(seeds), wait_ms / 1000, ours
-        self.num_envs, self.env_steps, self._closed = len(actors), 0, False
-        self._newest, self._side = list(told), SideBySide(len(actors))
+        self.num_envs, self.env_steps, self._closed = len(links), 0, False
+        self._newest, self._side = list(told), SideBySide(len(links))
+        self._selector = selectors.DefaultSelector()
+        for i, link in enumerate(links):
+            self._selector.register(link, selectors.EVENT_READ, i)
         self._rewind()
         for i, one in enumerate(told):
             self._learn(i, one)
@@ -150,9 +164,9 @@ class RemoteRows:
         """Nothing was asked of any env, and nobody awaits an action."""
         self._failure: BaseException | None = None
         self._started = False
-        self._flying: dict[Any, int] = {}  # what was asked of which env, and is not answered yet
+        self._flying = set[int]()  # the envs that were asked, and have not answered yet
         self._side.forget()
-        self._sent: list[list[tuple[IntArray, Tree]]] = [[] for _ in self._actors]
+        self._sent: list[list[tuple[IntArray, Tree]]] = [[] for _ in self._links]
 
     def poll(self, timeout: float | None = None) -> Sequence[TimeStep]:
         """Let the envs that were answered step, and wait for one or for all; the first call resets them.
@@ -164,29 +178,32 @@ class RemoteRows:
         check_alive(self._closed, self._failure)
         self._started = True
         try:
-            for i in sorted({*range(self.num_envs)} - {*self._flying.values()}):
-                if self._sent[i] or not self._side.awaits[i]:
+            for i, link in enumerate(self._links):
+                if i not in self._flying and (self._sent[i] or not self._side.awaits[i]):
                     sent, self._sent[i] = self._sent[i], []
-                    self._flying[self._actors[i].__ray_call__.remote(process.poll, sent)] = i
-            done = {self._flying.pop(ref): ref for ref in self._answered(timeout)}
-            told = {i: _answer(self._ray, self._name, i, done[i]) for i in sorted(done)}
+                    self._flying.add(i)
+                    link.ask(sent)
+            told = self._answered(timeout)
         except BaseException as error:  # a keyboard interrupt, too, leaves answers that nobody took
             self._failure = error
             raise
-        for i, one in told.items():
-            self._learn(i, one)
-        return self._side.received({i: one.steps for i, one in told.items()})
+        for i in sorted(told):
+            self._learn(i, told[i])
+        return self._side.received({i: told[i].steps for i in sorted(told)})
 
-    def _answered(self, timeout: float | None) -> list[Any]:
+    def _answered(self, timeout: float | None) -> dict[int, process.Told]:
         """Who has stepped by now: waits for one, or for a while for all."""
-        refs, done = list(self._flying), list[Any]()
-        if refs and self._wait_s:
-            wait = self._wait_s if timeout is None else min(self._wait_s, timeout)
-            done, _ = self._ray.wait(refs, num_returns=len(refs), timeout=wait)
-        if refs and not done:
-            self._ray.wait(refs, num_returns=1, timeout=timeout)
-            done, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0)
-        return done
+        patience = math.inf if timeout is None else timeout
+        began, left, told = time.monotonic(), patience, dict[int, process.Told]()
+        while self._flying:
+            for key, _ in self._selector.select(None if left == math.inf else left):
+                if (answer := self._links[key.data].told()) is not None:
+                    told[key.data] = answer
+                    self._flying.remove(key.data)
+            left = min(patience, self._wait_s if told else math.inf) - (time.monotonic() - began)
+            if left <= 0:
+                break
+        return told
 
     def _learn(self, i: int, told: process.Told) -> None:
         """Keep what an env said of itself."""
@@ -209,16 +226,17 @@ class RemoteRows:
 
     def pending(self) -> Sequence[TimeStep]:
         """The rows that await an action; envs that are stepping have none."""
-        idle = [i for i in range(self.num_envs) if i not in self._flying.values()]
+        idle = [i for i in range(self.num_envs) if i not in self._flying]
         if not self._started or not idle:
             return []
         told = dict(zip(idle, self._each(process.pending, [()] * len(idle), idle), strict=True))
         return self._side.pending({i: one.steps for i, one in told.items()})
 
     def _each(self, function: Callable[..., Any], args: Iterable[Any], envs: Sequence[int]) -> list[Any]:
-        """What ``function`` answers in the processes of some envs, with one argument for each."""
-        calls = zip([self._actors[i] for i in envs], args, strict=True)
-        return _asked(self._ray, self._name, function, calls, numbers=envs)
+        """What ``function`` answers in the processes of some envs, with the arguments for each."""
+        calls = zip(envs, args, strict=True)
+        refs = [self._links[i].between_steps(function, *own) for i, own in calls]
+        return [answer_of(self._ray, self._name, i, ref) for i, ref in zip(envs, refs, strict=True)]
 
     def health(self) -> Mapping[str, int]:
         """Counts of what was odd but survivable, such as ``{"E101 obs[2]": 3}``, over all envs."""
@@ -244,7 +262,7 @@ class RemoteRows:
             raise ValueError("actions were sent: take the state between a poll and the send that answers it")
         if not self._started:
             return {"started": False, "seeds": list(self._seeds)}
-        idle = [i for i in range(self.num_envs) if i not in self._flying.values()]
+        idle = [i for i in range(self.num_envs) if i not in self._flying]
         states = dict(zip(idle, self._each(process.get_state, [()] * len(idle), idle), strict=True))
         return {
             "started": True,
@@ -263,8 +281,9 @@ class RemoteRows:
         """
         if (count := len(state["seeds"])) != self.num_envs:
             raise CheckpointError(f"the state is of {count} envs, here are {self.num_envs}")
-        if self._flying:
-            self._ray.wait(list(self._flying), num_returns=len(self._flying))
+        while self._flying:
+            with contextlib.suppress(Exception):  # what they were at is of no interest any more
+                self._answered(None)
         self._rewind()
         self._seeds, every = list(state["seeds"]), range(self.num_envs)
         if not state["started"]:
@@ -291,13 +310,16 @@ class RemoteRows:
             return
         self._closed = True
         try:
-            calls = [actor.__ray_call__.remote(process.close) for actor in self._actors]
+            calls = [link.between_steps(process.close) for link in self._links]
             done, _ = self._ray.wait(calls, num_returns=len(calls), timeout=_PATIENCE_S)
             for i, call in enumerate(calls):
                 if call in done and self._failure is None:
-                    _answer(self._ray, self._name, i, call)
+                    answer_of(self._ray, self._name, i, call)
         finally:
-            _end(self._ray, self._actors, self._ours)
+            self._selector.close()
+            for link in self._links:
+                link.end()
+            _end(self._ray, [], self._ours)
 
 
 def _ray() -> Any:
@@ -333,44 +355,8 @@ def _packed_creator(env: Any, name: str) -> bytes:
 
 
 def _asked(
-    ray: Any,
-    name: str,
-    function: Callable[..., Any],
-    calls: Iterable[tuple[Any, Any]],
-    *common: Any,
-    numbers: Sequence[int] | None = None,
+    ray: Any, name: str, function: Callable[..., Any], calls: Iterable[tuple[Any, Any]], *common: Any
 ) -> list[Any]:
     """What ``function`` answers in the processes of envs, which all work at it at once."""
     refs = [actor.__ray_call__.remote(function, *common, *args) for actor, args in calls]
-    return [_answer(ray, name, i, ref) for i, ref in zip(numbers or range(len(refs)), refs, strict=True)]
-
-
-def _answer(ray: Any, name: str, env: int, ref: Any) -> Any:
-    """What the process of an env answered.
-
-    Raises:
-        EnvError: it ended, or the env broke its contract.
-        Exception: whatever the env raised.
-    """
-    try:
-        answer, failed = ray.get(ref)
-    except ray.exceptions.RayActorError as error:
-        text = (
-            "it was ended from outside, ran out of memory, or the env's own code ended it; build the "
-            f"algorithm anew, and restore a checkpoint. Ray says: {error}"
-        )
-        raise EnvError("E501", text, env_class=name, env=env) from None
-    if failed is not None:
-        raise _of_env(unpacked(failed, f"env {env}"), env)
-    return answer
-
-
-def _of_env(error: BaseException, env: int) -> BaseException:
-    """An error about env ``env``, which was called 0 in its process."""
-    told = [note.replace(", env 0, episode ", f", env {env}, episode ") for note in error.__notes__]
-    if isinstance(error, EnvError):
-        own = ("code", "text", "__notes__")
-        about = {name: value for name, value in vars(error).items() if name not in own}
-        error = EnvError(error.code, error.text, **about | {"env": env})
-    error.__notes__ = told
-    return error
+    return [answer_of(ray, name, i, ref) for i, ref in enumerate(refs)]

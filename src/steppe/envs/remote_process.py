@@ -1,26 +1,37 @@
 """What happens in the process of a remote env: a Ray actor, with an adapter of one env.
 
 Its functions are called with ``__ray_call__``, the actor first. They answer what was asked for and None, or
-None and a packed exception.
+None and a packed exception. One of them, :func:`serve`, goes on while the env steps, with actions and rows
+over a connection of its own; what else is asked of the env waits until the other end lets it end. So all of
+the env's code runs in the main thread, one call after the other.
 """
 
 from __future__ import annotations
 
 import functools
 import pickle
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, final
 
 import gymnasium
 
-from steppe.envs import registry
+from steppe.envs import registry, wire
 from steppe.envs.context import EnvContext
+from steppe.envs.wire import Wire
 from steppe.errors import ConfigError
 from steppe.processes import packed
 from steppe.types import AgentID, AsyncEnv, IntArray, SpacePair, State, TimeStep, Tree
 
+_PATIENCE_S = 30.0
+"""How long is waited for the run to connect."""
+
 _rows: list[AsyncEnv] = []
 """The adapter of the env that lives in this process."""
+_doors: list[socket.socket] = []
+"""Where the run is to connect to, until it has."""
+_lines: list[Wire] = []
+"""The connection to the run."""
 
 
 class Told(NamedTuple):
@@ -33,6 +44,18 @@ class Told(NamedTuple):
     health: Mapping[str, int]
 
 
+def node_address() -> str:
+    """Of this host, as Ray's others know it."""
+    import ray
+
+    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return address
+
+
+_unsent: list[Told | Exception] = []
+"""The newest answer, where the connection could not carry it."""
+
+
 @final
 class RemoteEnv:
     """An env in a process of its own, as callbacks have it.
@@ -41,25 +64,28 @@ class RemoteEnv:
     the env's ``set_phase(2)``, and ``ray.get(env.phase.remote())`` reads what cannot be called.
     """
 
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
+    def __init__(self, between_steps: Callable[..., Any]) -> None:
+        self._between_steps = between_steps
 
     def __getattr__(self, name: str) -> RemoteMethod:
         if name.startswith("_") or name == "unwrapped":  # it is not an env to take apart
             raise AttributeError(f"a remote env has no attribute {name!r} here")
-        return RemoteMethod(self._actor, name)
+        return RemoteMethod(self._between_steps, name)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a remote env is called from the process that steps it: send what its methods return")
 
 
 @final
 class RemoteMethod:
     """A method or attribute of a :class:`RemoteEnv`."""
 
-    def __init__(self, actor: Any, name: str) -> None:
-        self._actor, self._name = actor, name
+    def __init__(self, between_steps: Callable[..., Any], name: str) -> None:
+        self._between_steps, self._name = between_steps, name
 
     def remote(self, *args: Any, **keywords: Any) -> Any:
         """A Ray reference to the result."""
-        return self._actor.__ray_call__.remote(call, self._name, args, keywords)
+        return self._between_steps(call, self._name, args, keywords)
 
 
 @final
@@ -104,6 +130,57 @@ def open_env(
     _rows[:] = [registry.build(lambda ctx: made, num_envs=1, run_seed=0, **limits)]
     _rows[0].set_state({"started": False, "seeds": [seed]})
     return _told([])
+
+
+@_safely
+def listen(actor: Any, host: str) -> tuple[str, int]:
+    """Where the run is to connect: on this host's own network if the run is on ``host``, too."""
+    here = node_address()
+    _doors[:] = [socket.create_server(("127.0.0.1" if here == host else here, 0))]
+    address: tuple[str, int] = _doors[0].getsockname()[:2]
+    return address
+
+
+@_safely
+def serve(actor: Any, token: bytes) -> None:
+    """Step as often as actions come over the connection, until it says that something else is asked."""
+    try:
+        if _doors:
+            door = _doors.pop()
+            _lines[:] = [wire.pick_up(door, token, _PATIENCE_S)]
+            door.close()
+        for line in _lines:
+            while message := line.receive():
+                _step(line, wire.unpacked(message))
+    except OSError:
+        pass  # the run is gone, and Ray ends this process
+
+
+def _step(line: Wire, sent: Sequence[tuple[IntArray, Tree]]) -> None:
+    """Poll with some actions, and answer."""
+    rows, message = _rows[0], b""
+    known = len(rows.spaces), len(rows.agents)
+    try:
+        for slots, actions in sent:
+            rows.send_actions(slots, actions)
+        told = _told(rows.poll())
+        _unsent[:] = [told]
+        if known == (len(told.spaces), len(told.agents)):
+            message = wire.packed_answer(wire.Answer(told.steps, told.env_steps, told.health))
+    except wire.UnsendableError:
+        pass
+    except Exception as error:
+        _unsent[:] = [error]
+    line.send(message)
+
+
+@_safely
+def unsent(actor: Any) -> Told:
+    """What the connection could not carry: an answer, or what the env raised."""
+    (told,) = _unsent
+    if isinstance(told, Exception):
+        raise told
+    return told
 
 
 @_safely
