@@ -9,10 +9,10 @@ STAMP := .venv/.steppe-setup
 BENCH_STAMP := .venv-bench/.steppe-setup
 DEMO := examples/hot_and_cold
 
-.PHONY: help setup check format test test-slow learn pictures docs bench demo lock clean
+.PHONY: help setup check format test test-slow test-cluster learn pictures docs bench demo lock clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## Make .venv with the locked dependencies and steppe in it
 
@@ -38,6 +38,10 @@ test: setup  ## The fast tests
 
 test-slow: setup  ## The long-running tests
 	$(BIN)/python -m pytest -q -m slow --ignore=tests/learning
+
+test-cluster: setup  ## A Ray over several hosts, which are namespaces: root on Linux, else skipped with the reason
+	@command -v ip > /dev/null || { apt-get update -qq && apt-get install -y -qq iproute2; } || echo "no iproute2"
+	$(BIN)/python -m pytest -q -rs -m cluster tests/cluster
 
 learn: setup  ## The learning tests, or one: make learn ROW=ppo_cartpole; then the pages that show them
 	$(BIN)/python -m pytest -q -m slow tests/learning $(if $(ROW),--row $(ROW))

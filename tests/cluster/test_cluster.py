@@ -1,0 +1,164 @@
+"""A Ray over three hosts, which namespaces of Linux make of one machine: programs run, and hosts are lost."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import steppe
+from tests.cluster.hosts import ENVIRONMENT, Cluster, NotPermittedError
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.cluster
+
+PROGRAM = """
+import json, platform, sys, time
+from pathlib import Path
+
+import gymnasium, ray, steppe
+
+config = steppe.PPOConfig(
+    env="CartPole-v1",
+    ray_address={address!r},
+    num_env_runners=4,
+    num_envs_per_env_runner=1,
+    train_batch_size=64,
+    minibatch_size=32,
+    num_epochs=1,
+    fcnet_hiddens=[4],
+    write_run=False,
+    seed=0,
+)
+
+def where(runner):
+    return platform.node()
+
+def tried(**changes):
+    # where it was trained, or what was said instead; and after how many seconds
+    began = time.monotonic()
+    try:
+        with config.copy(**changes).build() as algo:
+            assert algo.train()["timesteps_total"] > 0
+            said = sorted(algo.foreach_runner(where))
+    except steppe.ConfigError as error:
+        said = str(error)
+    return said, time.monotonic() - began
+
+def tell(*what):
+    print(json.dumps(what), flush=True)
+"""
+MAZE = """
+import gymnasium
+
+class Maze(gymnasium.Wrapper):
+    def __init__(self, env_config):
+        super().__init__(gymnasium.make("CartPole-v1"))
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    try:
+        made = Cluster()
+    except NotPermittedError as error:
+        pytest.skip(str(error))
+    with made:
+        for name in ("b", "c"):
+            made.join(name)
+        yield made
+
+
+def started(cluster, code, host=None, **environment):
+    """A program on a host, in a folder of its own, beside a file with an env."""
+    host = host or cluster.head
+    folder = host.files / "tmp/program"
+    folder.mkdir(exist_ok=True)
+    (folder / "maze.py").write_text(MAZE)
+    (folder / "program.py").write_text(PROGRAM.format(address=cluster.address) + code)
+    command = [sys.executable, "program.py"]
+    return host.start(command, cwd="/tmp/program", env={**ENVIRONMENT, **environment})
+
+
+def told(cluster, code, **where):
+    """What a program tells, line by line."""
+    with started(cluster, code, **where) as program:
+        try:
+            said, complaint = program.communicate(timeout=120)
+        except BaseException:
+            program.kill()
+            raise
+    assert program.returncode == 0, complaint
+    return [json.loads(line) for line in said.splitlines() if line.startswith("[")]
+
+
+# ---------------------------------------------------------------- code, and where it is
+
+
+def test_runners_are_on_several_hosts_and_a_class_of_the_program_is_sent_to_them(cluster):
+    code = f"{MAZE}\ntell(*tried(env=Maze))\ntell(*tried(num_env_runners=2, env=lambda config: Maze(config)))"
+    every, two = (said for said, _ in told(cluster, code))
+    assert len(every) == 4
+    assert {"b", "c"} <= set(every)
+    assert len(two) == 2
+
+
+def test_code_that_only_one_host_has_is_said_and_ray_carries_it(cluster):
+    code = """
+import maze
+for env in (maze.Maze, "maze.py:Maze", "maze:Maze"):
+    tell(*tried(env=env, num_env_runners=2))
+ray.init(config.ray_address, runtime_env={"working_dir": "."}, logging_level="error")
+for env in (maze.Maze, "maze.py:Maze"):
+    tell(*tried(env=env, num_env_runners=2))
+"""
+    *refused, carried, named = told(cluster, code)
+    assert max(seconds for _, seconds in refused) < 10
+    for said, _ in refused:
+        assert ", where a runner is, lacks what is on 'head'" in said
+        assert "ray.init(address=..., runtime_env={'working_dir': '.'}) before build()" in said
+    assert "No module named 'maze'" in refused[0][0]
+    assert "there is no file 'maze.py'" in refused[1][0]
+    assert "there is no module 'maze'" in refused[2][0]
+    assert all(len(where) == 2 and "head" not in where for where, _ in (carried, named))
+
+
+def test_another_version_on_one_host_is_said(cluster):
+    own = Path(steppe.__file__)
+    other = cluster.workers["c"].files / "tmp/other.py"
+    other.write_text(own.read_text().replace(f'"{steppe.__version__}"', '"0.0.7"'))
+    cluster.workers["c"].run(["mount", "--bind", "/tmp/other.py", str(own)])
+    try:
+        ((said, seconds),) = told(cluster, "tell(*tried())")
+    finally:
+        cluster.workers["c"].run(["umount", str(own)])
+    assert seconds < 10
+    assert said.startswith(
+        f"host 'c' has steppe 0.0.7, and 'head', where the run was started, has {steppe.__version__}"
+    )
+
+
+# ---------------------------------------------------------------- what cannot be
+
+
+def test_an_address_that_nobody_has_and_too_few_cpus_are_said_within_ten_seconds(cluster):
+    code = 'tell(*tried(ray_address="10.77.0.99:6379"))\ntell(*tried(num_env_runners=6))'
+    (nobody, first), (few, second) = told(cluster, code)
+    assert nobody.startswith("no Ray answers at ray_address='10.77.0.99:6379': start one there")
+    assert "num_env_runners=6: Ray has no room for so many runners, which need 6 CPU (5 free)" in few
+    assert max(first, second) < 10
+
+
+def test_a_host_that_has_not_joined_is_told_how(cluster):
+    stranger, _ = cluster.plugged_in("stranger")
+    ((said, seconds),) = told(cluster, "tell(*tried())", host=stranger)
+    assert "host 'stranger' is not one of that Ray's: join it (ray start --address=10.77.0.1:6379)" in said
+    assert seconds < 10
+
+
+@pytest.mark.parametrize("environment", [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": "f" * 64}])
+def test_a_program_without_the_token_is_refused_within_ten_seconds(cluster, environment):
+    ((said, seconds),) = told(cluster, "tell(*tried())", **environment)
+    assert said.startswith("the Ray at ray_address='10.77.0.1:6379' cannot be joined: ")
+    assert "Authentication token is missing or incorrect" in said
+    assert seconds < 10
