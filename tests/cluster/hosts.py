@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 NETWORK = "10.77.0"
 """Of no host but these: the addresses are inside of namespaces."""
@@ -87,22 +89,21 @@ class Host:
 
     def switch_off(self) -> None:
         """End all of its processes at once: without the first one, the kernel kills the others."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, 9)
+        if self._outer.poll() is None:  # else its number may be another process's by now
+            os.kill(self.pid, signal.SIGKILL)
         self._outer.wait(10)
         for pipe in (self._outer.stdin, self._outer.stdout, self._outer.stderr):
             assert pipe is not None
             pipe.close()
 
-    def start(self, command: Sequence[str], **options: object) -> subprocess.Popen[str]:
-        """Start a program there, whose output is read here."""
+    def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
+        """Start a program there, whose output is read here; ``options`` are those of Popen."""
         enter = ["nsenter", "--target", str(self.pid), *_OWN, "env", f"--chdir={options.pop('cwd', '/tmp')}"]
-        env = os.environ | dict(options.pop("env", {}))  # type: ignore[call-overload]
-        return subprocess.Popen(
-            [*enter, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
-        )
+        options["env"] = os.environ | options.get("env", {})
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([*enter, *command], **{**pipes, **options})
 
-    def run(self, command: Sequence[str], timeout: float = 60, **options: object) -> str:
+    def run(self, command: Sequence[str], timeout: float = 60, **options: Any) -> str:
         """What a program says there, which has to end well."""
         with self.start(command, **options) as program:
             try:

@@ -1,13 +1,17 @@
 """A Ray over three hosts, which namespaces of Linux make of one machine: programs run, and hosts are lost."""
 
+import contextlib
+import itertools
 import json
+import shutil
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 import steppe
-from tests.cluster.hosts import ENVIRONMENT, Cluster, NotPermittedError
+from tests.cluster.hosts import ENVIRONMENT, Cluster, Host, NotPermittedError
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.cluster
@@ -69,27 +73,38 @@ def cluster():
         yield made
 
 
+@contextlib.contextmanager
 def started(cluster, code, host=None, **environment):
     """A program on a host, in a folder of its own, beside a file with an env."""
     host = host or cluster.head
     folder = host.files / "tmp/program"
-    folder.mkdir(exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     (folder / "maze.py").write_text(MAZE)
     (folder / "program.py").write_text(PROGRAM.format(address=cluster.address) + code)
-    command = [sys.executable, "program.py"]
-    return host.start(command, cwd="/tmp/program", env={**ENVIRONMENT, **environment})
+    with open(folder / "complaints", "w") as complaints:
+        options = {"cwd": "/tmp/program", "env": {**ENVIRONMENT, **environment}, "stderr": complaints}
+        program = host.start([sys.executable, "program.py"], **options)
+    limit = threading.Timer(150, program.kill)
+    limit.start()
+    try:
+        yield program
+        assert program.wait() == 0, (folder / "complaints").read_text()
+    finally:
+        limit.cancel()
+        program.kill()
+        program.communicate()
+
+
+def lines(program):
+    """What a program tells, line by line."""
+    return (json.loads(line) for line in program.stdout if line.startswith("["))
 
 
 def told(cluster, code, **where):
-    """What a program tells, line by line."""
+    """All that a program tells."""
     with started(cluster, code, **where) as program:
-        try:
-            said, complaint = program.communicate(timeout=120)
-        except BaseException:
-            program.kill()
-            raise
-    assert program.returncode == 0, complaint
-    return [json.loads(line) for line in said.splitlines() if line.startswith("[")]
+        return list(lines(program))
 
 
 # ---------------------------------------------------------------- code, and where it is
@@ -162,3 +177,40 @@ def test_a_program_without_the_token_is_refused_within_ten_seconds(cluster, envi
     assert said.startswith("the Ray at ray_address='10.77.0.1:6379' cannot be joined: ")
     assert "Authentication token is missing or incorrect" in said
     assert seconds < 10
+
+
+# ---------------------------------------------------------------- hosts that are lost
+
+LONG = """
+with config.build() as algo:
+    tell(algo.foreach_runner(where))
+    while not Path("stop").exists():
+        result = algo.train()
+        gone = sum(result["discarded"].values())
+        assert result["executed"] == result["trained"] + gone + result["in_flight"]
+        tell(result["num_healthy_workers"], result["timesteps_total"])
+    tell(algo.foreach_runner(where))
+"""
+
+
+@pytest.mark.parametrize("how", ["switched off", "cut off"])
+def test_training_goes_on_without_a_host_and_with_one_that_comes_later(cluster, how):
+    with started(cluster, LONG) as program:
+        said = lines(program)
+        (before,) = next(said)
+        first = list(itertools.islice(said, 3))
+        assert [healthy for healthy, _ in first] == [4] * 3
+        lost = next(name for name in before if name in cluster.workers)
+        host = cluster.workers.pop(lost)
+        (cluster.cut if how == "cut off" else Host.switch_off)(host)
+        fewer = next(line for line in said if line[0] < 4)
+        assert fewer[0] >= 4 - before.count(lost)
+        assert len(list(itertools.islice(said, 3))) == 3
+        cluster.join(f"{lost}-2")
+        whole = next(line for line in said if line[0] == 4)
+        assert whole[1] > fewer[1] > first[-1][1]
+        (cluster.head.files / "tmp/program/stop").touch()
+        *_, (after,) = said
+        assert f"{lost}-2" in after
+        assert lost not in after
+    host.switch_off()
