@@ -19,6 +19,7 @@ COMMANDS: dict[str, str] = {
     "rollout": "Step an env with a trained policy, one line a step.",
     "baseline": "Play episodes with random actions, to know what is no success.",
     "tune": "Search for good settings: many short trainings.",
+    "bench": "Measure this machine, and predict how far more runners would go.",
     "runs": "List the runs under a folder.",
     "new": "Write an env package that installs, is tested and trains.",
 }
