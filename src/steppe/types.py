@@ -75,6 +75,8 @@ class TimeStep:
         space: index into ``AsyncEnv.spaces``.
         decided: ``(n,)`` rows whose action was chosen elsewhere, or None when there are none.
         decision: for the decided rows, in their order.
+        lost: an :class:`EpisodeEnd` for every episode that will not come to its end, because its env failed;
+            in the first TimeStep of a poll. Its slots are free, also for what is opened in the same poll.
     """
 
     slot: IntArray
@@ -89,6 +91,7 @@ class TimeStep:
     space: int = 0
     decided: BoolArray | None = None
     decision: Decision | None = None
+    lost: Sequence[EpisodeEnd] = ()
 
 
 class Decision(NamedTuple):

@@ -17,7 +17,7 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from pettingzoo import AECEnv, ParallelEnv
 
-from steppe.envs import remote
+from steppe.envs import remote, restarting
 from steppe.envs.agents import MultiAgentRows
 from steppe.envs.base_env import BaseEnvRows
 from steppe.envs.base_view import RowsView
@@ -116,6 +116,10 @@ def legacy_of(n, books):
 
 def built_of(n, books):
     return build(lambda ctx: Counter(books, ctx.vector_index), num_envs=n, run_seed=3)
+
+
+def restarting_of(n, books):
+    return restarting.build(lambda ctx: Counter(books, ctx.vector_index), num_envs=n, run_seed=3)
 
 
 class Fleet(VectorEnv):
@@ -361,6 +365,7 @@ ADAPTERS = [
     ("gym", gym_of),
     ("legacy", legacy_of),
     ("built", built_of),
+    ("restarting", restarting_of),
     ("own state", lambda n, books: gym_of(n, books, Known)),
     ("vector", fleet_of),
     ("VectorEnv.wrap", wrap_of),

@@ -113,6 +113,10 @@ class AlgorithmConfig(ABC):
     """What to do with finite observations outside their Box: warn once and count, raise, or clip."""
     max_sequence_length: int | None = run_field(None, section="environment", check=at_least(1))
     """Longest value of a Sequence space that does not declare a maximum."""
+    on_env_error: Literal["raise", "restart"] = run_field("raise", section="environment")
+    """An env that raises, or returns bad data, ends the run, or is made anew and begins a new episode."""
+    max_env_restarts: int | None = run_field(None, section="environment", check=at_least(0))
+    """How often one env is made anew before what it raises ends the run; None: any number of times."""
     action_mask: Literal["observation", "info"] = run_field("observation", section="environment")
     """Where "action_mask" is, the legal actions: in a Dict observation, or in the env's info."""
     normalize_actions: bool = run_field(True, section="environment")

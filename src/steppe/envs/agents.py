@@ -156,12 +156,12 @@ class MultiAgentRows:
             episode, step = episodes[i], envs[i].step
             actions = episode.actions = dict(zip(episode.turn, map(answer, episode.seats), strict=True))
             episode.t += 1
-            self.env_steps += 1
             try:  # the env may change its dict
                 result = copied_step(step, actions.copy()) if sharing else step(actions.copy())
             except Exception as error:
                 self._judge.blame(episode, error)
                 raise
+            self.env_steps += 1
             if observing is not None:
                 result = self._observed_step(episode, result)
             limit = most is not None and episode.t >= most

@@ -164,7 +164,7 @@ def build(
         while len(envs) < wanted:
             own = copied(dict(env_config or {}))  # what one env does to it is nobody else's business
             context = EnvContext(own, worker_index, len(envs), num_workers, num_envs=num_envs)
-            envs.append(_one(creator, context, env_name(env)))
+            envs.append(made_by(creator, context, env_name(env)))
             on_failure.callback(envs[-1].close)
             if is_vector(envs[-1]) or is_base(envs[-1]):
                 num_envs, wanted = _counted(envs, num_envs, env_name(env)), 1
@@ -272,7 +272,8 @@ def _is_our(env: Any, module: str, name: str) -> bool:
     return loaded is not None and isinstance(env, getattr(loaded, name))
 
 
-def _one(creator: Creator, ctx: EnvContext, name: str) -> Any:
+def made_by(creator: Creator, ctx: EnvContext, name: str) -> Any:
+    """One env, or one vector env; what the constructor raises has a note that says whose it is."""
     try:
         return creator(ctx)
     except Exception as error:

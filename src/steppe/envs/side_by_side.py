@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, final
@@ -10,9 +11,11 @@ import numpy as np
 
 from steppe import spaces
 from steppe.envs.guards import check_answers
-from steppe.errors import ConfigError
+from steppe.errors import ConfigError, EnvError
 from steppe.types import ALONE, AgentID, IntArray, SpacePair, TimeStep, Tree
 
+_PLACE = re.compile(r"(?<=, env )0, episode (\d+)(?=, step )")
+_OWN = ("code", "text", "__notes__")
 _COLUMNS = ("slot", "t", "obs", "reward", "terminated", "truncated")
 
 
@@ -30,13 +33,15 @@ class SideBySide:
         spaces: all space pairs so far.
         agents: known so far, with the index of their pair.
         awaits: by env, the slots that await an action.
+        before: by env, its episodes before those that its adapter counts, which may be a successor.
     """
 
     def __init__(self, num_envs: int) -> None:
         self.num_envs = num_envs
         self.spaces = tuple[SpacePair, ...]()
         self.agents: Mapping[AgentID, int] = {}
-        self._own: list[tuple[SpacePair, ...]] = [()] * num_envs
+        self._own: list[list[int]] = [[]] * num_envs  # by env, its pairs as they are numbered here
+        self.before = [0] * num_envs
         self.forget()
 
     def forget(self) -> None:
@@ -48,7 +53,7 @@ class SideBySide:
         self.spaces += tuple(pair for pair in dict.fromkeys(own_spaces) if pair not in self.spaces)
         agents = {agent: self.spaces.index(own_spaces[at]) for agent, at in own_agents.items()}
         self.agents = {**agents, **self.agents}
-        self._own[i] = own_spaces
+        self._own[i] = [self.spaces.index(pair) for pair in own_spaces]
 
     def check_spaces(self, name: str) -> None:
         """Raise ConfigError if the spaces of envs of one agent, called ``name``, differ."""
@@ -77,18 +82,20 @@ class SideBySide:
         by_space: dict[int, list[TimeStep]] = {}
         for i, own in steps.items():
             for step in own:
-                space = self.spaces.index(self._own[i][step.space])
-                by_space.setdefault(space, []).append(self._here(i, step))
+                by_space.setdefault(self._own[i][step.space], []).append(self._here(i, step))
         return [_joined(parts, space) for space, parts in sorted(by_space.items())]
 
     def _here(self, i: int, step: TimeStep) -> TimeStep:
         """Rows of env ``i``."""
-        n = self.num_envs
+        n, before = self.num_envs, self.before[i]
         return replace(
             step,
             slot=step.slot * n + i,
-            opened=[one._replace(slot=one.slot * n + i, env=i) for one in step.opened],
-            closed=[one._replace(env=i) for one in step.closed],
+            opened=[
+                one._replace(slot=one.slot * n + i, env=i, episode=one.episode + before)
+                for one in step.opened
+            ],
+            closed=[one._replace(env=i, episode=one.episode + before) for one in step.closed],
             info={slot * n + i: info for slot, info in step.info.items()},
         )
 
@@ -118,6 +125,19 @@ class SideBySide:
             waits = [slot in self.awaits[slot % self.num_envs] for slot in step.slot.tolist()]
             kept.append(_taken(step, np.flatnonzero(waits)))
         return kept
+
+    def blame(self, i: int, error: BaseException) -> None:
+        """Let what the adapter of env ``i`` raised name the env and its episode as they are called here."""
+        notes, before = list(getattr(error, "__notes__", ())), self.before[i]
+        if isinstance(error, EnvError):
+            about = {name: value for name, value in vars(error).items() if name not in _OWN}
+            about |= {"env": i, "episode": error.episode + before}
+            same = EnvError(error.code, error.text, **about)
+            vars(error).update(vars(same))
+            error.args = same.args
+        error.__notes__ = [
+            _PLACE.sub(lambda found: f"{i}, episode {int(found[1]) + before}", note) for note in notes
+        ]
 
 
 def _joined(parts: Sequence[TimeStep], space: int) -> TimeStep:

@@ -70,6 +70,10 @@ class LocalRunner:
             from steppe.envs.remote import building  # most envs are stepped here
 
             build = building(config.remote_env_batch_wait_ms, config.ray_address)
+        elif config.on_env_error == "restart":
+            from steppe.envs import restarting  # in most runs an error ends the run
+
+            build = restarting.building(config.max_env_restarts)
         self.env: AsyncEnv = env or build(
             config.env,
             config.env_config,

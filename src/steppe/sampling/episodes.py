@@ -181,10 +181,10 @@ class EpisodeHooks:
             if (episode := self._open.get((info.env, info.episode))) is not None:
                 episode.enter(info.agent, policy_of(info.slot))
 
-    def lost(self, info: SlotInfo) -> None:
-        """An episode will not come to its end."""
-        self._live.pop(info.slot, None)
-        self._open.pop((info.env, info.episode), None)
+    def lost(self, env: int) -> None:
+        """The running episode of an env will not come to its end."""
+        self._live = {slot: info for slot, info in self._live.items() if info.env != env}
+        self._open = {key: episode for key, episode in self._open.items() if key[0] != env}
 
     def get_state(self) -> list[State]:
         """The open episodes; of ``user_data`` what a checkpoint can hold."""

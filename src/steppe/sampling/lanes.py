@@ -275,8 +275,14 @@ class Ready(NamedTuple):
         return Ready(self.policy, self.slots[index], take(self.obs, index), self.t[index])
 
 
-def in_order(ready: Sequence[Ready], identity: Array) -> list[Ready]:
-    """One batch a policy, by env: the same after a restore, so that noise falls on the same rows."""
+def in_order(ready: Sequence[Ready], identity: Array, edge: Array) -> list[Ready]:
+    """One batch a policy, by env: the same after a restore, so that noise falls on the same rows.
+
+    Args:
+        ready: rows that await an action.
+        identity: by slot.
+        edge: ``(envs, 2)``, gets the episode and the step that each env waits at.
+    """
     merged = []
     for policy in sorted({rows.policy for rows in ready}):
         parts = [rows for rows in ready if rows.policy == policy]
@@ -284,8 +290,10 @@ def in_order(ready: Sequence[Ready], identity: Array) -> list[Ready]:
         obs = parts[0].obs
         if len(parts) > 1:
             obs = map_leaves(lambda *leaves: np.concatenate(leaves), *[rows.obs for rows in parts])
-        order = np.lexsort((slots, identity[slots, ENV]))
-        t = np.concatenate([rows.t for rows in parts])[order]
+        envs, t = identity[slots, ENV], np.concatenate([rows.t for rows in parts])
+        edge[envs, 0], edge[envs, 1] = identity[slots, EPISODE], t
+        order = np.lexsort((slots, envs))
+        t = t[order]
         merged.append(Ready(policy, slots[order], take(obs, order), t))
     return merged
 

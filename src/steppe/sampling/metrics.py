@@ -10,7 +10,7 @@ from typing import Any, final
 import numpy as np
 
 from steppe.errors import ConfigError
-from steppe.types import Rollout, State
+from steppe.types import EpisodeEnd, Rollout, State
 
 
 @dataclass(slots=True)
@@ -44,7 +44,11 @@ class EpisodeRecord:
 
 @dataclass(slots=True)
 class Sample:
-    """One fragment: a Rollout per trained policy, the episodes it ended, and where its time went."""
+    """One fragment: a Rollout per trained policy, the episodes it ended, and where its time went.
+
+    Attributes:
+        discarded: those of ``env_steps`` that nobody can learn from, by reason.
+    """
 
     rollouts: list[Rollout]
     episodes: list[EpisodeRecord]
@@ -53,6 +57,7 @@ class Sample:
     reward: float
     env_time: float = 0.0
     inference_time: float = 0.0
+    discarded: dict[str, int] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -69,6 +74,8 @@ class Tally:
     reward: float = 0.0
     env_time: float = 0.0
     inference_time: float = 0.0
+    lost: list[EpisodeEnd] = field(default_factory=list)
+    """Episodes that will not come to their end, with their env steps in this fragment."""
 
 
 class EpisodeWindow:

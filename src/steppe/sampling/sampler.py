@@ -14,12 +14,14 @@ import numpy as np
 from steppe.errors import ConfigError
 from steppe.sampling.lanes import Lanes, Ready, T, in_order, in_own_units, select, state_after
 from steppe.sampling.metrics import EpisodeRecord, Sample, Tally
+from steppe.sampling.quota import Quota
 from steppe.seeding import SMALLEST_NOISE
 from steppe.spaces import BadLeaf, described, map_leaves, misfits, put, take, tupled
 from steppe.types import AgentID, Array, AsyncEnv, IntArray, Policy, SlotInfo, State, TimeStep, Tree, Weights
 
 if TYPE_CHECKING:
     from steppe.sampling.episodes import EpisodeHooks
+    from steppe.types import EpisodeEnd
 
 logger = logging.getLogger("steppe")
 
@@ -78,6 +80,7 @@ class Sampler:
         self._live: dict[int, SlotInfo] = {}
         self._episodes: dict[tuple[int, int], EpisodeRecord] = {}
         self._pending: list[Ready] = []
+        self._edge = np.full((env.num_envs, 2), -1)  # each env's episode and step as the fragment began
         self._started, self.cut_short, self._sequence, self._tally = False, False, 0, Tally()
         self._policy_of = np.zeros(0, np.int64)
         self._identity, self._returns = np.zeros((0, 4), np.int32), np.zeros(0)
@@ -123,7 +126,7 @@ class Sampler:
         self._lanes = [lanes if ids[index] in trained else None for index, lanes in enumerate(self._lanes)]
         self._policy_of[self._policy_of > gone] -= 1
         ready = [r._replace(policy=r.policy - (r.policy > gone)) for r in self._pending if r.policy != gone]
-        self._pending = in_order(ready + self._move(steps, moved), self._identity)
+        self._pending = in_order(ready + self._move(steps, moved), self._identity, self._edge)
 
     def _move(self, steps: Sequence[TimeStep], chosen: Mapping[int, str]) -> list[Ready]:
         """Others act for some slots from the rows that wait on; what was earned so far stays earned."""
@@ -167,7 +170,7 @@ class Sampler:
         if self._complete:
             ready = self._finish(ready, [0] * self.env.num_envs, self._under_way(ready) - earlier)
             self._tally.episodes = [e for e in self._tally.episodes if (e.env, e.episode) not in earlier]
-        self._pending = in_order(ready, self._identity)
+        self._pending = in_order(ready, self._identity, self._edge)
         return self._close(self.env.env_steps - before)
 
     def sample_episodes(self, quota: Sequence[int]) -> Sample:
@@ -178,7 +181,7 @@ class Sampler:
         if not self._started:
             self._begin()
         before = self.env.env_steps
-        self._pending = in_order(self._finish(self._pending, list(quota), set()), self._identity)
+        self._pending = in_order(self._finish(self._pending, quota, set()), self._identity, self._edge)
         return self._close(self.env.env_steps - before)
 
     def _begin(self) -> None:
@@ -212,50 +215,34 @@ class Sampler:
         steps = self.env.poll()
         self._tally.env_time += perf_counter() - acted
         self._tally.inference_time += acted - began
+        if steps and steps[0].lost:
+            self._lose(steps[0].lost)
         return self._receive(steps)
 
-    def _finish(self, ready: Sequence[Ready], quota: list[int], allowed: set[tuple[int, int]]) -> list[Ready]:
-        """Step until open episodes, and ``quota[i]`` new ones in env ``i``, are over.
+    def _finish(
+        self, ready: Sequence[Ready], new: Sequence[int], allowed: set[tuple[int, int]]
+    ) -> list[Ready]:
+        """Step until open episodes, and ``new[i]`` further ones in env ``i``, are over.
 
         Envs that step together cannot be held back one by one: there all go on until the ``allowed`` episodes
         and the new ones are over, and the others are not counted.
         """
-        waiting: list[Ready] = []
         together, counted, began = self.env.steps_together, len(self._tally.episodes), self.env.env_steps
         patience: float = began + _PATIENCE * self.env.num_envs
-
-        def goes_on(slot: int, t: int) -> bool:
-            info = self._live[slot]
-            episode = (info.env, info.episode)
-            if t == 0 and episode not in allowed and quota[info.env] > 0:
-                quota[info.env] -= 1
-                allowed.add(episode)
-            return episode in allowed or (t > 0 and not together)
-
+        quota = Quota(new, allowed, together=together)
         while True:
-            running = []
-            for rows in ready:
-                mask = np.array(
-                    [goes_on(*row) for row in zip(rows.slots.tolist(), rows.t.tolist(), strict=True)]
-                )
-                running += [rows.where(mask)] if mask.any() else []
-                waiting += [rows.where(~mask)] if not mask.all() else []
-            if not running and not self._owed(waiting, quota):
+            running = quota.split(ready, self._live)
+            if not running and not quota.owed(self._live, self._episodes):
                 ended, tally = self._tally.episodes[counted:], self._tally.episodes
-                tally[counted:] = [e for e in ended if not together or (e.env, e.episode) in allowed]
-                return waiting
+                tally[counted:] = [e for e in ended if not together or (e.env, e.episode) in quota]
+                return quota.waiting
             if self.env.env_steps > patience and not self._tally.episodes:
                 logger.warning(_NEVER_ENDS, self.env.env_steps - began)
                 patience = np.inf
             if together:
-                running, waiting = list(ready), []
+                running, quota.waiting = list(ready), []
             ready = self._round(running)
-
-    def _owed(self, waiting: Sequence[Ready], quota: Sequence[int]) -> bool:
-        """Whether an env that waits for no answer has an episode to end, or yet to begin."""
-        held = {self._live[slot].env for rows in waiting for slot in rows.slots.tolist()}
-        begun = {env for env, _ in self._episodes}
-        return any(n > 0 or (env in begun and env not in held) for env, n in enumerate(quota))
+            quota.give_back(self._tally.lost)
 
     def _receive(self, steps: Sequence[TimeStep]) -> list[Ready]:
         """Write the rows of one poll into their lanes; returns those that await an action."""
@@ -382,7 +369,8 @@ class Sampler:
         # What open episodes have earned so far is counted here.
         tally, self._tally = self._tally, Tally(reward=-open_return)
         earned, times = tally.reward + open_return, (tally.env_time, tally.inference_time)
-        return Sample(rollouts, tally.episodes, env_steps, tally.agent_steps, earned, *times)
+        discarded = {"env_error": sum(end.length for end in tally.lost)} if tally.lost else {}
+        return Sample(rollouts, tally.episodes, env_steps, tally.agent_steps, earned, *times, discarded)
 
     def _slots_of(self, policy: int) -> IntArray:
         slots = np.array(sorted(self._live), np.int64)
@@ -486,10 +474,10 @@ class Sampler:
             fresh = tuple(info for info in step.opened if info.slot not in known)
             if fresh:
                 renewed.append(replace(select(step, np.flatnonzero(~mask)), opened=fresh))
-        lost = {info.env for step in renewed for info in step.opened}
-        for info in [info for info in self._live.values() if info.env in lost]:
-            self._discard(info)
-        return in_order(ready + self._receive(renewed), self._identity)
+        anew = {info.env for step in renewed for info in step.opened}
+        for env in sorted(anew & {info.env for info in self._live.values()}):
+            self._discard(env)
+        return in_order(ready + self._receive(renewed), self._identity, self._edge)
 
     def adopt(self, *, anew: bool = False) -> None:
         """Take over the env from another sampler that drove it, between fragments.
@@ -514,12 +502,21 @@ class Sampler:
         slots = [slot for rows in ready for slot in rows.slots[rows.t > 0].tolist()]
         return {(self._live[slot].env, self._live[slot].episode) for slot in slots}
 
-    def _discard(self, info: SlotInfo) -> None:
-        """An episode was lost: its rows in this fragment are unfilled, its record dropped."""
-        if (lanes := self._lanes[self._policy_of[info.slot]]) is not None:
-            lanes.discard(info.slot)
-        self._tally.reward += float(self._returns[info.slot])
-        self._episodes.pop((info.env, info.episode), None)
-        del self._live[info.slot]
+    def _lose(self, lost: Sequence[EpisodeEnd]) -> None:
+        """Envs failed, and their episodes will not come to an end."""
+        for end in lost:
+            self._discard(end.env)
+            before = self._edge[end.env, 1] if self._edge[end.env, 0] == end.episode else 0
+            self._tally.lost.append(end._replace(length=end.length - int(before)))
+
+    def _discard(self, env: int) -> None:
+        """An env's episode was lost: who is in it has its rows in this fragment unfilled, and no record."""
+        for info in [info for info in self._live.values() if info.env == env]:
+            if (lanes := self._lanes[self._policy_of[info.slot]]) is not None:
+                lanes.discard(info.slot)
+            self._tally.reward += float(self._returns[info.slot])
+            del self._live[info.slot]
+        for key in [key for key in self._episodes if key[0] == env]:
+            del self._episodes[key]
         if self.hooks is not None:
-            self.hooks.lost(info)
+            self.hooks.lost(env)
