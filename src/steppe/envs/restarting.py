@@ -4,33 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
-import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, final
 
-import numpy as np
-
-from steppe import spaces
 from steppe.containers import copied
 from steppe.envs import registry
 from steppe.envs.context import EnvContext
+from steppe.envs.failures import Failures, with_lost
 from steppe.envs.guards import check_alive
 from steppe.envs.side_by_side import SideBySide
 from steppe.errors import CheckpointError, ConfigError, EnvError
 from steppe.seeding import env_seed
 from steppe.types import AgentID, AsyncEnv, EpisodeEnd, IntArray, SlotInfo, SpacePair, State, TimeStep, Tree
-
-logger = logging.getLogger("steppe")
-
-_MOST_ALIKE = 3
-"""Failures of one kind, in a row without a step between, that show that it will never go well."""
-_MOST_FRUITLESS = 10
-"""The same, of whatever kinds."""
-_SEEDS = 1 << 16
-"""Of one runner."""
 
 
 def building(most_restarts: int | None) -> Callable[..., RestartingRows]:
@@ -117,29 +103,6 @@ def _again(made: Any, name: str) -> Callable[[EnvContext], Any]:
     return again
 
 
-@dataclass(slots=True)
-class Past:
-    """What is known of one env, whose adapters come and go.
-
-    Attributes:
-        episode: number of the running one.
-        begun: env steps of its adapter when that began.
-        steps: env steps of its adapter.
-        restarts: how often it was made anew.
-        what: how it failed last.
-        alike: failures of that kind, in a row without a step between.
-        fruitless: of any kind.
-    """
-
-    episode: int = 0
-    begun: int = 0
-    steps: int = 0
-    restarts: int = 0
-    what: str = ""
-    alike: int = 0
-    fruitless: int = 0
-
-
 @final
 class RestartingRows:
     """Envs side by side, of which one that raises is closed, made anew, and begins a new episode.
@@ -175,8 +138,8 @@ class RestartingRows:
         most_restarts: int | None = None,
         pair_for: Callable[[SlotInfo], SpacePair] | None = None,
     ) -> None:
-        self._make, self._seed, self._name, self._most = make, seed, name, most_restarts
-        self._pair_for = pair_for
+        self._make, self._name, self._pair_for = make, name, pair_for
+        self._failures = Failures(seed, num_envs, most_restarts)
         self.num_envs, self.env_steps, self._closed = num_envs, 0, False
         self.spaces = tuple[SpacePair, ...]()
         self.agents: Mapping[AgentID, int] = {}
@@ -192,10 +155,9 @@ class RestartingRows:
 
     def _rewind(self) -> None:
         """Be as before the first poll."""
-        self._started, self.env_steps, self._renewed = False, 0, 0
+        self._started, self.env_steps = False, 0
         self._failure: BaseException | None = None
-        self._past = [Past() for _ in range(self.num_envs)]
-        self._counts: Counter[str] = Counter()
+        self._failures.forget()
         self._side.before[:] = [0] * self.num_envs
         self._side.forget()
 
@@ -234,39 +196,25 @@ class RestartingRows:
             raise
         self._started = True
         merged = self._side.received(own)
-        if lost:
-            merged = merged or [_nobody(self.spaces)]
-            merged[0].lost = lost
-        return merged
+        return with_lost(merged, lost, self.spaces)
 
     def _polled(self, i: int, lost: list[EpisodeEnd]) -> Sequence[TimeStep]:
         """What env ``i`` has to tell, or its successor."""
-        past = self._past[i]
         try:
             steps = self._rows[i].poll()
         except Exception as error:
             if not self._started:
                 self._side.blame(i, error)
                 raise
-            self._count(i)
-            lost.append(EpisodeEnd(i, past.episode, past.steps - past.begun))
-            steps = self._begin_anew(i, error)
+            self.env_steps += self._failures.count(i, self._rows[i].env_steps)
+            lost.append(self._failures.lost(i))
+            return self._begin_anew(i, error)
         if steps:
-            before = past.steps
-            self._count(i)
             self._learn(i)
-            if past.steps > before:
-                past.alike = past.fruitless = 0
-            for step in steps:
-                for end in step.closed:
-                    past.episode, past.begun = end.episode + 1 + self._side.before[i], past.steps
+            taken = self._failures.count(i, self._rows[i].env_steps)
+            self.env_steps += taken
+            self._failures.told(i, taken, steps, self._side.before[i])
         return steps
-
-    def _count(self, i: int) -> None:
-        """Take over the steps of an adapter."""
-        steps, past = self._rows[i].env_steps, self._past[i]
-        self.env_steps += steps - past.steps
-        past.steps = steps
 
     def _begin_anew(self, i: int, error: Exception) -> Sequence[TimeStep]:
         """Put another in the place of env ``i``; returns its first rows.
@@ -274,53 +222,21 @@ class RestartingRows:
         Raises:
             Exception: the error, if that is not to be done, or if it fails again and again.
         """
-        past, health = self._past[i], self._rows[i].health()
+        health = self._rows[i].health()
         while True:
             self._side.blame(i, error)
-            self._judge(past, error)
-            seed = self._seed(self.num_envs + self._renewed)
-            self._renewed += 1
-            past.restarts += 1
-            self._say(past, error, seed)
+            seed = self._failures.renew(i, error)
             with contextlib.suppress(Exception):
                 self._rows[i].close()
-            self._side.before[i], self._side.awaits[i] = past.episode + 1, set()
-            past.episode, past.begun, past.steps = past.episode + 1, 0, 0
+            self._side.before[i], self._side.awaits[i] = self._failures.past[i].episode, set()
             try:
                 self._rows[i] = self._made(i, seed, health)
-                return self._rows[i].poll()
+                steps = self._rows[i].poll()
             except Exception as again:
                 error = again
-
-    def _judge(self, past: Past, error: Exception) -> None:
-        """Raise an error after which no env is made anew, with a note that says why."""
-        what = _kind(error)
-        past.alike = past.alike + 1 if what == past.what else 1
-        past.what, past.fruitless = what, past.fruitless + 1
-        if past.alike >= _MOST_ALIKE or past.fruitless >= _MOST_FRUITLESS:
-            times, same = (
-                (past.alike, " in the same way") if past.alike >= _MOST_ALIKE else (past.fruitless, "")
-            )
-            why = f"it failed {times} times{same} without a step between"
-        elif self._most is not None and past.restarts >= self._most:
-            why = f"max_env_restarts is {self._most}, and it was restarted {past.restarts} times"
-        elif self.num_envs + self._renewed >= _SEEDS:
-            why = f"the runner has used all of its {_SEEDS} seeds"
-        else:
-            return
-        error.add_note(f"steppe: on_env_error='restart', but the env is not restarted again: {why}")
-        raise error
-
-    def _say(self, past: Past, error: Exception, seed: int) -> None:
-        """Say and count that an env failed."""
-        text = str(error) if isinstance(error, EnvError) else f"{type(error).__name__}: {error}"
-        notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("steppe: ")]
-        logger.warning(
-            "E503 an env failed, and another takes its place, with seed %d (restart %d): %s",
-            *(seed, past.restarts, "\n  ".join([text, *notes])),
-        )
-        logger.debug("E503 where it failed", exc_info=error)
-        self._counts[f"E503 {type(error).__name__}"] += 1
+            else:
+                self._learn(i)
+                return steps
 
     def send_actions(self, slots: IntArray, actions: Tree) -> None:
         """Answer ``slots``, all of one space pair, with a column of actions; the column is copied.
@@ -342,7 +258,7 @@ class RestartingRows:
 
     def health(self) -> Mapping[str, int]:
         """Counts of what was odd but survivable, over all envs, and of failures: ``{"E503 OSError": 2}``."""
-        total = Counter(self._counts)
+        total = Counter(self._failures.counts)
         for rows in self._rows:
             total.update(rows.health())
         return dict(total)
@@ -371,11 +287,9 @@ class RestartingRows:
             "started": self._started,
             "seeds": [seed for state in own for seed in state["seeds"]],
             "env_steps": self.env_steps,
-            "health": dict(self._counts),
             "envs": own,
-            "past": [asdict(past) for past in self._past],
             "before": list(self._side.before),
-            "renewed": self._renewed,
+            **self._failures.state(),
         }
 
     def set_state(self, state: State) -> list[str]:
@@ -392,13 +306,13 @@ class RestartingRows:
                 rows.set_state({"started": False, "seeds": [seed]})
             return []
         self._started, self.env_steps = True, int(state["env_steps"])
-        self._renewed, self._counts = int(state["renewed"]), Counter(state["health"])
-        self._past = [Past(**past) for past in state["past"]]
+        self._failures.adopt(state)
         self._side.before[:] = state["before"]
         notes = []
         for i, (rows, own) in enumerate(zip(self._rows, state["envs"], strict=True)):
             if said := rows.set_state(own):  # it begins a new episode
-                self._past[i].episode, self._past[i].begun = self._past[i].episode + 1, rows.env_steps
+                past = self._failures.past[i]
+                past.episode, past.begun = past.episode + 1, rows.env_steps
                 notes += [note.replace("E402 env 0 ", f"E402 env {i} ", 1) for note in said]
             self._learn(i)
             self._side.restored(i, rows.pending())
@@ -418,17 +332,3 @@ class RestartingRows:
                 errors.append(error)
         if errors:
             raise errors[0]
-
-
-def _kind(error: Exception) -> str:
-    """What makes two failures the same: type, message, and place in the code."""
-    text = f"{error.code} {error.text}" if isinstance(error, EnvError) else str(error)
-    frames = traceback.extract_tb(error.__traceback__)[-1:]
-    return " ".join([type(error).__name__, text, *(f"{frame.name}:{frame.lineno}" for frame in frames)])
-
-
-def _nobody(pairs: tuple[SpacePair, ...]) -> TimeStep:
-    """No rows."""
-    none = np.zeros(0, np.bool_)
-    obs = spaces.zeros(pairs[0].observation, 0) if pairs else None
-    return TimeStep(np.zeros(0, np.int64), np.zeros(0, np.int64), obs, np.zeros(0), none, none)
