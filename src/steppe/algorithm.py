@@ -23,7 +23,7 @@ from steppe.runners.choosing import make_evaluator, make_runner
 from steppe.runners.evaluation import Evaluator, checked_metrics
 from steppe.runners.policies import made_policies, specs_of, trained_ids
 from steppe.sampling import callbacks
-from steppe.sampling.metrics import EpisodeRecord, EpisodeWindow, Result, Sample
+from steppe.sampling.metrics import Account, EpisodeRecord, Result, Sample
 from steppe.seeding import fresh_seed, stream
 from steppe.types import DEFAULT_POLICY, Policy, State, Tree
 
@@ -76,9 +76,8 @@ class Algorithm:
             self.runner.close()
             raise
         self._evaluator: Evaluator | None = None
-        self._window = EpisodeWindow(self.config.metrics_num_episodes_for_smoothing)
-        self._iteration = self._env_steps = self._agent_steps = 0
-        self._total_s, self._iterating = 0.0, False
+        self._account = Account(self.config.metrics_num_episodes_for_smoothing)
+        self._iteration, self._iterating = 0, False
         self._noise = stream(int(self.config.seed or 0), "actions")
         self._evaluated = self._best_evaluation = float("nan")
         self._run: Run | None = None
@@ -122,7 +121,7 @@ class Algorithm:
     @property
     def recent_episodes(self) -> Sequence[EpisodeRecord]:
         """The episodes that the means of the newest result are over."""
-        return self._window.summarized
+        return self._account.window.summarized
 
     def train(self) -> Result:
         """One iteration: sample until every policy has learned, and report.
@@ -148,14 +147,14 @@ class Algorithm:
                 samples += fragments
                 new = sum(sample.env_steps for sample in fragments)
                 steps += new
-                self._env_steps += new
+                self._account.env_steps += new
                 sampled = perf_counter()
                 for sample in fragments:
                     if self._postprocess is not None:
                         self._postprocess(sample.rollouts)
                     learner.add(sample.rollouts)
                     sample.rollouts = []  # the learner's from here on
-                learned = learner.update(self._env_steps, self._iteration + 1)
+                learned = learner.update(self._account.env_steps, self._iteration + 1)
                 if learned is not None:
                     stats |= {id: own or stats.get(id, own) for id, own in learned.items()}
                     self.runner.set_weights(learner.publish())
@@ -169,7 +168,8 @@ class Algorithm:
         if not self._iteration:
             give_back_memory()
         self._iteration += 1
-        result = self._report(samples, stats, perf_counter() - began, learning)
+        told = self._account.report(samples, self.runner.standing(), perf_counter() - began, learning)
+        result = Result({**told, "training_iteration": self._iteration, "info": dict(stats)})
         self._evaluated = float("nan")
         if config.evaluation_interval and self._iteration % config.evaluation_interval == 0:
             evaluation = self.evaluate()
@@ -191,7 +191,7 @@ class Algorithm:
             return
         episodes = [episode for sample in samples for episode in sample.episodes]
         run.log_result(result)
-        run.log_episodes([{**episode.summary(), "steps": self._env_steps} for episode in episodes])
+        run.log_episodes([{**episode.summary(), "steps": self._account.env_steps} for episode in episodes])
         record = not self._evaluated <= self._best_evaluation and not math.isnan(self._evaluated)
         if record:
             self._best_evaluation = self._evaluated
@@ -210,44 +210,12 @@ class Algorithm:
         """
         if self.run is None:
             raise ConfigError("write_run=False: this run has no folder; save(path) writes anywhere")
-        path = self.save(self.run.checkpoint_dir(self._env_steps))
+        path = self.save(self.run.checkpoint_dir(self._account.env_steps))
         evaluates = self.config.evaluation_interval
         self.run.register_checkpoint(
-            path, self._env_steps, self._evaluated if evaluates else self._window.mean_reward
+            path, self._account.env_steps, self._evaluated if evaluates else self._account.window.mean_reward
         )
         return path
-
-    def _report(
-        self, samples: list[Sample], stats: Mapping[str, Any], iteration_s: float, learning: float
-    ) -> Result:
-        episodes = [episode for sample in samples for episode in sample.episodes]
-        steps = sum(sample.env_steps for sample in samples)
-        env = sum(sample.env_time for sample in samples)
-        inference = sum(sample.inference_time for sample in samples)
-        other = max(0.0, iteration_s - env - inference - learning)
-        phases = {"env": env, "inference": inference, "learning": learning, "other": other}
-        self._agent_steps += sum(sample.agent_steps for sample in samples)
-        self._total_s += iteration_s
-        return Result(
-            {
-                **self._window.summarize(episodes),
-                "reward_per_step": sum(sample.reward for sample in samples) / max(steps, 1),
-                "timesteps_this_iter": steps,
-                "timesteps_total": self._env_steps,
-                "agent_timesteps_total": self._agent_steps,
-                "training_iteration": self._iteration,
-                "info": dict(stats),
-                "env_health": dict(self.runner.health()),
-                "num_healthy_workers": max(1, self.config.num_env_runners),
-                "discarded": {},
-                "time": {
-                    "total_s": self._total_s,
-                    "iteration_s": iteration_s,
-                    **phases,
-                    "share": {name: seconds / iteration_s for name, seconds in phases.items()},
-                },
-            }
-        )
 
     def evaluate(self, num_episodes: int | None = None, *, explore: bool | None = None) -> Result:
         """Run whole episodes with the newest weights, see :class:`~steppe.runners.evaluation.Evaluator`.
@@ -434,10 +402,8 @@ class Algorithm:
         self._check_between("save", CheckpointError)
         owners: dict[str, State] = {
             "algorithm": {
-                "window": self._window.get_state(),
+                **self._account.get_state(),
                 "iteration": self._iteration,
-                "env_steps": self._env_steps,
-                "agent_steps": self._agent_steps,
                 "best_evaluation": self._best_evaluation,
             },
             "actions": {"rng": self._noise.bit_generator.state},
@@ -462,9 +428,9 @@ class Algorithm:
         meta = {
             **settings_of(self.config),
             "run_id": self._run_id,
-            "timesteps_total": self._env_steps,
+            "timesteps_total": self._account.env_steps,
             "training_iteration": self._iteration,
-            "total_s": self._total_s,
+            "total_s": self._account.total_s,
         }
         policies = {id: self._policies[id].export(w) for id, w in self._learner.publish().items()}
         written = checkpoint.save(path, {**self.get_state(), POLICIES: policies}, meta, overwrite=overwrite)
@@ -498,9 +464,8 @@ class Algorithm:
             raise
         self.runner.set_weights(self._learner.publish())
         own = owners["algorithm"]
-        self._window.set_state(own["window"])
-        self._iteration, self._env_steps = int(own["iteration"]), int(own["env_steps"])
-        self._agent_steps, self._total_s = int(own["agent_steps"]), float(meta["total_s"])
+        self._account.set_state(own, float(meta["total_s"]))
+        self._iteration = int(own["iteration"])
         self._best_evaluation = float(own["best_evaluation"])
         self._noise.bit_generator.state = owners["actions"]["rng"]
         self._run_id = meta["run_id"]

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import warnings
 
 import gymnasium
 import numpy as np
@@ -19,6 +18,8 @@ from gymnasium import spaces
 import steppe
 from steppe.errors import RunnerError
 from tests.states import state_hash
+
+pytestmark = pytest.mark.usefixtures("ray")
 
 TINY = {
     "num_envs_per_env_runner": 2,
@@ -98,17 +99,6 @@ def tiny(**changes):
     return steppe.PPOConfig(**{"env": Walk, **TINY, **changes})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ray():
-    """One Ray for all: each start takes seconds, and algorithms join the one that runs."""
-    ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'steppe[ray]'")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ray.init("local", num_cpus=3, include_dashboard=False, logging_level="error")
-    yield ray
-    ray.shutdown()
-
-
 PLACES = pytest.mark.parametrize("local", [True, False], ids=["here", "ray"])
 
 
@@ -173,15 +163,6 @@ def test_what_replays_learns_from_several_runners(local):
         result = algo.train()
         assert (algo.get_weights()["default_policy"] != before).any()
         assert result["num_healthy_workers"] == 2
-
-
-def test_updates_go_on_while_processes_sample():
-    small = {name: value for name, value in TINY.items() if name not in ("minibatch_size", "num_epochs")}
-    runs, ahead = [], {"num_env_runners": 2, "sample_async": True}
-    for local in (True, False):
-        with steppe.IMPALAConfig(env=Walk, local_mode=local, **ahead, **small).build() as algo:
-            runs.append((batches(algo, 2), algo.get_weights()["default_policy"].tolist()))
-    assert runs[0] == runs[1]
 
 
 @PLACES
@@ -298,7 +279,7 @@ def test_a_broken_contract_names_the_runner():
 
 def test_a_process_that_is_ended_from_outside_is_said():
     error = failure("killed")
-    assert type(error) is RunnerError
+    assert isinstance(error, RunnerError)
     assert str(error).startswith("the process of a runner died: it was ended from outside")
 
 

@@ -76,6 +76,7 @@ if TYPE_CHECKING:
 
 
 _RESOURCES = [f"{what}_per_env_runner" for what in ("num_cpus", "num_gpus", "custom_resources")]
+_RESOURCES += ["restart_failed_env_runners"]  # RLlib has it under fault_tolerance
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -156,6 +157,14 @@ class AlgorithmConfig(ABC):
     """Observations are shifted and scaled by their running mean and deviation, or left alone."""
     sample_async: bool = run_field(False, section="env_runners", convert=unless_marked)
     """Learn while the next fragment is sampled: where env steps are slow; by algorithms that allow it."""
+    max_requests_in_flight_per_env_runner: int = run_field(2, section="env_runners", check=at_least(1))
+    """Fragments that such a process, if there are any, is asked for ahead; with sample_async."""
+    max_staleness: int | None = run_field(None, section="env_runners", check=at_least(0))
+    """Fragments with a row that weights of more updates ago acted are discarded; with sample_async."""
+    restart_failed_env_runners: bool = run_field(True, section="env_runners")
+    """A process that dies, or hangs, is replaced; otherwise it ends the run."""
+    env_step_timeout: float | None = run_field(None, section="env_runners", check=above(0))
+    """Seconds without a step after which a process that samples, or that a remote env is in, hangs."""
     explore: bool = run_field(True, section="env_runners")
     """Actions are sampled while training; otherwise the policy's best one is taken."""
 

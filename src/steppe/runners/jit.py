@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _OF_ITS_OWN = "(a memory, stacked observations, added noise, a distribution of your own)"
 _AS_GYMNASIUM = (
     "compiled rollouts do not know {what}; leave it out, or let the env be stepped one by one, as "
-    "Gymnasium's are: env=lambda env_config: {env}()"
+    "Gymnasium's are: env=lambda env_config: {env}(**env_config)"
 )
 
 

@@ -14,7 +14,7 @@ from steppe.envs.context import EnvContext
 from steppe.errors import ConfigError
 from steppe.runners.policies import PolicyMapping, given_spaces, spaces_of, specs_of
 from steppe.sampling.callbacks import OF_EPISODES, Callbacks, Surroundings, hook_of
-from steppe.sampling.metrics import Sample
+from steppe.sampling.metrics import Sample, Standing
 from steppe.sampling.sampler import Sampler
 from steppe.seeding import EVALUATION_RUNNER, stream
 from steppe.types import AsyncEnv, Policy, SpacePair, State, Weights
@@ -67,9 +67,15 @@ class LocalRunner:
             self.observing = made_observing(self, config, policies_say=named)
         build: Callable[..., AsyncEnv] = registry.build
         if config.remote_worker_envs:
-            from steppe.envs.remote import building  # most envs are stepped here
+            from steppe.envs import remote  # most envs are stepped here
 
-            build = building(config.remote_env_batch_wait_ms, config.ray_address)
+            rules = remote.Rules(
+                wait_ms=config.remote_env_batch_wait_ms,
+                step_timeout=config.env_step_timeout,
+                restarts=config.on_env_error == "restart",
+                most_restarts=config.max_env_restarts,
+            )
+            build = remote.building(rules, config.ray_address)
         elif config.on_env_error == "restart":
             from steppe.envs import restarting  # in most runs an error ends the run
 
@@ -228,6 +234,10 @@ class LocalRunner:
     def foreach_runner(self, function: Callable[[LocalRunner], Any]) -> list[Any]:
         """What ``function`` makes of this runner, the only one."""
         return [function(self)]
+
+    def standing(self) -> Standing:
+        """One worker, in good health."""
+        return Standing(self.env.health())
 
     def health(self) -> Mapping[str, int]:
         """Counts of what was odd about the envs, by code and leaf."""

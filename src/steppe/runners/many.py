@@ -2,138 +2,31 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from copy import deepcopy
+from time import monotonic
 from typing import Any, NamedTuple, final
+
+import numpy as np
 
 from steppe.config import AlgorithmConfig
 from steppe.errors import ConfigError
 from steppe.runners.local import LocalRunner
-from steppe.runners.policies import made_policies
-from steppe.sampling.callbacks import get_callbacks_state, make_callbacks, set_callbacks_state
-from steppe.sampling.metrics import Sample
+from steppe.runners.workers import Crew, HereCrew, LostError, Report
+from steppe.sampling.metrics import Sample, Standing
 from steppe.sampling.sampler import CUT_SHORT
 from steppe.types import Policy, SpacePair, State, Weights
 
+logger = logging.getLogger("steppe")
 
-@final
-class Worker:
-    """One of several runners, with callbacks and policies of its own.
-
-    Args:
-        config: of the run.
-        index: 1 to N. Its seeds are those of place ``index - 1``, so that a run with one worker samples what
-            a run in one process does.
-    """
-
-    def __init__(self, config: AlgorithmConfig, index: int) -> None:
-        self._config, self._callbacks = config, make_callbacks(config.callbacks_class)
-        self.runner = LocalRunner(
-            config, worker_index=index, seed_runner=index - 1, callbacks=self._callbacks
-        )
-
-    def about(self) -> tuple[dict[str, SpacePair], int]:
-        """The spaces of each policy, and how many envs there are."""
-        return self.runner.spaces, self.runner.env.num_envs
-
-    def start(self, spaces: Mapping[str, SpacePair], how: Mapping[str, Any]) -> None:
-        """Make the policies for ``spaces``; the rest is as :meth:`LocalRunner.start` takes it."""
-        # Acting functions are compiled where they act: only weights travel.
-        learners, scripted = made_policies(self._config, spaces)
-        policies = {id: learners[id].policy if id in learners else scripted[id] for id in spaces}
-        self.runner.start(policies, **how)
-
-    def set_weights(self, weights: Mapping[str, Weights]) -> None:
-        """Act with these from now on."""
-        self.runner.set_weights(weights)
-
-    def sample(self) -> Sequence[Sample]:
-        """The next fragments."""
-        return self.runner.sample()
-
-    def health(self) -> dict[str, int]:
-        """Counts of what was odd about the envs."""
-        return dict(self.runner.health())
-
-    def foreach_env(self, function: Callable[[Any], Any]) -> list[Any]:
-        """What ``function`` makes of each env."""
-        return self.runner.foreach_env(function)
-
-    def foreach_runner(self, function: Callable[[LocalRunner], Any]) -> list[Any]:
-        """What ``function`` makes of the runner."""
-        return self.runner.foreach_runner(function)
-
-    def get_state(self) -> State:
-        """Of the runner and of its callbacks."""
-        return {**self.runner.get_state(), "callbacks": get_callbacks_state(self._callbacks)}
-
-    def set_state(self, state: State) -> list[str]:
-        """Go on from :meth:`get_state`; returns what could not be restored exactly."""
-        state = deepcopy(state)  # what came from another process cannot be written to
-        set_callbacks_state(self._callbacks, state["callbacks"])
-        return self.runner.set_state(state)
-
-    def close(self) -> None:
-        """Close the envs."""
-        self.runner.close()
-
-
-class Crew(ABC):
-    """Some workers, wherever they are; they are called by the names of :class:`Worker`'s methods."""
-
-    @abstractmethod
-    def ask(self, method: str, *arguments: Any) -> list[Any]:
-        """What each of them answers, in their order.
-
-        Raises:
-            Exception: what the first of them raised, as it was raised there.
-        """
-
-    @abstractmethod
-    def ask_each(self, method: str, arguments: Sequence[Any]) -> list[Any]:
-        """The same, with one argument for each."""
-
-    @abstractmethod
-    def tell(self, method: str, *arguments: Any) -> None:
-        """Let each of them do something; what goes wrong is raised by the next question at the latest."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Close their envs, and end what was started for them; may be called twice."""
-
-
-@final
-class HereCrew(Crew):
-    """Workers in this process, one after the other: for debuggers."""
-
-    def __init__(self, config: AlgorithmConfig) -> None:
-        self._workers: list[Worker] = []
-        try:
-            for index in range(1, config.num_env_runners + 1):
-                self._workers.append(Worker(config, index))
-        except BaseException:
-            self.close()
-            raise
-
-    def ask(self, method: str, *arguments: Any) -> list[Any]:
-        """What each of them answers, in their order."""
-        return [getattr(worker, method)(*arguments) for worker in self._workers]
-
-    def ask_each(self, method: str, arguments: Sequence[Any]) -> list[Any]:
-        """The same, with one argument for each."""
-        pairs = zip(self._workers, arguments, strict=True)
-        return [getattr(worker, method)(argument) for worker, argument in pairs]
-
-    def tell(self, method: str, *arguments: Any) -> None:
-        """Let each of them do something."""
-        self.ask(method, *arguments)
-
-    def close(self) -> None:
-        """Close their envs."""
-        while self._workers:
-            self._workers.pop().close()
+_BEAT_S = 0.25
+"""How often it is looked whether workers make progress."""
+_SLOW_S = 60.0
+"""Without a limit of its own, so long a wait is said aloud."""
+_MOST_FRUITLESS = 3
+"""Processes in a row, of one place, that may end before they have taken a step."""
 
 
 class Envs(NamedTuple):
@@ -143,8 +36,52 @@ class Envs(NamedTuple):
 
 
 @final
+class _Place:
+    """What is known of the worker of one place.
+
+    Attributes:
+        incarnation: how many had this place before.
+        earlier: the same of the run that this one goes on from; none has the seeds of another.
+        fruitless: those before it, in a row, that ended before they took a step.
+        up: it can be asked to sample.
+        told: it has, or was sent, the newest weights.
+        asked: fragments that it was asked for, and that were not handed on yet.
+        executed: env steps that it is known to have taken.
+        reported: those of them that are in fragments that are here.
+        since: when it last made progress, or was given something to do.
+    """
+
+    def __init__(self) -> None:
+        self.incarnation = self.earlier = self.fruitless = self.asked = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.up = self.told = False
+        self.executed = self.reported = 0
+        self.since = monotonic()
+
+    def renew(self, asked: int) -> None:
+        """Another worker is made; of the last one so many fragments are here and were not handed on."""
+        self.fruitless = 0 if self.executed else self.fruitless + 1
+        self.incarnation, self.asked = max(self.incarnation, self.earlier) + 1, asked
+        self._begin()
+
+    def progressed(self, executed: int) -> None:
+        """It has taken so many steps by now."""
+        if executed > self.executed:
+            self.executed, self.since = executed, monotonic()
+
+
+@final
 class ManyRunners:
-    """The workers of a run; what they sample comes in their order, so that a run can be repeated.
+    """The workers of a run.
+
+    In turns, all of them sample one fragment with the newest weights, and what they sampled comes in their
+    order, so that a run can be repeated. With ``sample_async``, whatever is ready comes, and each of them has
+    something to do meanwhile: a slow one holds up nobody.
+
+    A worker whose process ends, or makes no progress for ``env_step_timeout``, is replaced by another, which
+    begins with new seeds and the newest weights; its unfinished fragment is lost.
 
     Args:
         config: of the run; its ``num_env_runners`` is above 0.
@@ -163,29 +100,45 @@ class ManyRunners:
                 "evaluation_envs='shared': the training envs are with the runners, and evaluation is in this "
                 f"process; use 'separate', or {config.spelling('num_env_runners')}=0"
             )
-        self._crew = _crew(config)
+        self._config, self._crew = config, _crew(config)
         self._share = 1 if config.local_mode else config.num_env_runners  # of the wall clock's seconds
-        self._cut_short = False
+        self._asynchronous = config.sample_async
+        self._depth = config.max_requests_in_flight_per_env_runner if config.sample_async else 1
+        self._places = [_Place() for _ in range(self._crew.size)]
+        self._flying: dict[Any, int] = {}  # what was asked for, in this order, and of whom
+        self._coming: dict[Any, int] = {}  # workers that are being made
+        self._arrived: list[tuple[int, Report]] = []
+        self._failed: dict[int, Exception] = {}
+        self._health: dict[int, Mapping[str, int]] = {}
+        self._discarded: Counter[str] = Counter()
+        self._ages: list[tuple[float, float]] = []
+        self._restarts, self._said_slow = 0, False
         try:
-            about = self._crew.ask("about")
+            about = list(self._ask("about").values())
         except BaseException:
             self._crew.close()
             raise
         self.spaces: dict[str, SpacePair] = about[0][0]
         self.env = Envs(sum(envs for _, envs in about))
+        self._how: dict[str, Any] = {}
         self._policies: Mapping[str, Policy] = {}
         self._weights: dict[str, Weights] = {}
+        self._shared: Any = None
         self._loaded: dict[str, Any] = {}
 
     def start(self, policies: Mapping[str, Policy], **how: Any) -> None:
         """Make the samplers; the arguments are those of :meth:`LocalRunner.start`."""
-        self._policies = policies
-        self._crew.ask("start", self.spaces, how)
+        self._policies, self._how = policies, how
+        self._ask("start", self.spaces, how)
+        for place in self._places:
+            place.up = True
 
     def set_weights(self, weights: Mapping[str, Weights]) -> None:
-        """Let all act with these from now on."""
+        """Let all act with these from their next fragments on."""
         self._weights, self._loaded = dict(weights), {}
-        self._crew.tell("set_weights", self._weights)
+        self._shared = self._crew.shared(self._weights)
+        for place in self._places:
+            place.told = False
 
     def weights_of(self, policy: str) -> Any:
         """What ``policy`` acts with now, as its ``load`` makes it."""
@@ -194,51 +147,215 @@ class ManyRunners:
         return self._loaded.get(policy)
 
     def sample(self) -> list[Sample]:
-        """The next fragments, one of each worker.
+        """The next fragments: one of each worker that can work or, asynchronously, those that are ready.
 
         Raises:
-            RuntimeError: an earlier call did not come to its end; only :meth:`set_state` repairs that.
+            RunnerError: processes end before they take a step, or are not to be replaced.
+            Exception: whatever an env raised; only :meth:`set_state` repairs that.
         """
-        self._check_whole()
-        self._cut_short = True  # until all of them are here
-        samples: list[Sample] = [sample for own in self._crew.ask("sample") for sample in own]
-        self._cut_short = False
+        while True:
+            self._request()
+            if self._asynchronous or not self._flying:
+                if self._failed:
+                    raise self._failed.pop(min(self._failed))
+                if self._arrived:
+                    return self._taken()
+            for ticket in self._crew.wait([*self._flying, *self._coming], _BEAT_S):
+                self._receive(ticket)
+            self._watch()
+
+    def _request(self) -> None:
+        """Everybody who can work has work."""
+        for index, place in enumerate(self._places):
+            while place.up and place.asked < self._depth:
+                if not place.asked:
+                    place.since = monotonic()
+                news = None if place.told else self._shared
+                self._flying[self._crew.send(index, "sample", news)] = index
+                place.asked, place.told = place.asked + 1, True
+
+    def _receive(self, ticket: Any) -> None:
+        """Somebody has answered: with fragments or, if new, that it is there."""
+        index = self._flying.get(ticket, self._coming.get(ticket, -1))
+        if index < 0:
+            return  # it was replaced a moment ago
+        place = self._places[index]
+        try:
+            answer = self._crew.answer(ticket)
+        except LostError as error:
+            self._replace(index, error)
+            return
+        except Exception as error:
+            place.asked -= self._flying.pop(ticket, None) is not None
+            self._coming.pop(ticket, None)
+            self._failed.setdefault(index, error)
+            return
+        place.since = monotonic()
+        if self._coming.pop(ticket, None) is not None:
+            place.up = True
+            return
+        self._arrived.append((index, answer))
+        del self._flying[ticket]
+        place.progressed(answer.executed)
+        place.reported = answer.executed
+        self._health[index] = answer.health
+
+    def _watch(self) -> None:
+        """Notice who makes no progress."""
+        for index, (incarnation, executed) in self._crew.progress().items():
+            if incarnation == self._places[index].incarnation:
+                self._places[index].progressed(executed)
+        limit, now = self._config.env_step_timeout, monotonic()
+        for index in sorted(set(self._flying.values())):
+            idle = now - self._places[index].since
+            if limit is not None and idle > limit:
+                text = f"its envs took no step for {idle:.1f} s, and env_step_timeout is {limit:g}"
+                self._replace(index, LostError(f"the process of a runner hangs: {text}"))
+            elif limit is None and idle > _SLOW_S and not self._said_slow:
+                self._said_slow = True
+                logger.warning(
+                    "runner %d: its envs have taken no step for %.0f s; with env_step_timeout it would be "
+                    "replaced (said once)",
+                    *(index + 1, idle),
+                )
+
+    def _replace(self, index: int, error: LostError) -> None:
+        """The worker of a place is gone, with what it was about: make another."""
+        place = self._places[index]
+        self._flying = {ticket: one for ticket, one in self._flying.items() if one != index}
+        self._coming = {ticket: one for ticket, one in self._coming.items() if one != index}
+        self._health.pop(index, None)
+        lost = place.executed - place.reported
+        self._discarded["runner_lost"] += lost
+        place.reported = place.executed
+        first = not place.executed and (not place.incarnation or place.fruitless + 1 >= _MOST_FRUITLESS)
+        if first or not self._config.restart_failed_env_runners:
+            place.up = False
+            error.add_note(
+                f"steppe: runner {index + 1}, of which {place.incarnation + 1} processes were made by now; "
+                f"this one is known to have taken {place.executed} env steps"
+            )
+            raise error
+        logger.warning(
+            "runner %d: %s; %d env steps are lost, and another process takes its place",
+            *(index + 1, str(error).partition("\n")[0], lost),
+        )
+        place.renew(sum(one == index for one, _ in self._arrived))
+        self._restarts += 1
+        self._crew.renew(index, place.incarnation)
+        self._coming[self._crew.send(index, "start", self.spaces, self._how)] = index
+
+    def _taken(self) -> list[Sample]:
+        """What has arrived, in the order of the workers."""
+        samples: list[Sample] = []
+        arrived, self._arrived = sorted(self._arrived, key=lambda one: one[0]), []
+        for index, report in arrived:
+            self._places[index].asked -= 1
+            samples += report.samples
         for sample in samples:
+            self._judge(sample)
             # What lies in Ray's memory cannot be written to, and stays there as long as it is held.
             sample.rollouts = deepcopy(sample.rollouts)
             sample.env_time /= self._share
             sample.inference_time /= self._share
         return samples
 
-    def _check_whole(self) -> None:
-        if self._cut_short:
-            raise RuntimeError(CUT_SHORT)
+    def _judge(self, sample: Sample) -> None:
+        """How old its rows are; those that are too old are left out."""
+        if not self._asynchronous:
+            return
+        ages = [
+            self._weights[rollout.policy].version - rollout.version[rollout.acted]
+            for rollout in sample.rollouts
+            if rollout.policy in self._weights
+        ]
+        age = np.concatenate(ages) if ages else np.zeros(0)
+        most = self._config.max_staleness
+        if most is not None and len(age) and age.max() > most:
+            sample.rollouts, sample.discarded = [], {"stale": sample.env_steps}
+        elif len(age):
+            self._ages.append((float(age.mean()), float(age.max())))
+
+    def standing(self) -> Standing:
+        """How many work, and what became of env steps that are in no fragment; asked once an iteration."""
+        self._watch()
+        flying = sum(place.executed - place.reported for place in self._places)
+        waiting = sum(sample.env_steps for _, report in self._arrived for sample in report.samples)
+        ages, self._ages = self._ages or [(0.0, 0.0)], []
+        discarded, self._discarded = self._discarded, Counter()
+        restarts, self._restarts = self._restarts, 0
+        age = float(np.mean([mean for mean, _ in ages])), max(most for _, most in ages)
+        healthy = sum(place.up for place in self._places)
+        return Standing(self.health(), healthy, restarts, +discarded, flying + waiting, age)
 
     def health(self) -> Mapping[str, int]:
-        """Counts of what was odd about the envs, over all of them."""
+        """Counts of what was odd about the envs, over all of them, as of their newest fragments."""
         total: Counter[str] = Counter()
-        for own in self._crew.ask("health"):
+        for own in self._health.values():
             total.update(own)
         return total
 
     def foreach_env(self, function: Callable[[Any], Any]) -> list[Any]:
         """What ``function``, which goes to where the envs are, makes of each env."""
-        return [made for own in self._crew.ask("foreach_env", function) for made in own]
+        return [made for own in self._ask("foreach_env", function).values() for made in own]
 
     def foreach_runner(self, function: Callable[[LocalRunner], Any]) -> list[Any]:
         """What ``function`` makes of each runner, there."""
-        return [made for own in self._crew.ask("foreach_runner", function) for made in own]
+        return [made for own in self._ask("foreach_runner", function).values() for made in own]
+
+    def _ask(self, method: str, *arguments: Any) -> dict[int, Any]:
+        """What those who are there answer, by place; one that is gone is replaced.
+
+        Raises:
+            Exception: what the first of them raised, as it was raised there.
+        """
+        shared = [self._crew.shared(argument) for argument in arguments]
+        asked = [i for i in range(self._crew.size) if i not in self._coming.values()]
+        tickets = {i: self._crew.send(i, method, *shared) for i in asked}
+        answers, failed = dict[int, Any](), list[Exception]()
+        for i, ticket in tickets.items():
+            try:
+                answers[i] = self._crew.answer(ticket)
+            except Exception as error:
+                if isinstance(error, LostError) and self._places[i].up:
+                    self._replace(i, error)
+                else:
+                    failed.append(error)
+        if failed:
+            raise failed[0]
+        return answers
 
     def get_state(self) -> State:
-        """Of each worker."""
-        self._check_whole()
-        return {"workers": self._crew.ask("get_state")}
+        """Of each worker; None of one that is being made, or is found to be gone.
+
+        What was sampled asynchronously, and not handed on yet, is not in it.
+        """
+        if self._asynchronous:
+            while self._flying:
+                for ticket in self._crew.wait([*self._flying], _BEAT_S):
+                    self._receive(ticket)
+                self._watch()
+        elif self._flying or self._arrived:
+            raise RuntimeError(CUT_SHORT)
+        states = self._ask("get_state")
+        return {"workers": [states.get(i) for i in range(self._crew.size)]}
 
     def set_state(self, state: State) -> list[str]:
         """Go on from :meth:`get_state`; returns what could not be restored exactly, and whose that is."""
-        told = self._crew.ask_each("set_state", state["workers"])
-        self._cut_short = False
-        return [f"runner {i}: {note}" for i, notes in enumerate(told, start=1) for note in notes]
+        self._flying, self._arrived, self._failed = {}, [], {}  # what they do ends before they are asked
+        notes = []
+        if self._asynchronous:
+            notes.append("runners that sample asynchronously: what was under way is sampled anew")
+        for i, (place, own) in enumerate(zip(self._places, state["workers"], strict=True)):
+            place.asked = 0
+            if own is None:
+                notes.append(f"runner {i + 1}: begins anew, it was being replaced")
+                continue
+            place.earlier = int(own.get("incarnation", 0))
+            told = self._crew.answer(self._crew.send(i, "set_state", own))
+            place.reported = place.executed
+            notes += [f"runner {i + 1}: {note}" for note in told]
+        return notes
 
     def close(self) -> None:
         """Close the envs, and end the processes."""

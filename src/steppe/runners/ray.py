@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -14,12 +14,12 @@ import gymnasium
 from steppe.config import AlgorithmConfig
 from steppe.config.messages import show_messages
 from steppe.envs import registry
-from steppe.errors import ConfigError, RunnerError
-from steppe.processes import enter, imported_ray, leave, packed, unpacked
-from steppe.runners.many import Crew, Worker
+from steppe.errors import ConfigError
+from steppe.processes import enter, imported_ray, leave, packed, sent_from, unpacked, versions
+from steppe.runners.beats import Listener, Where, beat
+from steppe.runners.workers import Crew, LostError, Worker
 
 if TYPE_CHECKING:
-    import ray
     from ray.util.placement_group import PlacementGroup
 
 _PATIENCE_S = 8.0
@@ -35,42 +35,53 @@ class RayCrew(Crew):
     """
 
     def __init__(self, config: AlgorithmConfig) -> None:
-        made = packed_config(config)
+        self._made = packed_config(config)
         self._ray = imported_ray(
             "num_env_runners above 0",
             "num_env_runners=0 samples in this process, and so does local_mode=True, one runner after "
             "the other",
         )
         self._ours = enter(self._ray, config.ray_address)
+        self.size = config.num_env_runners
         self._actors: list[Any] = []
-        self._owed: list[ray.ObjectRef[Any]] = []
         self._room: PlacementGroup | None = None
+        self._listener: Listener | None = None
         try:
-            self._hire(config)
-            self.ask_each("make", [(made, i + 1) for i in range(len(self._actors))])
+            self._listener = Listener(self._host())
+            self._rooms = self._find_room(config)
+            made = [self._hire(place, 0) for place in range(self.size)]
+            for ticket in made:
+                self.answer(ticket)
         except BaseException:
             self.close()
             raise
 
-    def _hire(self, config: AlgorithmConfig) -> None:
-        """Start the actors, once there is room for all of them."""
+    def _host(self) -> str:
+        """The address of this machine, as Ray's other machines know it."""
+        own = self._ray.get_runtime_context().get_node_id()
+        hosts = {node["NodeID"]: str(node["NodeManagerAddress"]) for node in self._ray.nodes()}
+        return hosts.get(own, "127.0.0.1")
+
+    def _hire(self, place: int, incarnation: int) -> Any:
+        """Start the actor of a place; returns the ticket of its worker's being made."""
+        assert self._listener is not None
+        options = self._rooms[place]
+        actor = self._ray.remote(Process).options(**options)
+        made = actor.remote(str(Path.cwd()), cpu_only=not options["num_gpus"])
+        self._actors[place : place + 1] = [made]
+        return made.make.remote(self._made, place, incarnation, self._listener.where)
+
+    def _find_room(self, config: AlgorithmConfig) -> list[dict[str, Any]]:
+        """By place, what Ray is told of its actor, once there is room for all of them."""
         needs = {"CPU": config.num_cpus_per_env_runner, "GPU": config.num_gpus_per_env_runner}
-        needs = {name: n for name, n in (needs | config.custom_resources_per_env_runner).items() if n}
-        options: dict[str, Any] = {
-            "num_cpus": needs.pop("CPU", 0),
-            "num_gpus": needs.pop("GPU", 0),
-            "resources": needs,
+        bundle = {name: n for name, n in (needs | config.custom_resources_per_env_runner).items() if n}
+        options = {
+            "num_cpus": bundle.get("CPU", 0),
+            "num_gpus": bundle.get("GPU", 0),
+            "resources": {name: n for name, n in bundle.items() if name not in needs},
         }
-        bundle = {"CPU": options["num_cpus"], "GPU": options["num_gpus"], **needs}
-        bundle = {name: n for name, n in bundle.items() if n}
-        places: list[dict[str, Any]] = [{}] * config.num_env_runners
-        if bundle:
-            places = self._reserve(config, bundle)
-        actor = self._ray.remote(Process)
-        cpu_only = not options["num_gpus"]
-        for place in places:
-            made = actor.options(**options, **place).remote(str(Path.cwd()), cpu_only=cpu_only)
-            self._actors.append(made)
+        rooms = self._reserve(config, bundle) if bundle else [{}] * self.size
+        return [options | room for room in rooms]
 
     def _reserve(self, config: AlgorithmConfig, bundle: dict[str, float]) -> list[dict[str, Any]]:
         """Room for all of the runners or for none, which would else wait for each other for ever."""
@@ -94,36 +105,43 @@ class RayCrew(Crew):
             for index in range(runners)
         ]
 
-    def ask(self, method: str, *arguments: Any) -> list[Any]:
-        """What each of them answers, in their order."""
-        return self._answers(self._sent(method, arguments))
+    def shared(self, value: Any) -> Any:
+        """Kept by Ray."""
+        return self._ray.put(value)
 
-    def ask_each(self, method: str, arguments: Sequence[Any]) -> list[Any]:
-        """The same, with one argument for each."""
-        pairs = zip(self._actors, arguments, strict=True)
-        return self._answers([actor.call.remote(method, argument) for actor, argument in pairs])
+    def send(self, place: int, method: str, *arguments: Any) -> Any:
+        """Let one of them do something."""
+        return self._actors[place].call.remote(method, *arguments)
 
-    def tell(self, method: str, *arguments: Any) -> None:
-        """Let each of them do something; it is not waited for."""
-        self._owed += self._sent(method, arguments)
+    def wait(self, tickets: Sequence[Any], timeout: float) -> list[Any]:
+        """Those with an answer."""
+        waiting = list(tickets)
+        if not self._ray.wait(waiting, num_returns=1, timeout=timeout)[0]:
+            return []
+        done: list[Any] = self._ray.wait(waiting, num_returns=len(waiting), timeout=0)[0]
+        return done
 
-    def _sent(self, method: str, arguments: Sequence[Any]) -> list[Any]:
-        shared = [self._ray.put(argument) for argument in arguments]  # once, for all of them
-        return [actor.call.remote(method, *shared) for actor in self._actors]
-
-    def _answers(self, refs: list[Any]) -> list[Any]:
-        owed, self._owed = self._owed, []
+    def answer(self, ticket: Any) -> Any:
+        """What came of it."""
         try:
-            told = self._ray.get(owed + refs)
-        except self._ray.exceptions.RayActorError as error:
-            raise RunnerError(
+            answer, failed = self._ray.get(ticket)
+        except (self._ray.exceptions.RayActorError, self._ray.exceptions.ObjectLostError) as error:
+            raise LostError(
                 "the process of a runner died: it was ended from outside, ran out of memory, or its env "
-                f"ended it. Build the algorithm anew, and restore a checkpoint. Ray says: {error}"
+                f"ended it. Ray says: {error}"
             ) from error
-        for _, failed in told:
-            if failed is not None:
-                raise unpacked(failed, "a runner")
-        return [answer for answer, _ in told[len(owed) :]]
+        if failed is not None:
+            raise unpacked(failed, "a runner")
+        return answer
+
+    def progress(self) -> Mapping[int, tuple[int, int]]:
+        """The newest beats."""
+        return {} if self._listener is None else self._listener.heard()
+
+    def renew(self, place: int, incarnation: int) -> None:
+        """End a process, and start another."""
+        self._ray.kill(self._actors[place])
+        self._hire(place, incarnation)
 
     def close(self) -> None:
         """Close their envs, end their processes, and leave Ray."""
@@ -138,6 +156,9 @@ class RayCrew(Crew):
                 self._ray.kill(actor)
             if room is not None:
                 self._ray.util.remove_placement_group(room)
+            if self._listener is not None:
+                self._listener.close()
+                self._listener = None
             if self._ours:
                 self._ours = False
                 leave(self._ray)
@@ -158,38 +179,47 @@ class Process:
         if Path(folder).is_dir():
             os.chdir(folder)
         self._worker: Worker | None = None
+        self._failed: bytes | None = None
+
+    def make(self, made: bytes, place: int, incarnation: int, where: Where) -> tuple[None, bytes | None]:
+        """Make the worker of a place, of what :func:`packed_config` packed, and let it tell how far it is."""
+        from steppe.learning.startup import prepare_jax
+
+        try:
+            config = unpacked_config(made)
+            prepare_jax()
+            worker = self._worker = Worker(config, place + 1, incarnation)
+            beat(where, place, incarnation, lambda: worker.executed)
+        except Exception as error:
+            self._failed = packed(error)
+        return None, self._failed
 
     def call(self, method: str, *arguments: Any) -> tuple[Any, bytes | None]:
-        """What the worker answers, or what it raised."""
+        """What the worker answers, or what it raised; if it could not be made, why."""
         try:
-            if method == "make":
-                ((made, index),) = arguments
-                self._worker = _made(made, index)
-                return None, None
-            if self._worker is None:  # it could not be made: there is nothing to close
-                return None, None
+            if self._worker is None:
+                return None, self._failed
             return getattr(self._worker, method)(*arguments), None
         except Exception as error:
             return None, packed(error)
 
 
-def _made(made: bytes, index: int) -> Worker:
-    """The worker ``index`` of the run that :func:`packed_config` packed."""
-    from steppe.learning.startup import prepare_jax
-
-    config = unpacked_config(made)
-    prepare_jax()
-    return Worker(config, index)
-
-
 def unpacked_config(made: bytes) -> AlgorithmConfig:
-    """What :func:`packed_config` packed, in a process that knows of no env yet."""
+    """What :func:`packed_config` packed, in a process that knows of no env yet.
+
+    Raises:
+        ConfigError: this host has other versions, or lacks the code of the env.
+    """
     config: AlgorithmConfig
-    config, creators, spec = pickle.loads(made)
-    for name, creator in creators.items():
-        registry.register_env(name, pickle.loads(creator))
-    if spec is not None:
-        gymnasium.registry.setdefault(spec.id, spec)
+    theirs, inner = pickle.loads(made)
+    with sent_from(theirs):
+        config, creators, spec = pickle.loads(inner)
+        for name, creator in creators.items():
+            registry.register_env(name, pickle.loads(creator))
+        if spec is not None:
+            gymnasium.registry.setdefault(spec.id, spec)
+        if config.env is not None:
+            registry.creator_of(config.env)  # a name may say what to import
     show_messages(config.log_level)
     return config
 
@@ -209,10 +239,10 @@ def packed_config(config: AlgorithmConfig) -> bytes:
                 raise _not_sent(f"the creator of env {name!r}", error) from error
     try:
         spec = gymnasium.registry.get(config.env) if isinstance(config.env, str) else None
-        made: bytes = cloudpickle.dumps((config, creators, spec))
+        inner = cloudpickle.dumps((config, creators, spec))
     except Exception as error:
         raise _not_sent("the config", error) from error
-    return made
+    return pickle.dumps((versions(), inner))  # versions can be read in any version
 
 
 def _not_sent(what: str, error: Exception) -> ConfigError:

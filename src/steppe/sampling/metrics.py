@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
@@ -65,6 +65,27 @@ class Sample:
         return self.env_steps
 
 
+class Standing(NamedTuple):
+    """How a runner stands at the end of an iteration.
+
+    Attributes:
+        health: see ``AsyncEnv.health``.
+        healthy: workers that can sample.
+        restarts: workers that were replaced since it was asked last.
+        discarded: env steps since then that were in no fragment, by reason.
+        in_flight: env steps, as far as they are known of, that are in no fragment yet.
+        staleness: mean and largest number of updates that came out between the weights that acted a row and
+            its arrival; since then.
+    """
+
+    health: Mapping[str, int]
+    healthy: int = 1
+    restarts: int = 0
+    discarded: Mapping[str, int] = {}
+    in_flight: int = 0
+    staleness: tuple[float, float] = (0.0, 0.0)
+
+
 @dataclass(slots=True)
 class Tally:
     """What the running fragment has counted so far."""
@@ -113,6 +134,82 @@ class EpisodeWindow:
         self._recent.extend(EpisodeRecord(**record) for record in state["recent"])
         self.summarized = list(self._recent)
         self.total, self.mean_reward = int(state["total"]), float(state["mean_reward"])
+
+
+@final
+class Account:
+    """Counts env steps, episodes and seconds of a run.
+
+    Every env step that was executed was trained on, or was discarded for a reason, or is in flight.
+
+    Args:
+        smoothing: episodes that means are over.
+
+    Attributes:
+        env_steps: in all fragments so far.
+        total_s: seconds of all iterations.
+        window: the episodes that means are over.
+    """
+
+    def __init__(self, smoothing: int) -> None:
+        self.env_steps, self.total_s, self.window = 0, 0.0, EpisodeWindow(smoothing)
+        self._agent_steps = self._outside = 0
+        self._discarded: Counter[str] = Counter()
+
+    def report(
+        self, samples: Sequence[Sample], standing: Standing, iteration_s: float, learning_s: float
+    ) -> dict[str, Any]:
+        """What a result says of sampling; an iteration had these fragments."""
+        episodes = [episode for sample in samples for episode in sample.episodes]
+        steps = sum(sample.env_steps for sample in samples)
+        env = sum(sample.env_time for sample in samples)
+        inference = sum(sample.inference_time for sample in samples)
+        other = max(0.0, iteration_s - env - inference - learning_s)
+        phases = {"env": env, "inference": inference, "learning": learning_s, "other": other}
+        self._agent_steps += sum(sample.agent_steps for sample in samples)
+        self.total_s += iteration_s
+        self._outside += sum(standing.discarded.values())  # of fragments that never came
+        for lost in (standing.discarded, *(sample.discarded for sample in samples)):
+            self._discarded.update(lost)
+        taken = self.env_steps + self._outside
+        return {
+            **self.window.summarize(episodes),
+            "reward_per_step": sum(sample.reward for sample in samples) / max(steps, 1),
+            "timesteps_this_iter": steps,
+            "timesteps_total": self.env_steps,
+            "agent_timesteps_total": self._agent_steps,
+            "env_health": dict(standing.health),
+            "num_healthy_workers": standing.healthy,
+            "num_worker_restarts": standing.restarts,
+            "executed": taken + standing.in_flight,
+            "trained": taken - self._discarded.total(),
+            "discarded": dict(self._discarded),
+            "in_flight": standing.in_flight,
+            "staleness_mean": standing.staleness[0],
+            "staleness_max": standing.staleness[1],
+            "time": {
+                "total_s": self.total_s,
+                "iteration_s": iteration_s,
+                **phases,
+                "share": {name: seconds / iteration_s for name, seconds in phases.items()},
+            },
+        }
+
+    def get_state(self) -> State:
+        """All of it but the seconds."""
+        return {
+            "window": self.window.get_state(),
+            "env_steps": self.env_steps,
+            "agent_steps": self._agent_steps,
+            "discarded": [dict(self._discarded), self._outside],
+        }
+
+    def set_state(self, state: Mapping[str, Any], total_s: float) -> None:
+        """Go on from :meth:`get_state`."""
+        self.window.set_state(state["window"])
+        self.env_steps, self._agent_steps = int(state["env_steps"]), int(state["agent_steps"])
+        discarded, self._outside = state.get("discarded", ({}, 0))  # older checkpoints know of none
+        self._discarded, self.total_s = Counter(discarded), total_s
 
 
 def summarize(episodes: Iterable[EpisodeRecord]) -> dict[str, Any]:

@@ -1,0 +1,66 @@
+"""Runners tell how far they are while they sample, in datagrams: a process that hangs cannot be asked."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple, final
+
+_EVERY_S = 0.25
+_BEAT = struct.Struct("!16sIIQ")
+
+
+class Where(NamedTuple):
+    """Where beats go: an address, and what shows that they belong there."""
+
+    host: str
+    port: int
+    token: bytes
+
+
+@final
+class Listener:
+    """Hears beats.
+
+    Args:
+        host: the address of this machine that the runners reach.
+    """
+
+    def __init__(self, host: str) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind((host, 0))
+        self._socket.setblocking(False)
+        self.where = Where(host, self._socket.getsockname()[1], os.urandom(16))
+
+    def heard(self) -> dict[int, tuple[int, int]]:
+        """By place the incarnation and the env steps of the newest beat since it was asked last."""
+        newest: dict[int, tuple[int, int]] = {}
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                beat = self._socket.recv(_BEAT.size + 1)
+                if len(beat) == _BEAT.size and beat.startswith(self.where.token):
+                    _, place, *told = _BEAT.unpack(beat)
+                    newest[place] = max(newest.get(place, (0, 0)), (told[0], told[1]))
+        return newest
+
+    def close(self) -> None:
+        """Hear no more."""
+        self._socket.close()
+
+
+def beat(where: Where, place: int, incarnation: int, executed: Callable[[], int]) -> None:
+    """Tell ``where`` from now on, until this process ends, how many env steps were executed."""
+    sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+    def forever() -> None:
+        while True:
+            with contextlib.suppress(OSError):  # nobody listens, or the network is away for a moment
+                sender.sendto(_BEAT.pack(where.token, place, incarnation, executed()), where[:2])
+            time.sleep(_EVERY_S)
+
+    threading.Thread(target=forever, name="steppe-beats", daemon=True).start()
