@@ -19,7 +19,7 @@ def record():
     wire, hosts = Wire(1e-3, 1e-4, 1e-3, 1e-4, 1e-3, 1e-3, 200_000, 40_000), Hosts(cores=2)
     points = {
         kind: [
-            predict(costs, wire, hosts, n, learns=kind == "training", asynchronous=False)._asdict()
+            predict(costs, wire, hosts, n, learns=kind == "training")._asdict()
             for n in (0, 1, 2, 4, 8, 16, 32, 64)
         ]
         for kind in KINDS

@@ -1,29 +1,32 @@
 """How many env steps a second runners reach: a small queueing model of a run.
 
 A runner makes a fragment of ``F`` env steps in ``Z = F (step + inference + loop)`` seconds of a core, and
-sends it in ``send``. The driver asks for one in ``call``, takes it over in ``receive``, and learns from it in
-``F learn``. It gives weights back: ``put`` once, ``call`` for each runner, which takes them in ``load``.
-``N`` runners share ``C`` cores of one host with the driver, ``k`` of them a core where they are more. If they
-do not fit there, the driver has one of ``H`` hosts for itself, and fragments of ``b`` bytes, and weights of
-``w``, cross its network of ``B`` bytes a second.
+sends it in ``send``. The driver asks for one in ``call``, which brings the newest weights along, takes it
+over in ``receive``, and learns from it in ``F learn``; new weights cost it ``put``, once for all runners, and
+each runner ``load``. ``N`` runners share ``C`` cores of one host with the driver, ``k`` of them a core where
+they are more. If they do not fit there, the driver has one of ``H`` hosts for itself, and fragments of ``b``
+bytes, and weights of ``w``, cross its network of ``B`` bytes a second. Without learning, weights are free.
 
 **Synchronous.** All runners sample, then the driver works, in turns. One cycle of ``N F`` env steps takes::
 
     T =   k Z (1 + s m(N)) + latency + send                sampling
         + N (call + receive + b / B)                       transfer
-        + N F learn + put + N call + load + H w / B        learning, not where one only samples
+        + N F learn + put + load + H w / B                 learning
 
 where ``s`` is how much the times of fragments vary (deviation by median) and ``m(N)`` the expected maximum of
 ``N`` standard normal draws, for the driver waits for the slowest: ``Phi^-1((N - 3/8) / (N + 1/4))`` (Blom,
 Statistical Estimates and Transformed Beta-Variables, 1958).
 
-**Asynchronous.** Fragments go round in a closed network, one for each runner: a delay of
-``k (Z + send + load) + latency`` at the runner, then queues at the network (``(b + w) / B``), at the driver
-(``receive + 2 call + put``), and at the thread that learns (``F learn``). Exact mean value analysis gives its
-throughput (Reiser and Lavenberg, Mean-Value Analysis of Closed Multichain Queuing Networks, J. ACM 27, 1980).
-It holds for service times that are exponential; more even ones queue less, so that it errs on the slow side
-where two stations are about equally busy. On one host no more is done than its cores can, by the utilization
-law: ``X (CPU seconds of a fragment) <= C``.
+**Asynchronous.** Each runner is asked for ``d`` fragments ahead: a closed queueing network with ``N`` classes
+of ``d`` customers. Each class has a station of its own, the runner, where a fragment takes
+``k (Z + send + load)``, and a delay, ``latency``. All share the network, ``(b + w) / B``, the driver,
+``call + receive + put``, and the thread that learns, ``F learn``. A customer that comes to a station of
+demand ``D`` stays there ``D (1 + others there)``; that these are what is there on average, less its own
+share, is the approximation of Bard and of Schweitzer (Approximate analysis of multiclass closed networks of
+queues, 1979) to the mean value analysis of Reiser and Lavenberg (J. ACM 27, 1980). Both suppose exponential
+service times; more even ones queue less, so that it errs on the slow side where two stations are about as
+busy as each other. By the utilization law, one host does no more than its cores can:
+``X (CPU seconds of a fragment) <= C``.
 
 **In this process** one thing follows the other; asynchronously, learning goes on beside sampling.
 
@@ -87,11 +90,6 @@ class Costs(NamedTuple):
     fragment: float
     spread: float = 0.0
 
-    @property
-    def sampling(self) -> float:
-        """Of an env step, all of it."""
-        return self.step + self.inference + self.loop
-
 
 class Hosts(NamedTuple):
     """What there is to run on: hosts alike, as many as the runners need.
@@ -144,7 +142,7 @@ class Point(NamedTuple):
 
 
 def predict(
-    costs: Costs, wire: Wire | None, hosts: Hosts, runners: int, *, learns: bool, asynchronous: bool
+    costs: Costs, wire: Wire | None, hosts: Hosts, runners: int, *, learns: bool, ahead: int = 0
 ) -> Point:
     """What a run with so many runners would reach.
 
@@ -153,41 +151,48 @@ def predict(
         wire: of runners; None where there are none, and then ``runners`` is 0.
         hosts: where they run.
         runners: how many.
-        learns: False for sampling alone, which is in turns.
-        asynchronous: sample while learning, as ``sample_async=True`` does.
+        learns: False for sampling alone.
+        ahead: fragments that a runner is asked for at a time, asynchronously; 0 samples and learns in turns.
     """
-    costs = costs if learns else costs._replace(learn=0.0)
+    if not learns:
+        costs = costs._replace(learn=0.0)
+        wire = wire and wire._replace(put=0.0, load=0.0, weights_bytes=0)
     if not runners:
-        steps, busy, within = _alone(costs, hosts, asynchronous=asynchronous and learns)
+        steps, busy, within = _alone(costs, hosts, asynchronous=ahead > 0)
     elif wire is None:
         raise ValueError("runners need the costs of a wire")
-    elif asynchronous and learns:
-        steps, busy, within = _asynchronous(costs, wire, hosts, runners)
+    elif ahead:
+        steps, busy, within = _asynchronous(costs, wire, hosts, runners, ahead)
     else:
-        steps, busy, within = _synchronous(costs, wire, hosts, runners, learns)
+        steps, busy, within = _synchronous(costs, wire, hosts, runners)
     bottleneck = max(busy, key=busy.__getitem__)
     if parts := within.get(bottleneck):
         bottleneck = max(parts, key=parts.__getitem__)
     return Point(runners, hosts.needed(runners), steps, bottleneck, busy)
 
 
-def mva(delay: float, demands: Sequence[float], customers: int) -> float:
-    """Throughput of a closed network: exact mean value analysis.
+def throughput(delay: float, own: float, shared: Sequence[float], classes: int, customers: int) -> float:
+    """Of a closed network whose classes are alike, by approximate mean value analysis.
 
     Args:
         delay: seconds that a customer spends alone on each round.
-        demands: seconds of service that a round needs of each station, which serves one at a time.
-        customers: how many go round; at least 1.
+        own: seconds of service that it needs of the station of its class.
+        shared: seconds of service that it needs of each station that all classes share.
+        classes: how many.
+        customers: of each class.
 
     Returns:
         Rounds a second, over all customers.
     """
-    queues, throughput = [0.0] * len(demands), 0.0
-    for n in range(1, customers + 1):
-        stays = [demand * (1 + queue) for demand, queue in zip(demands, queues, strict=True)]
-        throughput = n / (delay + sum(stays))
-        queues = [throughput * stay for stay in stays]
-    return throughput
+    demands = [own, *shared]
+    others = [customers - 1.0, *[classes * customers - 1.0] * len(shared)]
+    queues = [customers / len(demands)] * len(demands)  # of one class
+    rounds = 0.0
+    for _ in range(1000):  # a few dozen are enough
+        stays = [d * (1 + n * q / customers) for d, n, q in zip(demands, others, queues, strict=True)]
+        rounds = customers / (delay + sum(stays))
+        queues = [rounds * stay for stay in stays]
+    return classes * rounds
 
 
 def slowest(n: int) -> float:
@@ -212,17 +217,15 @@ def _alone(costs: Costs, hosts: Hosts, *, asynchronous: bool) -> _Found:
     return costs.fragment / cycle, busy, {"sampling": work}
 
 
-def _synchronous(costs: Costs, wire: Wire, hosts: Hosts, n: int, learns: bool) -> _Found:
+def _synchronous(costs: Costs, wire: Wire, hosts: Hosts, n: int) -> _Found:
     crowding, parts = hosts.crowding(n), _work(costs)
     sampling = crowding * sum(parts.values())
     parts["cores"] = sampling * (1 - 1 / crowding)
     parts["slowest runner"] = costs.spread * sampling * slowest(n)
     parts["transfer"] = wire.latency + wire.send + n * (wire.call + wire.receive)
-    parts["network"] = n * hosts.over_network(n, wire.fragment_bytes)
-    if learns:
-        parts["learning"] = n * costs.fragment * costs.learn
-        parts["broadcast"] = wire.put + n * wire.call + wire.load
-        parts["network"] += hosts.needed(n) * hosts.over_network(n, wire.weights_bytes)
+    parts["network"] = hosts.over_network(n, n * wire.fragment_bytes + hosts.needed(n) * wire.weights_bytes)
+    parts["learning"] = n * costs.fragment * costs.learn
+    parts["broadcast"] = wire.put + wire.load
     return _in_turns(n * costs.fragment, parts)
 
 
@@ -232,18 +235,18 @@ def _in_turns(steps: float, parts: Parts) -> _Found:
     return steps / cycle, {name: seconds / cycle for name, seconds in parts.items()}, {}
 
 
-def _asynchronous(costs: Costs, wire: Wire, hosts: Hosts, n: int) -> _Found:
-    crowding, work, learning = hosts.crowding(n), _work(costs), costs.fragment * costs.learn
-    driver = {"transfer": wire.receive + wire.call, "broadcast": wire.put + wire.call}
+def _asynchronous(costs: Costs, wire: Wire, hosts: Hosts, n: int, ahead: int) -> _Found:
+    work, driver = _work(costs), {"transfer": wire.call + wire.receive, "broadcast": wire.put}
     stations = {
         "network": hosts.over_network(n, wire.fragment_bytes + wire.weights_bytes),
         "driver": sum(driver.values()),
-        "learning": learning,
+        "learning": costs.fragment * costs.learn,
     }
     own = sum(work.values()) + wire.send + wire.load
-    used = (own + stations["driver"] + learning) / hosts.cores if hosts.needed(n) == 1 else 0.0
-    rounds = mva(crowding * own + wire.latency, list(stations.values()), n)
+    runner = hosts.crowding(n) * own
+    used = (own + stations["driver"] + stations["learning"]) / hosts.cores if hosts.needed(n) == 1 else 0.0
+    rounds = throughput(wire.latency, runner, list(stations.values()), n, ahead)
     rounds = min(rounds, 1 / used) if used else rounds
     busy = {name: rounds * seconds for name, seconds in stations.items()}
-    busy |= {"sampling": rounds * crowding * own / n, "cores": rounds * used}
+    busy |= {"sampling": rounds * runner / n, "cores": rounds * used}
     return rounds * costs.fragment, busy, {"sampling": work, "driver": driver}

@@ -46,7 +46,7 @@ def draw(record: Mapping[str, Any], path: Path) -> Path:
         how = "asynchronous" if record["asynchronous"] else "synchronous"
         about = f"{record['env']}, {record['algo']}, {how}, {record['num_envs_per_env_runner']} envs a runner"
         axes.set_title(f"{about}, hosts of {record['hosts']['cores']} cores")
-        axes.legend(loc="upper left", fontsize=8)
+        axes.legend(loc="lower right", fontsize=8)
         figure.savefig(path, dpi=120, metadata=_UNDATED.get(path.suffix), facecolor="white")
     return path
 

@@ -63,7 +63,8 @@ def study(
         if ray is not None:
             say("what fragments and weights cost on their way")
             wire = measure_wire(ray, found, seconds)
-        foresee = partial(predict, found.costs, wire, hosts, asynchronous=config.sample_async)
+        ahead = config.max_requests_in_flight_per_env_runner if config.sample_async else 0
+        foresee = partial(predict, found.costs, wire, hosts, ahead=ahead)
         here = [n for n in COMPARED if hosts.needed(n) == 1 and (wire is not None or not n)]
         runs = []
         for n in here:
@@ -73,8 +74,8 @@ def study(
     finally:
         if ours:
             leave(ray)
-    several = [2**i for i in range(largest.bit_length()) if 2**i < largest]
-    counts = [0] if wire is None else [0, *several, largest]
+    several = [2**i for i in range(largest.bit_length()) if 2**i < largest] + [largest]
+    counts = [0, *several] if wire is not None else [0]
     points = {kind: [foresee(n, learns=kind == "training")._asdict() for n in counts] for kind in KINDS}
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
