@@ -37,7 +37,7 @@ ENVIRONMENT = {
 RAY = str(Path(sys.executable).with_name("ray"))
 
 _BOOT = """
-mount -t tmpfs tmpfs /tmp && hostname {name} && ip link set lo up || exit 1
+mount -t tmpfs tmpfs /tmp && echo {name} > /proc/sys/kernel/hostname && ip link set lo up || exit 1
 echo up
 read
 """

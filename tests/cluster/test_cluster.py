@@ -3,7 +3,10 @@
 import contextlib
 import itertools
 import json
+import os
+import re
 import shutil
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -11,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import steppe
-from tests.cluster.hosts import ENVIRONMENT, Cluster, Host, NotPermittedError
+from tests.cluster.hosts import ENVIRONMENT, Cluster, Host, NotPermittedError, Switch
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.cluster
@@ -214,3 +217,54 @@ def test_training_goes_on_without_a_host_and_with_one_that_comes_later(cluster, 
         assert f"{lost}-2" in after
         assert lost not in after
     host.switch_off()
+
+
+# ---------------------------------------------------------------- what schedulers run
+
+SRUN = """#!/bin/bash
+# Runs what follows the options on the node that --nodelist names.
+while [[ $1 == --* ]]; do
+    [[ $1 == --nodelist=* ]] && node=${{1#*=}}
+    shift
+done
+declare -A nodes=({nodes})
+exec nsenter --target "${{nodes[$node]}}" --mount --net --uts --pid env --chdir=/tmp "$@"
+"""
+
+
+def test_the_script_for_slurm_trains_on_all_of_its_nodes(tmp_path):
+    """With a srun and a scontrol that do what those of Slurm do, as far as the script asks for it."""
+    examples, names = Path(__file__).parents[2] / "examples/cluster", ("n1", "n2", "n3")
+    with contextlib.ExitStack() as on:
+        try:
+            switch = on.enter_context(Switch())
+        except NotPermittedError as error:
+            pytest.skip(str(error))
+        nodes = [on.enter_context(Host(name)) for name in names]
+        for node in nodes:
+            switch.plug_in(node)
+            shutil.copy(examples / "train.py", node.files / "tmp")
+        pids = " ".join(f"[{node.name}]={node.pid}" for node in nodes)
+        for name, text in (
+            ("srun", SRUN.format(nodes=pids)),
+            ("scontrol", "#!/bin/sh\n" + "".join(f"echo {name}\n" for name in names)),
+        ):
+            (tmp_path / name).write_text(text)
+            (tmp_path / name).chmod(0o755)
+        job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_CPUS_PER_TASK": "2"}
+        path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        with open("log", "w+") as log:
+            script = subprocess.Popen(
+                ["bash", examples / "slurm.sbatch", "--iterations", "2", "--envs", "2"],
+                env={**os.environ, **job, "PATH": path, "HOME": "/tmp"},
+                stdout=log,
+                stderr=log,
+            )
+            try:
+                assert script.wait(150) == 0, Path("log").read_text()
+            finally:
+                script.kill()
+        said = Path("log").read_text()
+        assert len(re.findall(r"^\d+ steps, reward .*, 4 runners, ", said, re.MULTILINE)) == 2, said
+        assert re.search(r"^checkpoint runs/Pendulum-v1/appo-1/checkpoints/\d+$", said, re.MULTILINE), said
+        assert (nodes[0].files / "tmp/runs/Pendulum-v1/appo-1/run.json").is_file()
