@@ -81,6 +81,7 @@ TINY = {
     "docs/tuning.md": {
         "--trials 20 --steps 50k": f"--trials 2 --steps 64 --max-episode-steps 3 {SMALL_FLAGS}",
         "--trials 25": "--trials 3",
+        "40 --steps 50k --on ray": f"2 --steps 64 --max-episode-steps 3 --on here {SMALL_FLAGS}",
         "seed=0)": f"seed=0, max_episode_steps=3, {SMALL})",
         "trials=20, steps=50_000": "trials=2, steps=64",
         "[64, 64], [256, 256])}": "[4], [8])}",

@@ -78,8 +78,11 @@ def test_the_search_of_a_config_file_and_flags(steppe, walk):
         (("--param", "lrr=uniform(0, 1)"), "no setting 'lrr'. Did you mean 'lr'?"),
         (("--param", "lr=choice(1)", "--param", "lr=choice(2)"), "two --param are about one setting"),
         (("--param", "lr=choice(1)", "--env", "Other-v1"), "two envs"),
-        (("--param", "lr=choice(1)", "--pruner", "best"), "'median', 'asha', 'none'"),
+        (("--param", "lr=choice(1)", "--pruner", "best"), "'median', 'asha', 'pbt', 'none'"),
         (("--param", "lr=choice(1)", "--steps", "0"), "'0' is not a count"),
+        (("--param", "lr=choice(1)", "--on", "slurm"), "'slurm' is not one of 'here', 'ray'"),
+        (("--param", "lr=choice(1)", "--pruner", "pbt"), "pruner='pbt' must be one of median, asha, none"),
+        (("--param", "lr=choice(1)", "--per-trial", "CPU=two"), "'two'; write CPU=2 or GPU=0.5"),
     ],
 )
 def test_mistakes_are_said_and_make_no_folder(steppe, walk, args, said):

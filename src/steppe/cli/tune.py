@@ -47,8 +47,21 @@ if TYPE_CHECKING:
 @click.option("--mode", type=click.Choice(["max", "min"]), help="Which is better.  [default: max]")
 @click.option(
     "--pruner",
-    type=click.Choice(PRUNERS),
-    help="Ends trials early: below the median of others, by successive halving, or none.  [default: median]",
+    type=click.Choice(["median", "asha", "pbt", "none"]),
+    help="Ends trials early: below the median of others, by successive halving, or none; with pbt, on Ray, "
+    "bad trials go on from good ones.  [default: median; on Ray asha]",
+)
+@click.option(
+    "--on",
+    type=click.Choice(list(PRUNERS)),
+    help="One trial after the other, or side by side on Ray, see --ray-address.  [default: here]",
+)
+@click.option(
+    "--per-trial",
+    type=key_and_text,
+    metavar="NAME=COUNT",
+    multiple=True,
+    help="What a trial needs of Ray: CPU=2, GPU=0.5. May be repeated.  [default: CPU=1]",
 )
 @click.option("--resume", type=click.Path(path_type=Path), metavar="FOLDER", help="Go on with this search.")
 @click.option(
@@ -91,12 +104,21 @@ def command(
         searched = dict(params)
         if len(searched) < len(params):
             raise ConfigError("two --param are about one setting; keep one")
-        options = {key: given.pop(key) for key in ("steps", "metric", "mode", "pruner") if key in given}
+        options = {key: given.pop(key) for key in ("steps", "metric", "mode", "pruner", "on") if key in given}
+        if "per_trial" in given:
+            options["per_trial"] = _numbers(given.pop("per_trial"))
         settings, stop = configured(env, algo, None, config, given)
         options = {"steps": stop["total_steps"], **options} if "total_steps" in stop else options
     if trials is not None:
         options["trials"] = trials
     return _search(settings, searched, {**options, "resume": resume})
+
+
+def _numbers(pairs: tuple[tuple[str, str], ...]) -> dict[str, float]:
+    try:
+        return {name: float(text) for name, text in pairs}
+    except ValueError as error:
+        raise ConfigError(f"--per-trial: {error}; write CPU=2 or GPU=0.5") from None
 
 
 def _reopened(path: Path) -> tuple[AlgorithmConfig, dict[str, str], dict[str, Any]]:
@@ -112,7 +134,8 @@ def _reopened(path: Path) -> tuple[AlgorithmConfig, dict[str, str], dict[str, An
     for name in record["code"]:
         click.echo(f"importing {record['config'][name]}, which this search names as its {name}", err=True)
     cls = config_class(record["algo"])
-    options = {key: record[key] for key in ("steps", "metric", "mode", "pruner")}
+    options = {key: record[key] for key in ("steps", "metric", "mode", "pruner", "on")}
+    options["per_trial"] = record.get("per_trial")
     options["trials"] = record["num_trials"]
     return cls(**cls.resolved(record["config"])), record["params"], options
 

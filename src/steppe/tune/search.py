@@ -1,4 +1,4 @@
-"""The search: one trial after the other, each a run with a folder of its own.
+"""The search: one trial after the other, or side by side on Ray, each a run with a folder of its own.
 
 ==================== ==================================================================================
 ``tune.json``        what is searched, status, every trial's settings and score
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, final
 from steppe.config import AlgorithmConfig
 from steppe.envs.registry import env_name
 from steppe.errors import ConfigError
+from steppe.resuming import SHAPING
 from steppe.seeding import fresh_seed
 from steppe.tracking import record as records
 from steppe.tracking.rows import to_json, write_json
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
     import optuna
 
 RECORD = "tune.json"
-PRUNERS = ("median", "asha", "none")
-"""What ends a trial early: a score below the median of others, successive halving, or nothing."""
+PRUNERS = {"here": ("median", "asha", "none"), "ray": ("asha", "pbt", "none")}
+"""What ends a trial early, by where trials are, the first one if none is named: a score below the median of
+others, successive halving, or nothing; with ``pbt`` a low one goes on from the checkpoint of a better one."""
 
 Params: TypeAlias = Mapping[str, Domain] | Callable[["optuna.Trial"], Mapping[str, Any]]
 """By setting what to choose from, or a function that asks Optuna's trial and returns settings."""
@@ -43,7 +45,7 @@ Params: TypeAlias = Mapping[str, Domain] | Callable[["optuna.Trial"], Mapping[st
 Status: TypeAlias = Literal["finished", "stopped early", "failed"]
 """How a trial ended; one failed that learned nothing, or had no score."""
 
-_EARLIEST = 4  # trials, and of a trial 20ths of its steps, before one may end early
+EARLIEST = 4  # trials, and of a trial 20ths of its steps, before one may end early
 _JOURNAL = "study.jsonl"
 
 
@@ -122,7 +124,9 @@ def tune(
     steps: int = 100_000,
     metric: str = "episode_reward_mean",
     mode: str = "max",
-    pruner: str = "median",
+    pruner: str | None = None,
+    on: str = "here",
+    per_trial: Mapping[str, float] | None = None,
     resume: str | os.PathLike[str] | None = None,
     progress: Callable[[Search], None] | None = None,
 ) -> Search:
@@ -141,16 +145,20 @@ def tune(
         metric: a key of the results, ``/`` between nested ones: ``evaluation/episode_reward_mean``.
         mode: "max" where more is better, else "min".
         pruner: one of :data:`PRUNERS`.
+        on: "here", one trial after the other, or "ray": side by side, on the Ray of ``ray_address`` or one of
+            this machine, with settings that are drawn by chance.
+        per_trial: what a trial needs of Ray, ``{"CPU": 2, "GPU": 0.5}``; one CPU if None. Its env runners
+            come on top.
         resume: folder of a search to go on with; everything but ``trials`` must be as it was.
         progress: is called as the search begins and after each trial, with what there is by then.
 
     Raises:
-        ConfigError: an argument or setting makes no sense, or Optuna is not installed.
+        ConfigError: an argument or setting makes no sense, or Optuna, or Ray Tune, is not installed.
     """
-    record = _record(config, params, trials, steps, metric, mode, pruner)
+    asked = {"steps": steps, "metric": metric, "mode": mode, "pruner": pruner, "on": on}
+    record = _record(config, params, trials, {**asked, "per_trial": dict(per_trial or {"CPU": 1})})
     config.validate()
-    if importlib.util.find_spec("optuna") is None:
-        raise ConfigError("a search needs Optuna: pip install 'steppe[tune]'")
+    _check_installed(on)
     if resume is None:
         path = _new_folder(config)
     else:
@@ -158,16 +166,26 @@ def tune(
         record = _continued(path, record, config.seed)
     record["num_trials"] = trials
     found = Search(path, metric, mode, record["params"] or {}, [])
-    study = _study(path, record)
+
+    def ended(trials: list[Trial]) -> None:
+        found.trials[:] = trials
+        _write(found, record, "running")
+        if progress is not None:
+            progress(found)
+
     try:
-        while True:
-            found.trials[:] = _ended(study, path)
-            _write(found, record, "running")
-            if progress is not None:
-                progress(found)
-            if len(found.trials) >= trials:
-                break
-            _next(study, config, params, record, found)
+        if on == "ray":
+            from steppe.tune.ray import search_on_ray
+
+            assert not callable(params)
+            ended([Trial(**{**trial, "path": Path(trial["path"])}) for trial in record.get("trials", ())])
+            search_on_ray(found, config, params, record, lambda trial: ended([*found.trials, trial]))
+        else:
+            study = _study(path, record)
+            ended(_ended(study, path))
+            while len(found.trials) < trials:
+                _next(study, config, params, record, found)
+                ended(_ended(study, path))
     except BaseException as error:
         _write(found, record, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         raise
@@ -183,8 +201,9 @@ def read_search(path: Path) -> dict[str, Any]:
     """
     try:
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))
-        if not isinstance(record, dict) or not {*_FIXED, "config", "status"} <= record.keys():
+        if not isinstance(record, dict) or not {*_FIXED, "config", "status"} <= record.keys() | {"on"}:
             raise ValueError("it lacks some of its entries")
+        record.setdefault("on", "here")  # there was no other place once
     except OSError:
         raise ConfigError(f"{path} is not the folder of a search: it has no {RECORD}") from None
     except ValueError as error:
@@ -192,28 +211,39 @@ def read_search(path: Path) -> dict[str, Any]:
     return record
 
 
-def _record(
-    config: AlgorithmConfig, params: Params, trials: int, steps: int, metric: str, mode: str, pruner: str
-) -> dict[str, Any]:
+def _check_installed(on: str) -> None:
+    # Ray Tune is a part of Ray that does not load without these.
+    for name in ("ray", "pandas", "pyarrow") if on == "ray" else ("optuna",):
+        if importlib.util.find_spec(name) is None:
+            who, extra = ("on Ray needs Ray Tune", "ray-tune") if on == "ray" else ("needs Optuna", "tune")
+            raise ConfigError(f"a search {who}, and {name} is missing: pip install 'steppe[{extra}]'")
+
+
+def _record(config: AlgorithmConfig, params: Params, trials: int, asked: dict[str, Any]) -> dict[str, Any]:
     """What is searched, checked, as ``tune.json`` keeps it."""
-    for name, value, known in (("mode", mode, ("max", "min")), ("pruner", pruner, PRUNERS)):
-        if value not in known:
-            raise ConfigError(f"{name}={value!r} must be one of {', '.join(known)}")
+    for name, known in _KNOWN.items():
+        if asked[name] not in known:
+            raise ConfigError(f"{name}={asked[name]!r} must be one of {', '.join(known)}")
+    on, steps, pruners = asked["on"], asked["steps"], PRUNERS[asked["on"]]
+    asked["pruner"] = asked["pruner"] or pruners[0]
+    if asked["pruner"] not in pruners:
+        raise ConfigError(f"pruner={asked['pruner']!r} must be one of {', '.join(pruners)} where on={on!r}")
     for name, number in (("trials", trials), ("steps", steps)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise ConfigError(f"{name}={number!r} must be a whole number above 0")
     if not config.write_run:
         raise ConfigError("write_run=False: the trials of a search are runs with folders; leave it out")
     if not callable(params):
-        _check_params(config, params)
+        _check_params(config, params, asked["pruner"])
+    elif on == "ray":
+        raise ConfigError(
+            "params is a function, which asks Optuna; on Ray give by setting what to choose from"
+        )
     settings = {name: value for name, value in config.to_dict().items() if name != "run_dir"}
     return {
         "algo": config.algo_name,
         "params": None if callable(params) else {name: str(domain) for name, domain in params.items()},
-        "steps": steps,
-        "metric": metric,
-        "mode": mode,
-        "pruner": pruner,
+        **asked,
         "config": {**settings, "seed": fresh_seed() if config.seed is None else config.seed},
         "code": config.code_fields(),
         "command": shlex.join(sys.argv),
@@ -221,7 +251,7 @@ def _record(
     }
 
 
-def _check_params(config: AlgorithmConfig, params: Mapping[str, Domain]) -> None:
+def _check_params(config: AlgorithmConfig, params: Mapping[str, Domain], pruner: str) -> None:
     """Refuse what would fail in some later trial."""
     if not params:
         raise ConfigError('params are empty: say what to search, {"lr": loguniform(1e-5, 1e-2)}')
@@ -233,9 +263,15 @@ def _check_params(config: AlgorithmConfig, params: Mapping[str, Domain]) -> None
             )
         for value in domain.ends():
             with_settings(config, {name: value})
+        if pruner == "pbt" and name.split(".")[0] in SHAPING:
+            raise ConfigError(
+                f"pruner='pbt' goes on from the checkpoints of other trials, whose networks {name} shapes: "
+                "search it with 'asha', or leave it out"
+            )
 
 
-_FIXED = ("algo", "params", "steps", "metric", "mode", "pruner")
+_KNOWN = {"mode": ("max", "min"), "on": tuple(PRUNERS)}
+_FIXED = ("algo", "params", "steps", "metric", "mode", "pruner", "on")
 
 
 def _new_folder(config: AlgorithmConfig) -> Path:
@@ -276,8 +312,8 @@ def _study(path: Path, record: Mapping[str, Any]) -> optuna.Study:
         text = journal.read_bytes()
         journal.write_bytes(text[: text.rfind(b"\n") + 1])
     pruners: dict[str, optuna.pruners.BasePruner] = {
-        "median": optuna.pruners.MedianPruner(n_startup_trials=_EARLIEST, n_warmup_steps=_EARLIEST),
-        "asha": optuna.pruners.SuccessiveHalvingPruner(min_resource=_EARLIEST, reduction_factor=2),
+        "median": optuna.pruners.MedianPruner(n_startup_trials=EARLIEST, n_warmup_steps=EARLIEST),
+        "asha": optuna.pruners.SuccessiveHalvingPruner(min_resource=EARLIEST, reduction_factor=2),
         "none": optuna.pruners.NopPruner(),
     }
     study = optuna.create_study(

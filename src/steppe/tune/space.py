@@ -6,6 +6,7 @@ import ast
 import difflib
 import json
 import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, final
@@ -27,6 +28,14 @@ class Choice:
         """The value of a trial."""
         texts = [json.dumps(value) for value in self.values]  # Optuna keeps no lists
         return self.values[texts.index(trial.suggest_categorical(name, texts))]
+
+    def draw(self, rng: random.Random) -> Any:
+        """A value by chance."""
+        return rng.choice(self.values)
+
+    def nearest(self, value: Any) -> Any:
+        """The value itself."""
+        return value
 
     def ends(self) -> tuple[Any, ...]:
         """Values that must all be legal."""
@@ -58,6 +67,20 @@ class Range:
         if self.whole:
             return trial.suggest_int(name, int(self.low), int(self.high) - 1, log=self.log)
         return trial.suggest_float(name, self.low, self.high, log=self.log)
+
+    def draw(self, rng: random.Random) -> float:
+        """A value by chance."""
+        if self.log:
+            return self.nearest(math.exp(rng.uniform(math.log(self.low), math.log(self.high))))
+        return (
+            rng.randrange(int(self.low), int(self.high)) if self.whole else rng.uniform(self.low, self.high)
+        )
+
+    def nearest(self, value: float) -> float:
+        """The value that may be chosen and is next to ``value``; of whole numbers the one below."""
+        low, high = self.ends()
+        inside = min(max(value, low), high)
+        return int(inside) if self.whole else inside
 
     def ends(self) -> tuple[Any, ...]:
         """Values that must all be legal."""

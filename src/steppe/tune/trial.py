@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from steppe.config import AlgorithmConfig, field_specs
 from steppe.containers import copied
@@ -14,12 +14,23 @@ from steppe.errors import ConfigError, LearningError
 from steppe.tracking.rows import flatten
 
 if TYPE_CHECKING:
-    import optuna
-
     from steppe.algorithm import Algorithm
 
 MARKS = 20
 """Scores are compared after so many equal parts of a trial's steps: iterations may differ in length."""
+
+
+class Listener(Protocol):
+    """Who compares a trial with others, and may end it: Optuna's trial, or what speaks to Ray Tune."""
+
+    def report(self, value: float, step: int) -> None:
+        """Be told the score at a mark."""
+
+    def should_prune(self) -> bool:
+        """Whether the trial is to end."""
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        """Be told something else of the trial."""
 
 
 def with_settings(config: AlgorithmConfig, settings: Mapping[str, Any]) -> AlgorithmConfig:
@@ -42,10 +53,17 @@ def with_settings(config: AlgorithmConfig, settings: Mapping[str, Any]) -> Algor
     return config.copy(**changes)
 
 
-def run_trial(trial: optuna.Trial, config: AlgorithmConfig, metric: str, steps: int) -> float | None:
+def run_trial(
+    trial: Listener,
+    config: AlgorithmConfig,
+    metric: str,
+    steps: int,
+    begun: Callable[[Algorithm], int] = lambda algo: 0,
+) -> float | None:
     """Train for ``steps`` env steps, or until the trial's pruner has seen enough.
 
-    ``steps`` taken, and ``why`` it failed if it did, are kept as attributes of the trial.
+    ``steps`` taken, and ``why`` it failed if it did, are kept as attributes of the trial. ``begun`` may let
+    the algorithm go on from a checkpoint, and says at how many steps it is.
 
     Returns:
         The score; None where it ended early or failed.
@@ -55,11 +73,12 @@ def run_trial(trial: optuna.Trial, config: AlgorithmConfig, metric: str, steps: 
     """
     _make_room()
     with config.build() as algo:
+        before = begun(algo)
         run = algo.run
         assert run is not None  # the search sees to it
         run.note(stop={"total_steps": steps})  # for `steppe train --resume`
         try:
-            score = _train(trial, algo, metric, steps)
+            score = _train(trial, algo, metric, steps, MARKS * before // steps)
         except LearningError as error:  # settings that teach nothing are an answer, too
             trial.set_user_attr("why", str(error))
             run.finish("failed", str(error))
@@ -87,9 +106,9 @@ def _make_room() -> None:
 _MAPS = 20_000  # Linux allows 65,530; a trial that shares no program with others adds 400
 
 
-def _train(trial: optuna.Trial, algo: Algorithm, metric: str, steps: int) -> float | None:
+def _train(trial: Listener, algo: Algorithm, metric: str, steps: int, told: int) -> float | None:
     """The newest score at the end, NaN if there never was one; None where the pruner ended it."""
-    score, told = math.nan, 0
+    score = math.nan
     while True:
         result = algo.train()
         newest = score_of(result, metric, algo.config)
