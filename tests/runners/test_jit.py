@@ -320,6 +320,11 @@ class Watcher(steppe.Callbacks):
         ({"evaluation_envs": "shared"}, "evaluation_envs='shared'"),
         ({"memory": "lstm"}, "a RecurrentPolicy"),
         ({"framestack": 2}, "a FramesPolicy"),
+        ({"num_env_runners": 2}, "num_env_runners"),
+        ({"num_env_runners": 2, "local_mode": True, "env": CartPole()}, "num_env_runners"),
+        ({"num_env_runners": 2, "env": "steppe.jaxenvs:CartPole"}, "num_env_runners"),
+        ({"remote_worker_envs": True}, "remote_worker_envs"),
+        ({"on_env_error": "restart"}, "on_env_error='restart'"),
         ({"policy_mapping_fn": lambda agent_id: "default_policy"}, "policy_mapping_fn"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -327,6 +332,23 @@ class Watcher(steppe.Callbacks):
 def test_what_needs_single_steps_is_refused(settings, said):
     with pytest.raises(steppe.ConfigError, match=f"do not know {said}.*env=lambda env_config: Cart"):
         cart_poles(**settings).build()
+
+
+def test_es_is_refused_by_name():
+    with pytest.raises(
+        steppe.ConfigError, match="CartPole: compiled rollouts do not know ES; leave it out, or"
+    ):
+        steppe.ESConfig(env=CartPole, write_run=False).build()
+
+
+def test_runners_step_copies_one_by_one_if_a_function_makes_the_env():
+    def poles(env_config):
+        return CartPole(**env_config)
+
+    several = {"num_env_runners": 2, "local_mode": True, "env_config": {"max_steps": 3}}
+    with cart_poles(env=poles, **several).build() as algo:
+        result = algo.train()
+    assert (result["timesteps_total"], result["episode_len_mean"]) == (400, 3.0)
 
 
 def test_a_refusal_names_a_way_that_goes():

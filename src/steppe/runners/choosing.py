@@ -16,10 +16,6 @@ from steppe.types import Policy
 
 def make_runner(config: AlgorithmConfig, callbacks: Sequence[Callbacks]) -> Any:
     """The runner that samples for training; what each of them does is told in :class:`LocalRunner`."""
-    if config.num_env_runners:
-        from steppe.runners.many import ManyRunners  # most runs sample in one process
-
-        return ManyRunners(config)
     if config.env is not None:
         registry.creator_of(config.env)  # a name may say what to import
     if "steppe.jaxenvs.protocol" in sys.modules:  # else nobody has written an env in JAX
@@ -28,6 +24,10 @@ def make_runner(config: AlgorithmConfig, callbacks: Sequence[Callbacks]) -> Any:
 
         if (env := jax_env(config.env, config.env_config)) is not None:
             return JitRunner(config, env, callbacks=callbacks)
+    if config.num_env_runners:
+        from steppe.runners.many import ManyRunners  # most runs sample in one process
+
+        return ManyRunners(config)
     return LocalRunner(config, callbacks=callbacks)
 
 

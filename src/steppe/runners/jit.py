@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 import jax
 import numpy as np
 
-from steppe.config import AlgorithmConfig
+from steppe.config import AlgorithmConfig, field_specs
 from steppe.errors import ConfigError, EnvError
 from steppe.jaxenvs.protocol import JaxEnv, checked
 from steppe.jaxenvs.rollouts import Carry, Plan, begin, rollout
@@ -27,6 +27,11 @@ from steppe.types import SINGLE_AGENT, Policy, Rollout, SpacePair, State, Weight
 if TYPE_CHECKING:
     from steppe.runners.jit_evaluation import JitEvaluator
 
+_ONE_BY_ONE = (
+    *("num_env_runners", "remote_worker_envs", "on_env_error", "batch_mode", "evaluation_envs"),
+    *("policy_mapping_fn", "observation_fn", "add_agent_id", "action_mask"),
+)
+"""Settings that only have a meaning where envs are."""
 _OF_ITS_OWN = "(a memory, stacked observations, added noise, a distribution of your own)"
 _AS_GYMNASIUM = (
     "compiled rollouts do not know {what}; leave it out, or let the env be stepped one by one, as "
@@ -97,18 +102,14 @@ class JitRunner:
 
     def _check(self, config: AlgorithmConfig) -> None:
         """Refuse what needs to see single steps."""
-        asked = {
-            "several policies": len(specs_of(config)) > 1,
-            "policy_mapping_fn": config.policy_mapping_fn is not None,
-            "observation_fn": config.observation_fn is not None,
-            "add_agent_id": config.add_agent_id,
-            "action_mask='info'": config.action_mask != "observation",
-            "batch_mode='complete_episodes'": config.batch_mode == "complete_episodes",
-            "evaluation_envs='shared'": config.evaluation_envs == "shared",
-        }
-        for what, set_ in asked.items():
-            if set_:
-                raise self._unknown(what)
+        if len(specs_of(config)) > 1:
+            raise self._unknown("several policies")
+        if config.algo_name == "ES":  # its perturbations are of whole episodes
+            raise self._unknown("ES")
+        usual = field_specs(AlgorithmConfig)
+        for name in _ONE_BY_ONE:
+            if getattr(config, name) != usual[name].default():
+                raise self._unknown(config.spelt(name))
 
     def start(
         self,
