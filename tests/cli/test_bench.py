@@ -15,6 +15,7 @@ def quick(monkeypatch):
     """Short measures, and no Ray."""
     monkeypatch.setattr(bench, "QUICK_S", 0.01)
     monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr("os.getloadavg", lambda: (0.01, 9.0, 9.0))
 
 
 def test_a_study_is_written_printed_and_drawn(steppe, walk, quick):
@@ -42,6 +43,14 @@ def test_a_study_is_written_printed_and_drawn(steppe, walk, quick):
     assert lines[7:] == ["written to found.json", "picture: found.png"]
     assert Path("found.png").read_bytes().startswith(b"\x89PNG")
     assert "measuring a run with no runner ..." in done.err
+
+
+def test_that_others_used_the_machine_is_said(steppe, walk, quick, monkeypatch):
+    monkeypatch.setattr("os.getloadavg", lambda: (99.0, 0.0, 0.0))
+    done = steppe("bench", "scale", f"{walk}:Walk", "--quick", *SMALL)
+    assert "others used this machine (load 99.0)" in done.out
+    record = json.loads(Path("scale.json").read_text())
+    assert (record["load"], len(record["notes"])) == (99.0, 2)
 
 
 def test_without_matplotlib_there_is_no_picture(steppe, walk, quick, monkeypatch):

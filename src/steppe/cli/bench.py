@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,6 +90,7 @@ def scale(
             raise ConfigError(f"{flag} {file}: there is no folder {file.parent}; make it first")
     if picture.suffix not in (".png", ".svg", ".pdf"):
         raise ConfigError(f"--picture {picture}: .png, .svg or .pdf is what can be drawn")
+    load = getattr(os, "getloadavg", lambda: (0.0,))()[0]  # Windows has none
     record = study(
         settings,
         seconds=QUICK_S if quick else 10.0,
@@ -96,7 +98,11 @@ def scale(
         gigabits=gigabits,
         say=lambda text: click.echo(f"measuring {text} ...", err=True),
     )
-    record["command"] = " ".join(["steppe", *sys.argv[1:]])
+    record |= {"command": " ".join(["steppe", *sys.argv[1:]]), "load": round(load, 1)}
+    if load > record["hosts"]["cores"] / 2:
+        record["notes"].append(
+            f"others used this machine (load {load:.1f}): what was measured here is too slow"
+        )
     out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     show(record)
     click.echo(f"written to {out}")
