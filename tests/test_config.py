@@ -759,8 +759,8 @@ def test_shared_evaluation_envs_contradict_envs_of_ones_own():
     for changes in ({"evaluation_num_envs": 2}, {"evaluation_config": {"env_config": {"n": 1}}}):
         text = refusal(ToyConfig(env="e", evaluation_envs="shared", **changes).validate)
         assert 'evaluation_envs="shared" evaluates in the training envs' in text
-    ray = ToyConfig(env="e", evaluation_num_env_runners=1)
-    assert "evaluation_num_env_runners=0, which evaluates in this process" in refusal(ray.validate)
+    ray = ToyConfig(env="e", evaluation_envs="shared", evaluation_num_env_runners=1)
+    assert "evaluation_num_env_runners=0, or evaluation_envs='separate'" in refusal(ray.validate)
 
 
 class Watching(Callbacks):
@@ -774,8 +774,8 @@ def test_callbacks_are_given_by_position_and_checked():
     both = [Watching, Watching()]
     assert ToyConfig(callbacks_class=both).callbacks_class == both
     assert "callbacks=3: give a subclass of steppe.Callbacks" in refusal(lambda: ToyConfig().callbacks(3))
-    text = refusal(lambda: ToyConfig().callbacks(on_episode_end=print))
-    assert text.startswith("ToyConfig: on_episode_end='print': a method of that name in a Callbacks subclass")
+    text = refusal(lambda: ToyConfig().callbacks(on_episode_end=len))
+    assert text.startswith("ToyConfig: on_episode_end='len': a method of that name in a Callbacks subclass")
 
 
 def test_code_is_told_from_data():

@@ -456,11 +456,12 @@ def test_values_are_named_as_they_were_written():
 
 
 def test_messages_about_several_settings_use_the_names_that_were_written(caplog):
-    workers = {"evaluation_num_workers": 2}
+    workers = {"evaluation_num_workers": 2, "evaluation_envs": "shared"}
     old = {"env": "e", **workers, "sgd_minibatch_size": 64, "train_batch_size": 32}
     said = (
-        "PPOConfig: evaluation_num_workers=2 (evaluation_num_env_runners): runners that evaluate are not "
-        "available yet; write evaluation_num_workers=0, which evaluates in this process"
+        "PPOConfig: evaluation_num_workers=2 (evaluation_num_env_runners): evaluation_envs='shared' evaluates "
+        "in the training envs, which are not there; write evaluation_num_workers=0, or "
+        "evaluation_envs='separate'"
     )
     by_dict = PPOConfig.from_dict(old)
     fluent = PPOConfig(env="e").evaluation(**workers)
@@ -468,8 +469,8 @@ def test_messages_about_several_settings_use_the_names_that_were_written(caplog)
     for config in (by_dict, fluent, later, by_dict.copy(lr=1), PPOConfig(env="e").copy(**workers)):
         assert refusal(config.validate) == said
     by_dict.evaluation_num_env_runners = 3  # the program's last word
-    assert refusal(by_dict.validate).startswith("PPOConfig: evaluation_num_env_runners=3: runners that")
-    by_dict.evaluation_num_env_runners = 0
+    assert refusal(by_dict.validate).startswith("PPOConfig: evaluation_num_env_runners=3: evaluation_envs=")
+    by_dict.evaluation_envs, by_dict.evaluation_num_env_runners = "separate", 0
     by_dict.validate()
     assert "sgd_minibatch_size=64 (minibatch_size) is more than train_batch_size=32" in caplog.text
     assert by_dict == PPOConfig(env="e", minibatch_size=64, train_batch_size=32)  # names are no settings

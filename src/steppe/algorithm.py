@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -255,6 +255,13 @@ class Algorithm:
         if evaluator is not None:
             evaluator.close()
 
+    @contextlib.contextmanager
+    def _or_new_evaluator(self) -> Iterator[None]:
+        try:
+            yield
+        except ConfigError:
+            self._drop_evaluator()  # the next evaluation asks, and says it, at its start
+
     def compute_actions(
         self, obs: Any, state: Any = None, *, policy_id: str = DEFAULT_POLICY, explore: bool = False
     ) -> Any:
@@ -327,7 +334,8 @@ class Algorithm:
         recorded = trained or self._postprocess is not None
         self.runner.add_policy(policy_id, policy, config, trained=recorded)
         if self._evaluator is not None:
-            self._evaluator.runner.add_policy(policy_id, policy, config, trained=False)
+            with self._or_new_evaluator():
+                self._evaluator.runner.add_policy(policy_id, policy, config, trained=False)
         self.runner.set_weights(self._learner.publish())
         return policy
 
@@ -355,10 +363,8 @@ class Algorithm:
         recorded = config.policies_to_train if self._postprocess is None else list(config.policies)
         self.runner.remove_policy(policy_id, config, trained=recorded)
         if self._evaluator is not None:
-            try:
+            with self._or_new_evaluator():
                 self._evaluator.runner.remove_policy(policy_id, config, trained=())
-            except ConfigError:
-                self._drop_evaluator()  # the next evaluation asks, and says it, at its start
         self._learner.remove_policy(policy_id, config.policies_to_train)
         del self._policies[policy_id]
         self.config, self._postprocess = config, self._postprocessing()

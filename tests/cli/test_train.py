@@ -232,12 +232,12 @@ def test_mistakes_in_settings_name_what_was_meant(steppe, tmp_path):
     assert "env_config.b=1 and --set env_config.b.c=..." in said(
         "--set", "env_config.b=1", "--set", "env_config.b.c=2"
     )
-    none = ": runners that evaluate are not available yet; write evaluation_num_"
-    old = f"evaluation_num_workers=2 (evaluation_num_env_runners){none}workers=0"
-    assert old in said(file="evaluation_num_workers: 2")
-    assert old in said("--set", "evaluation_num_workers=2")
-    new = f"PPOConfig: evaluation_num_env_runners=2{none}env_runners=0"
-    assert new in said("--evaluation-num-env-runners", "2")
+    shared = (": evaluation_envs='shared' evaluates", "--set", "evaluation_envs=shared")
+    old = f"evaluation_num_workers=2 (evaluation_num_env_runners){shared[0]}"
+    assert old in said(*shared[1:], file="evaluation_num_workers: 2")
+    assert old in said(*shared[1:], "--set", "evaluation_num_workers=2")
+    new = f"PPOConfig: evaluation_num_env_runners=2{shared[0]}"
+    assert new in said(*shared[1:], "--evaluation-num-env-runners", "2")
     assert "no algorithm 'PPPO'" in said(file="algo: PPPO")
     missing = steppe("train", "CartPole-v1", "--config", tmp_path / "mi.yaml")
     assert (missing.status, "no such file. Did you mean" in missing.err) == (2, True)

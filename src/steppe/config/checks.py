@@ -166,11 +166,10 @@ def check_together(config: AlgorithmConfig) -> list[str]:
         raise ConfigError(
             f'{name}: env is missing: {name}(env="CartPole-v1"), or a class, or "file.py:Class"'
         )
-    if config.evaluation_num_env_runners > 0:
-        raise ConfigError(
-            f"{name}: {config.spelt('evaluation_num_env_runners')}: runners that evaluate are not available "
-            f"yet; write {config.spelling('evaluation_num_env_runners')}=0, which evaluates in this process"
-        )
+    if config.evaluation_num_env_runners or config.env_step_timeout:
+        from steppe.config.elsewhere import check_processes  # most runs are in one process
+
+        check_processes(config)
     if config.squash_actions and not config.normalize_actions:
         raise ConfigError(f"{name}: squash_actions=True needs normalize_actions=True")
     on_policy = "replay_buffer_capacity" not in vars(config)

@@ -35,6 +35,10 @@ def make_evaluator(
     config: AlgorithmConfig, policies: Mapping[str, Policy], callbacks: Sequence[Callbacks], runner: Any
 ) -> Any:
     """What evaluates beside a runner; what it does is told in :class:`Evaluator`."""
+    if config.evaluation_num_env_runners:
+        from steppe.runners.evaluators import ManyEvaluators  # most runs evaluate in this process
+
+        return ManyEvaluators(config, runner.spaces)
     if "steppe.runners.jit" in sys.modules:
         from steppe.runners.jit import evaluator_beside
 

@@ -28,6 +28,7 @@ class Evaluator:
         policies: by id.
         callbacks: of the run; ``evaluation_config`` may name others.
         training: the runner whose envs are shared, if they are.
+        index: of several that share an evaluation out among them.
     """
 
     def __init__(
@@ -35,7 +36,8 @@ class Evaluator:
         config: AlgorithmConfig,
         policies: Mapping[str, Policy],
         callbacks: Sequence[Callbacks],
-        training: LocalRunner,
+        training: LocalRunner | None = None,
+        index: int = 0,
     ) -> None:
         changes = dict(config.evaluation_config)
         if "env_config" in changes:  # says what differs; the rest of the env's arguments stays
@@ -49,7 +51,8 @@ class Evaluator:
         self.runner = LocalRunner(
             own,
             callbacks=self._own if "callbacks_class" in changes else callbacks,
-            seed_runner=EVALUATION_RUNNER,
+            worker_index=index,
+            seed_runner=EVALUATION_RUNNER + max(index - 1, 0),
             num_envs=config.evaluation_num_envs,
             env=None if self._training is None else self._training.env,
         )

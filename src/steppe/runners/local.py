@@ -55,7 +55,7 @@ class LocalRunner:
         callbacks: Sequence[Callbacks] = (),
     ) -> None:
         self._config, self.worker_index, self._callbacks = config, worker_index, callbacks
-        self.in_evaluation = seed_runner == EVALUATION_RUNNER
+        self.in_evaluation = (seed_runner or 0) >= EVALUATION_RUNNER
         self._place = worker_index if seed_runner is None else seed_runner
         specs = specs_of(config)
         self.mapping = PolicyMapping(config.policy_mapping_fn, specs, self)
@@ -66,20 +66,10 @@ class LocalRunner:
 
             self.observing = made_observing(self, config, policies_say=named)
         build: Callable[..., AsyncEnv] = registry.build
-        if config.remote_worker_envs:
-            from steppe.envs import remote  # most envs are stepped here
+        if config.remote_worker_envs or config.on_env_error != "raise":
+            from steppe.runners.building import builder  # most envs are stepped here, and errors end the run
 
-            rules = remote.Rules(
-                wait_ms=config.remote_env_batch_wait_ms,
-                step_timeout=config.env_step_timeout,
-                restarts=config.on_env_error == "restart",
-                most_restarts=config.max_env_restarts,
-            )
-            build = remote.building(rules, config.ray_address)
-        elif config.on_env_error == "restart":
-            from steppe.envs import restarting  # in most runs an error ends the run
-
-            build = restarting.building(config.max_env_restarts)
+            build = builder(config)
         self.env: AsyncEnv = env or build(
             config.env,
             config.env_config,

@@ -14,7 +14,7 @@ import numpy as np
 from steppe.config import AlgorithmConfig
 from steppe.errors import ConfigError
 from steppe.runners.local import LocalRunner
-from steppe.runners.workers import Crew, HereCrew, LostError, Report
+from steppe.runners.workers import LostError, Report, Worker, crew_of
 from steppe.sampling.metrics import Sample, Standing
 from steppe.sampling.sampler import CUT_SHORT
 from steppe.types import Policy, SpacePair, State, Weights
@@ -100,7 +100,7 @@ class ManyRunners:
                 "evaluation_envs='shared': the training envs are with the runners, and evaluation is in this "
                 f"process; use 'separate', or {config.spelling('num_env_runners')}=0"
             )
-        self._config, self._crew = config, _crew(config)
+        self._config, self._crew = config, crew_of(config, Worker, "num_env_runners")
         self._share = 1 if config.local_mode else config.num_env_runners  # of the wall clock's seconds
         self._asynchronous = config.sample_async
         self._depth = config.max_requests_in_flight_per_env_runner if config.sample_async else 1
@@ -360,11 +360,3 @@ class ManyRunners:
     def close(self) -> None:
         """Close the envs, and end the processes."""
         self._crew.close()
-
-
-def _crew(config: AlgorithmConfig) -> Crew:
-    if config.local_mode:
-        return HereCrew(config)
-    from steppe.runners.ray import RayCrew
-
-    return RayCrew(config)

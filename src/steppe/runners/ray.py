@@ -17,7 +17,7 @@ from steppe.envs import registry
 from steppe.errors import ConfigError
 from steppe.processes import enter, imported_ray, leave, packed, sent_from, unpacked, versions
 from steppe.runners.beats import Listener, Where, beat
-from steppe.runners.workers import Crew, LostError, Worker
+from steppe.runners.workers import Crew, Hire, Hired, LostError
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
@@ -34,15 +34,15 @@ class RayCrew(Crew):
         ConfigError: Ray is missing, or has too little to give; or the config cannot be sent.
     """
 
-    def __init__(self, config: AlgorithmConfig) -> None:
+    def __init__(self, config: AlgorithmConfig, hire: Hire, setting: str) -> None:
+        self._kind, self._setting = hire, setting
         self._made = packed_config(config)
         self._ray = imported_ray(
-            "num_env_runners above 0",
-            "num_env_runners=0 samples in this process, and so does local_mode=True, one runner after "
-            "the other",
+            f"{setting} above 0",
+            f"{setting}=0 does it in this process, and so does local_mode=True, one runner after the other",
         )
         self._ours = enter(self._ray, config.ray_address)
-        self.size = config.num_env_runners
+        self.size = getattr(config, setting)
         self._actors: list[Any] = []
         self._room: PlacementGroup | None = None
         self._listener: Listener | None = None
@@ -69,7 +69,7 @@ class RayCrew(Crew):
         actor = self._ray.remote(Process).options(**options)
         made = actor.remote(str(Path.cwd()), cpu_only=not options["num_gpus"])
         self._actors[place : place + 1] = [made]
-        return made.make.remote(self._made, place, incarnation, self._listener.where)
+        return made.make.remote(self._made, self._kind, place, incarnation, self._listener.where)
 
     def _find_room(self, config: AlgorithmConfig) -> list[dict[str, Any]]:
         """By place, what Ray is told of its actor, once there is room for all of them."""
@@ -88,7 +88,7 @@ class RayCrew(Crew):
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        runners = config.num_env_runners
+        runners = self.size
         self._room = placement_group([dict(bundle) for _ in range(runners)])
         if not self._room.wait(_PATIENCE_S):
             free = self._ray.available_resources()
@@ -96,7 +96,7 @@ class RayCrew(Crew):
                 f"{n * runners:g} {name} ({free.get(name, 0):g} free)" for name, n in bundle.items()
             )
             raise ConfigError(
-                f"{config.spelt('num_env_runners')}: Ray has no room for so many runners, which need "
+                f"{config.spelt(self._setting)}: Ray has no room for so many runners, which need "
                 f"{wanted}: ask for fewer, for less each (num_cpus_per_env_runner=0.5), or for a larger Ray "
                 "(ray_address); local_mode=True needs none"
             )
@@ -178,17 +178,19 @@ class Process:
             os.environ["JAX_PLATFORMS"] = "cpu"
         if Path(folder).is_dir():
             os.chdir(folder)
-        self._worker: Worker | None = None
+        self._worker: Hired | None = None
         self._failed: bytes | None = None
 
-    def make(self, made: bytes, place: int, incarnation: int, where: Where) -> tuple[None, bytes | None]:
+    def make(
+        self, made: bytes, hire: Hire, place: int, incarnation: int, where: Where
+    ) -> tuple[None, bytes | None]:
         """Make the worker of a place, of what :func:`packed_config` packed, and let it tell how far it is."""
         from steppe.learning.startup import prepare_jax
 
         try:
             config = unpacked_config(made)
             prepare_jax()
-            worker = self._worker = Worker(config, place + 1, incarnation)
+            worker = self._worker = hire(config, place + 1, incarnation)
             beat(where, place, incarnation, lambda: worker.executed)
         except Exception as error:
             self._failed = packed(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, Protocol, final
 
 import numpy as np
 
@@ -112,11 +112,25 @@ class Worker:
         self.runner.close()
 
 
+class Hired(Protocol):
+    """What is in each place: it is made of a config, its index from 1 on, and its incarnation."""
+
+    @property
+    def executed(self) -> int:
+        """Env steps since it was made; another thread may ask."""
+
+    def close(self) -> None:
+        """Close its envs."""
+
+
+Hire = Callable[[AlgorithmConfig, int, int], Hired]
+
+
 class Crew(ABC):
-    """Workers by place, 0 to N - 1; they are called by the names of :class:`Worker`'s methods.
+    """What is in the places 0 to N - 1; it is called by the names of its methods.
 
     Attributes:
-        size: how many there are.
+        size: how many places there are.
     """
 
     size: int
@@ -162,12 +176,12 @@ class Crew(ABC):
 class HereCrew(Crew):
     """Workers in this process, one after the other: for debuggers."""
 
-    def __init__(self, config: AlgorithmConfig) -> None:
-        self._config, self.size = config, config.num_env_runners
-        self._workers: list[Worker] = []
+    def __init__(self, config: AlgorithmConfig, hire: Hire, size: int) -> None:
+        self._config, self._hire, self.size = config, hire, size
+        self._workers: list[Hired] = []
         try:
             for index in range(1, self.size + 1):
-                self._workers.append(Worker(config, index))
+                self._workers.append(hire(config, index, 0))
         except BaseException:
             self.close()
             raise
@@ -195,7 +209,7 @@ class HereCrew(Crew):
     def renew(self, place: int, incarnation: int) -> None:
         """Make another worker."""
         self._workers[place].close()
-        self._workers[place] = Worker(self._config, place + 1, incarnation)
+        self._workers[place] = self._hire(self._config, place + 1, incarnation)
 
     def close(self) -> None:
         """Close their envs."""
@@ -209,3 +223,12 @@ class Here:
 
     def __init__(self, place: int, method: str, arguments: tuple[Any, ...]) -> None:
         self.place, self.method, self.arguments = place, method, arguments
+
+
+def crew_of(config: AlgorithmConfig, hire: Hire, setting: str) -> Crew:
+    """Workers in processes of Ray, or here with ``local_mode``; ``setting`` says how many."""
+    if config.local_mode:
+        return HereCrew(config, hire, getattr(config, setting))
+    from steppe.runners.ray import RayCrew
+
+    return RayCrew(config, hire, setting)
