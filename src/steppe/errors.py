@@ -27,6 +27,7 @@ CODES: dict[str, str] = {
     "E407": "agent id is neither a text nor a whole number",
     "E408": "members of a group do not act together",
     "E501": "process of an env ended",
+    "E502": "env did not answer in time",
     "E503": "env failed and was made anew",
 }
 """Stable codes of everything that can be wrong with an env; the same in checker, training and server."""

@@ -6,13 +6,15 @@ import contextlib
 import os
 import pickle
 import platform
+import signal
 import socket
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import steppe
 from steppe.errors import ConfigError, RunnerError
@@ -47,6 +49,7 @@ def enter(ray: Any, address: str | None) -> bool:
         return False
     if not _users:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody was asked
+        os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "true")
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         with warnings.catch_warnings():
             # A fork that another program follows at once cannot hang.
@@ -102,6 +105,48 @@ def leave(ray: Any) -> None:
     _users -= 1
     if not _users:
         ray.shutdown()
+
+
+class Group(NamedTuple):
+    """A process on a node of Ray, and all that it has started; number 0 stands for nothing."""
+
+    node: str
+    number: int
+
+
+def own_group() -> Group:
+    """Let this process, an actor's, be the first of a group of its own, which can be ended as one."""
+    import ray
+
+    with contextlib.suppress(OSError):  # it is so already
+        os.setpgid(0, 0)
+    leads = os.getpgid(0) == os.getpid()
+    return Group(ray.get_runtime_context().get_node_id(), os.getpid() if leads else 0)
+
+
+def end_group(ray: Any, group: Group) -> None:
+    """End what the process of an actor has started, also if that is gone; it is not waited for.
+
+    The process itself is left to ``ray.kill``: Ray takes another end for an accident, and says so.
+    """
+    if group.node == ray.get_runtime_context().get_node_id():
+        _end_members(group.number)
+        return
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there = NodeAffinitySchedulingStrategy(group.node, soft=False)
+    ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_end_members).remote(group.number)
+
+
+def _end_members(group: int) -> None:
+    """End the processes of a group of this host, but not its first one."""
+    if not group:
+        return
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended by itself, or is somebody else's
+            own = int(stat.read_text().rpartition(")")[2].split()[2])
+            if own == group and stat.parent.name != str(group):
+                os.kill(int(stat.parent.name), signal.SIGKILL)
 
 
 def versions() -> dict[str, str]:

@@ -23,7 +23,8 @@ from steppe.envs.multi_agent import MultiAgentEnv  # noqa: E402
 from steppe.errors import ConfigError, EnvError, RunnerError  # noqa: E402
 from steppe.types import EpisodeEnd  # noqa: E402
 
-ALL_MS = 60_000  # a poll waits for all envs
+ALL_MS = 60_000
+ALL = remote.Rules(wait_ms=ALL_MS)  # a poll waits for all envs
 
 
 class Counter(gymnasium.Env):
@@ -109,7 +110,7 @@ def rows(step):
 
 def test_the_rows_are_those_of_envs_in_this_process():
     here = registry.build(Counter, {"a": 1}, num_envs=3, run_seed=5)
-    there = remote.build(Counter, {"a": 1}, num_envs=3, run_seed=5, wait_ms=ALL_MS)
+    there = remote.build(Counter, {"a": 1}, num_envs=3, run_seed=5, rules=ALL)
     try:
         assert there.spaces == here.spaces
         rng = np.random.default_rng(0)
@@ -152,7 +153,7 @@ def test_a_poll_that_is_given_time_ends_with_it():
             time.sleep(0.3)
             return super().reset(seed=seed)
 
-    with closing(remote.build(Stuck, num_envs=1, run_seed=0, wait_ms=ALL_MS)) as env:
+    with closing(remote.build(Stuck, num_envs=1, run_seed=0, rules=ALL)) as env:
         assert list(env.poll(0.01)) == []
         (step,) = env.poll()
         assert step.opened[0].env == 0
@@ -192,7 +193,7 @@ class Failing(Counter):
 
 
 def failure(how):
-    with closing(remote.build(Failing, {"how": how}, num_envs=2, run_seed=0, wait_ms=ALL_MS)) as env:
+    with closing(remote.build(Failing, {"how": how}, num_envs=2, run_seed=0, rules=ALL)) as env:
         env.poll()
         env.send_actions(np.arange(2), np.zeros(2, np.int64))
         with pytest.raises(Exception) as caught:  # noqa: PT011 - which one is what the tests judge
@@ -268,7 +269,7 @@ def test_an_actor_that_the_creator_returns_is_used_as_it_is():
         return ray.remote(num_cpus=0)(Counter).remote(env_config)
 
     here = registry.build(Counter, num_envs=2, run_seed=5)
-    with closing(remote.build(creator, num_envs=2, run_seed=5, wait_ms=ALL_MS)) as env:
+    with closing(remote.build(creator, num_envs=2, run_seed=5, rules=ALL)) as env:
         handles = env.get_sub_environments()
         assert ray.get([handle.set_phase.remote(1) for handle in handles]) == [0, 1]
         for _ in range(5):
@@ -297,7 +298,7 @@ class Old:
 
 @pytest.mark.slow
 def test_old_envs_are_adapted_where_they_live():
-    with closing(remote.build(Old, num_envs=1, run_seed=0, wait_ms=ALL_MS)) as env:
+    with closing(remote.build(Old, num_envs=1, run_seed=0, rules=ALL)) as env:
         env.poll()
         for _ in range(2):
             env.send_actions(np.array([0]), np.array([1]))
@@ -359,7 +360,7 @@ def lives(env, polls):
 @pytest.mark.slow
 def test_many_agents_live_as_they_do_in_this_process():
     expected = lives(registry.build(Crowd, num_envs=2, run_seed=1), 20)
-    with closing(remote.build(Crowd, num_envs=2, run_seed=1, wait_ms=ALL_MS)) as env:
+    with closing(remote.build(Crowd, num_envs=2, run_seed=1, rules=ALL)) as env:
         assert dict(env.agents) == {"a": 0, "b": 1}
         assert lives(env, 20) == expected
     assert {agent for _, agent, _ in expected} == {"a", "b"}
@@ -369,8 +370,8 @@ def test_many_agents_live_as_they_do_in_this_process():
 
 def test_a_restored_run_goes_on_bit_by_bit():
     with (
-        closing(remote.build(Counter, num_envs=2, run_seed=2, wait_ms=ALL_MS)) as env,
-        closing(remote.build(Counter, num_envs=2, run_seed=3, wait_ms=ALL_MS)) as other,
+        closing(remote.build(Counter, num_envs=2, run_seed=2, rules=ALL)) as env,
+        closing(remote.build(Counter, num_envs=2, run_seed=3, rules=ALL)) as other,
     ):
         answers = Answers(env)
         for _ in range(9):
@@ -400,14 +401,14 @@ def test_what_was_stepping_begins_anew_and_the_rest_goes_on(monkeypatch):
             time.sleep(30 if self.context.vector_index == 0 and self.context["slow"] else 0.0)
             return super().step(action)
 
-    with closing(remote.build(Slow, {"slow": True}, num_envs=2, run_seed=2, wait_ms=0.01)) as env:
+    with closing(remote.build(Slow, {"slow": True}, num_envs=2, run_seed=2, rules=remote.Rules(wait_ms=0.01))) as env:
         answers = Answers(env)
         while len(answers.waiting) < 2:
             answers.poll()
         answers.send()
         (step,) = answers.poll()
         state = env.get_state()
-    with closing(remote.build(Slow, {"slow": False}, num_envs=2, run_seed=2, wait_ms=ALL_MS)) as env:
+    with closing(remote.build(Slow, {"slow": False}, num_envs=2, run_seed=2, rules=ALL)) as env:
         (told,) = env.set_state(state)
         assert told.startswith("E402 env 0 (Slow) begins a new episode")
         (pending,) = env.pending()

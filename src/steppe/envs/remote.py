@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import math
 import selectors
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import cloudpickle
@@ -19,21 +21,46 @@ from steppe.containers import copied
 from steppe.envs import registry
 from steppe.envs import remote_process as process
 from steppe.envs.context import EnvContext
+from steppe.envs.failures import Failures, with_lost
 from steppe.envs.guards import check_alive
-from steppe.envs.remote_link import CallLink, Link, WireLink, answer_of
+from steppe.envs.remote_link import Link, Opening, Plan, answer_of, late
 from steppe.envs.side_by_side import SideBySide
-from steppe.errors import CheckpointError, ConfigError
+from steppe.errors import CheckpointError, ConfigError, EnvError
 from steppe.processes import enter, imported_ray, leave
 from steppe.seeding import env_seed
-from steppe.types import IntArray, State, TimeStep, Tree
+from steppe.types import EpisodeEnd, IntArray, State, TimeStep, Tree
+
+logger = logging.getLogger("steppe")
 
 _PATIENCE_S = 8.0
 """How long envs are given to close."""
+_TELL_S = 60.0
+"""How long an env is waited for in silence."""
+_SLOW = "%s, runner %d, env %d has not answered for %g s and is waited for; see env_step_timeout"
 
 
-def building(wait_ms: float, ray_address: str | None) -> Callable[..., RemoteRows]:
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How long remote envs are waited for, and what happens where one fails.
+
+    Attributes:
+        wait_ms: 0: a poll ends as soon as one env has stepped, and takes all that have. Above: it waits for
+            all, but no longer than this if one has stepped.
+        step_timeout: seconds of a step or reset after which an env has failed; None: any number.
+        restarts: an env that fails is made anew; otherwise its error comes out of a poll.
+        most_restarts: of one env; None: any number.
+    """
+
+    wait_ms: float = 0.0
+    step_timeout: float | None = None
+    restarts: bool = False
+    most_restarts: int | None = None
+
+
+def building(rules: Rules, ray_address: str | None) -> Callable[..., RemoteRows]:
     """:func:`build`, for the envs of one run."""
-    return functools.partial(build, wait_ms=wait_ms, ray_address=ray_address)
+    return functools.partial(build, rules=rules, ray_address=ray_address)
 
 
 def build(
@@ -42,7 +69,7 @@ def build(
     *,
     num_envs: int,
     run_seed: int,
-    wait_ms: float = 0.0,
+    rules: Rules | None = None,
     ray_address: str | None = None,
     worker_index: int = 0,
     num_workers: int = 0,
@@ -60,12 +87,13 @@ def build(
         env_config: as there; so is all that is not named here.
         num_envs: as there.
         run_seed: as there.
-        wait_ms: see :class:`RemoteRows`.
+        rules: see :class:`Rules`.
         ray_address: the Ray to join; None: that of RAY_ADDRESS or, without, one started here.
         worker_index: as there.
         num_workers: as there.
         seed_runner: as there.
-        created: is called with what users have of each env: a ``RemoteEnv``, or their own handle.
+        created: is called with what users have of each env, a ``RemoteEnv`` or their own handle; also of one
+            that takes another's place.
         pair_for: is not asked: the envs say their spaces, or the config does.
         observing: None; observations are as the envs return them.
         limits: as there.
@@ -87,48 +115,63 @@ def build(
         EnvContext(copied(dict(env_config or {})), worker_index, i, num_workers, True, num_envs)
         for i in range(num_envs)
     ]
-    seeds = [env_seed(run_seed, place, i) for i in range(num_envs)]
-    plans = list(zip(contexts, seeds, strict=True))
-    ours, actors = enter(ray, ray_address), list[Any]()
+    seed = functools.partial(env_seed, run_seed, place)
+    ours, openings = enter(ray, ray_address), list[Opening]()
     try:
         packed, host = _packed_creator(env, name), ray.remote(num_cpus=0)(process.Host)
-        actors += [host.remote() for _ in plans]
-        told = _asked(ray, name, process.open_env, zip(actors, plans, strict=True), packed, limits)
-        if None in told:  # the creator makes actors itself, and they would end with those that made them
-            _end(ray, actors, ours=False)
+        here = process.node_address()
+        plans = [Plan(ray, name, lambda _: host.remote(), packed, limits, one, here) for one in contexts]
+        openings += [Opening(plan, _fresh(seed(i))) for i, plan in enumerate(plans)]
+        made = _opened(openings)
+        if None in made:  # the creator makes actors itself, and they would end with those that made them
+            for opening in openings:
+                opening.end()
             creator: Any = registry.creator_of(env)
-            actors = [creator(context) for context in contexts]
-            users: list[Any] = list(actors)
-            told = _asked(ray, name, process.open_env, zip(actors, plans, strict=True), None, limits)
-            links: list[Link] = [CallLink(ray, actor, name, i) for i, actor in enumerate(actors)]
-        else:
-            doors = _asked(ray, name, process.listen, [(one, ()) for one in actors], process.node_address())
-            lines = zip(actors, told, doors, strict=True)
-            links = [WireLink(ray, actor, name, i, *own) for i, (actor, *own) in enumerate(lines)]
-            users = [process.RemoteEnv(link.between_steps) for link in links]
-        if created is not None:
-            for user, context in zip(users, contexts, strict=True):
-                created(user, context)
-        return RemoteRows(links, users, told, name=name, seeds=seeds, wait_ms=wait_ms, ours=ours)
+            plans = [replace(plan, actor=creator, creator=None) for plan in plans]
+            openings[:] = [Opening(plan, _fresh(seed(i))) for i, plan in enumerate(plans)]
+            made = _opened(openings)
+        if created is None:
+            created = _nobody_asks
+        envs = [one for one in made if one is not None]
+        return RemoteRows(plans, envs, seed=seed, rules=rules or Rules(), created=created, ours=ours)
     except BaseException:
-        _end(ray, actors, ours)
+        for opening in openings:
+            opening.end()
+        if ours:
+            leave(ray)
         raise
+
+
+def _opened(openings: Sequence[Opening]) -> list[tuple[Link, process.Told] | None]:
+    """What they have come to, once all of them are done."""
+    made = [one.done() for one in openings]
+    for one in openings:
+        one.settled()
+    return made
+
+
+def _nobody_asks(env: Any, context: EnvContext) -> None:
+    pass
+
+
+def _fresh(seed: int, health: Mapping[str, int] | None = None) -> State:
+    """What an adapter begins with."""
+    return {"started": False, "seeds": [seed], "health": dict(health or {})}
 
 
 @final
 class RemoteRows:
     """Envs in Ray actors; each steps by itself, from the poll after an answer on.
 
-    Slots and the order of rows are those of :class:`~steppe.envs.side_by_side.SideBySide`.
+    Slots and the order of rows are those of :class:`~steppe.envs.side_by_side.SideBySide`. Where an env is
+    made anew, the others go on meanwhile; see :class:`~steppe.envs.failures.Failures`.
 
     Args:
-        links: to the envs; the adapter owns and ends them.
-        users: what users have of them.
-        told: what they said when they were made.
-        name: of the envs, for messages.
-        seeds: one per env.
-        wait_ms: 0: a poll ends as soon as one env has stepped, and takes all that have. Above: it waits for
-            all, but no longer than this if one has stepped.
+        plans: how the envs are made.
+        made: the envs, and what they said when they were made; the adapter owns and ends them.
+        seed: by number; the first ones are those of the envs as they are.
+        rules: for those that are slow, or fail.
+        created: is called with what users have of an env.
         ours: whether Ray is to be left when the envs are closed.
 
     Raises:
@@ -139,78 +182,164 @@ class RemoteRows:
 
     def __init__(
         self,
-        links: Sequence[Link],
-        users: Sequence[Any],
-        told: Sequence[process.Told],
+        plans: Sequence[Plan],
+        made: Sequence[tuple[Link, process.Told]],
         *,
-        name: str,
-        seeds: Sequence[int],
-        wait_ms: float,
+        seed: Callable[[int], int],
+        rules: Rules,
+        created: Callable[[Any, EnvContext], None],
         ours: bool,
     ) -> None:
-        self._ray, self._links, self._users = _ray(), list(links), list(users)
-        self._name, self._seeds, self._wait_s, self._ours = name, list(seeds), wait_ms / 1000, ours
-        self.num_envs, self.env_steps, self._closed = len(links), 0, False
-        self._newest, self._side = list(told), SideBySide(len(links))
+        self._plans, self._rules, self._created, self._ours = list(plans), rules, created, ours
+        self._ray, self._name = plans[0].ray, plans[0].name
+        self.num_envs, self.env_steps, self._closed = len(plans), 0, False
+        self._seeds = [seed(i) for i in range(self.num_envs)]
+        self._links: list[Link | Opening] = [link for link, _ in made]
+        self._newest = [told._replace(spaces=()) for _, told in made]
+        self._side = SideBySide(self.num_envs)
+        self.spaces, self.agents = self._side.spaces, self._side.agents
+        self._failures = Failures(seed, self.num_envs, rules.most_restarts)
         self._selector = selectors.DefaultSelector()
-        for i, link in enumerate(links):
-            self._selector.register(link, selectors.EVENT_READ, i)
         self._rewind()
-        for i, one in enumerate(told):
-            self._learn(i, one)
-        self._side.check_spaces(name)
+        for i, (link, told) in enumerate(made):
+            self._learn(i, told)
+            created(link.user(), plans[i].context)
+        self._side.check_spaces(self._name)
 
     def _rewind(self) -> None:
         """Nothing was asked of any env, and nobody awaits an action."""
         self._failure: BaseException | None = None
-        self._started = False
-        self._flying = set[int]()  # the envs that were asked, and have not answered yet
-        self._side.forget()
+        self._started, self._lost = False, list[EpisodeEnd]()
+        self._flying = dict[int, float]()  # the envs that have not answered yet, and when that is too late
+        self._new = {*range(self.num_envs)}  # those that have told nothing yet
         self._sent: list[list[tuple[IntArray, Tree]]] = [[] for _ in self._links]
+        self._failures.forget()
+        self._side.before[:] = [0] * self.num_envs
+        self._side.forget()
 
     def poll(self, timeout: float | None = None) -> Sequence[TimeStep]:
         """Let the envs that were answered step, and wait for one or for all; the first call resets them.
 
         Raises:
-            EnvError: an env returned something that is not in its contract, or its process ended.
-            Exception: whatever an env raised, with its traceback as a note.
+            EnvError: an env returned something that is not in its contract, its process ended, or it took too
+                long; and it is not to be made anew.
+            Exception: whatever an env raised that is not to be, with its traceback as a note.
         """
         check_alive(self._closed, self._failure)
         self._started = True
         try:
-            for i, link in enumerate(self._links):
+            for i in range(self.num_envs):
                 if i not in self._flying and (self._sent[i] or not self._side.awaits[i]):
-                    sent, self._sent[i] = self._sent[i], []
-                    self._flying.add(i)
-                    link.ask(sent)
+                    self._ask(i)
             told = self._answered(timeout)
         except BaseException as error:  # a keyboard interrupt, too, leaves answers that nobody took
             self._failure = error
             raise
         for i in sorted(told):
             self._learn(i, told[i])
-        return self._side.received({i: told[i].steps for i in sorted(told)})
+        steps = self._side.received({i: told[i].steps for i in sorted(told)})
+        lost, self._lost = self._lost, []
+        return with_lost(steps, lost, self.spaces)
+
+    def _ask(self, i: int) -> None:
+        """Send env ``i`` what it was answered, and listen to it until it has stepped."""
+        link, sent, self._sent[i] = self._links[i], self._sent[i], []
+        if isinstance(link, Link):
+            link.ask(sent)
+        limit = self._rules.step_timeout if isinstance(link, Link) else None
+        self._flying[i] = time.monotonic() + (limit or _TELL_S)
+        self._selector.register(link, selectors.EVENT_READ, i)
 
     def _answered(self, timeout: float | None) -> dict[int, process.Told]:
         """Who has stepped by now: waits for one, or for a while for all."""
-        patience = math.inf if timeout is None else timeout
+        patience, wait = math.inf if timeout is None else timeout, self._rules.wait_ms / 1000
         began, left, told = time.monotonic(), patience, dict[int, process.Told]()
         while self._flying:
-            for key, _ in self._selector.select(None if left == math.inf else left):
-                if (answer := self._links[key.data].told()) is not None:
-                    told[key.data] = answer
-                    self._flying.remove(key.data)
-            left = min(patience, self._wait_s if told else math.inf) - (time.monotonic() - began)
+            soon = min(left, min(self._flying.values()) - time.monotonic())
+            for key, _ in self._selector.select(None if soon == math.inf else max(soon, 0)):
+                self._hear(key.data, told)
+            now = time.monotonic()
+            for i in [i for i, end in self._flying.items() if now >= end]:
+                self._overdue(i)
+            left = min(patience, wait if told else math.inf) - (now - began)
             if left <= 0:
                 break
         return told
 
+    def _hear(self, i: int, told: dict[int, process.Told]) -> None:
+        """Take what env ``i`` has to tell."""
+        link = self._links[i]
+        try:
+            if isinstance(link, Opening):
+                self._settle(i, link)
+            elif (answer := link.told()) is not None:
+                told[i] = answer
+                self._unlisten(i)
+                self._new.discard(i)
+        except Exception as error:
+            self._fail(i, error)
+
+    def _unlisten(self, i: int) -> None:
+        del self._flying[i]
+        self._selector.unregister(self._links[i])
+
+    def _settle(self, i: int, opening: Opening) -> None:
+        """Env ``i`` has been made anew; let it reset."""
+        made = opening.done()
+        assert made is not None
+        self._unlisten(i)
+        opening.settled()
+        self._links[i], self._newest[i] = made[0], made[1]._replace(spaces=())
+        self._created(made[0].user(), self._plans[i].context)
+        self._ask(i)
+
+    def _overdue(self, i: int) -> None:
+        """Env ``i`` has not answered in time."""
+        link, limit = self._links[i], self._rules.step_timeout
+        if limit is None or isinstance(link, Opening):
+            self._flying[i] = math.inf  # it is said once
+            logger.warning(_SLOW, self._name, self._plans[i].context.worker_index, i, _TELL_S)
+        else:
+            self._fail(i, late(self._plans[i], limit))
+
+    def _fail(self, i: int, error: Exception) -> None:
+        """Put another in the place of env ``i``, which has failed.
+
+        Raises:
+            Exception: the error, if that is not to be done.
+        """
+        past, plan = self._failures.past[i], self._plans[i]
+        process_failed = isinstance(error, EnvError) and error.code in ("E501", "E502")
+        if isinstance(error, EnvError) and process_failed:  # it told no place
+            error.episode, error.step = past.episode - self._side.before[i], past.steps - past.begun
+        self._side.blame(i, error)
+        self._unlisten(i)
+        if process_failed or self._rules.restarts:
+            self._links[i].end()
+        if not self._rules.restarts or (i in self._new and not past.restarts):
+            raise error
+        if i not in self._new:
+            self._lost.append(self._failures.lost(i))
+            self._new.add(i)
+        while True:
+            seed = self._failures.renew(i, error)
+            self._side.before[i], self._side.awaits[i] = past.episode, set()
+            try:
+                self._links[i] = Opening(plan, _fresh(seed, self._newest[i].health))
+                break
+            except Exception as again:  # creators of actors work here
+                error = again
+        self._ask(i)
+
     def _learn(self, i: int, told: process.Told) -> None:
         """Keep what an env said of itself."""
-        self._side.learn(i, told.spaces, told.agents)
-        self.spaces, self.agents = self._side.spaces, self._side.agents
-        self.env_steps += max(told.env_steps - self._newest[i].env_steps, 0)
+        if told.spaces is not self._newest[i].spaces:
+            self._side.learn(i, told.spaces, told.agents)
+            self.spaces, self.agents = self._side.spaces, self._side.agents
         self._newest[i] = told
+        taken = self._failures.count(i, told.env_steps)
+        self.env_steps += taken
+        self._failures.told(i, taken, told.steps, self._side.before[i])
 
     def send_actions(self, slots: IntArray, actions: Tree) -> None:
         """Answer ``slots``, all of one space pair, with a column of actions; the column is copied.
@@ -235,19 +364,32 @@ class RemoteRows:
     def _each(self, function: Callable[..., Any], args: Iterable[Any], envs: Sequence[int]) -> list[Any]:
         """What ``function`` answers in the processes of some envs, with the arguments for each."""
         calls = zip(envs, args, strict=True)
-        refs = [self._links[i].between_steps(function, *own) for i, own in calls]
-        return [answer_of(self._ray, self._name, i, ref) for i, ref in zip(envs, refs, strict=True)]
+        refs = [(i, self._link(i).between_steps(function, *own)) for i, own in calls]
+        return [self._own_answer(i, ref) for i, ref in refs]
+
+    def _link(self, i: int) -> Link:
+        link = self._links[i]
+        assert isinstance(link, Link)
+        return link
+
+    def _own_answer(self, i: int, ref: Any) -> Any:
+        """What env ``i`` answered."""
+        try:
+            return answer_of(self._plans[i], ref)
+        except Exception as error:
+            self._side.blame(i, error)
+            raise
 
     def health(self) -> Mapping[str, int]:
         """Counts of what was odd but survivable, such as ``{"E101 obs[2]": 3}``, over all envs."""
-        total: Counter[str] = Counter()
+        total = Counter(self._failures.counts)
         for told in self._newest:
             total.update(told.health)
         return dict(total)
 
     def get_sub_environments(self) -> list[Any]:
-        """By vector index, a ``RemoteEnv``, or the handle that the creator returned."""
-        return list(self._users)
+        """By vector index, a ``RemoteEnv``, the handle that the creator returned, or None: not made yet."""
+        return [link.user() if isinstance(link, Link) else None for link in self._links]
 
     def get_state(self) -> State:
         """All envs at their newest rows; those that are stepping will begin new episodes.
@@ -271,6 +413,8 @@ class RemoteRows:
             "health": [dict(told.health) for told in self._newest],
             "envs": [states.get(i) for i in range(self.num_envs)],
             "awaits": [sorted(slots) for slots in self._side.awaits],
+            "before": list(self._side.before),
+            **self._failures.state(),
         }
 
     def set_state(self, state: State) -> list[str]:
@@ -287,14 +431,17 @@ class RemoteRows:
         self._rewind()
         self._seeds, every = list(state["seeds"]), range(self.num_envs)
         if not state["started"]:
-            before = [({"started": False, "seeds": [seed]}, False) for seed in self._seeds]
+            before = [(_fresh(seed), False) for seed in self._seeds]
             self._each(process.set_state, before, every)
             return []
         plans, notes = [], []
+        self._failures.adopt(state)
+        self._side.before[:], self._new = state["before"], set()
         for i, own in enumerate(state["envs"]):
             if own is None:
+                self._side.before[i] = self._failures.begin_anew(i)
                 self._seeds[i] = int(np.random.SeedSequence(self._seeds[i]).generate_state(1)[0]) >> 1
-                anew = {"started": False, "seeds": [self._seeds[i]], "health": state["health"][i]}
+                anew = _fresh(self._seeds[i], state["health"][i])
                 notes.append(f"E402 env {i} ({self._name}) begins a new episode: it was stepping")
             plans.append((own or anew, own is None))
         for i, (told, own_notes) in enumerate(self._each(process.set_state, plans, every)):
@@ -310,28 +457,22 @@ class RemoteRows:
             return
         self._closed = True
         try:
-            calls = [link.between_steps(process.close) for link in self._links]
-            done, _ = self._ray.wait(calls, num_returns=len(calls), timeout=_PATIENCE_S)
-            for i, call in enumerate(calls):
+            links = [(i, link) for i, link in enumerate(self._links) if isinstance(link, Link)]
+            calls = {link.between_steps(process.close): i for i, link in links}
+            done, _ = self._ray.wait(list(calls), num_returns=len(calls), timeout=_PATIENCE_S)
+            for call in calls:
                 if call in done and self._failure is None:
-                    answer_of(self._ray, self._name, i, call)
+                    self._own_answer(calls[call], call)
         finally:
             self._selector.close()
             for link in self._links:
                 link.end()
-            _end(self._ray, [], self._ours)
+            if self._ours:
+                leave(self._ray)
 
 
 def _ray() -> Any:
     return imported_ray("remote_worker_envs=True", "without it envs are stepped in this process")
-
-
-def _end(ray: Any, actors: Sequence[Any], ours: bool) -> None:
-    """End the processes of envs, and leave a Ray that is ours."""
-    for actor in actors:
-        ray.kill(actor)
-    if ours:
-        leave(ray)
 
 
 def _packed_creator(env: Any, name: str) -> bytes:
@@ -352,11 +493,3 @@ def _packed_creator(env: Any, name: str) -> bytes:
             "the env's constructor, or leave out remote_worker_envs"
         ) from error
     return packed
-
-
-def _asked(
-    ray: Any, name: str, function: Callable[..., Any], calls: Iterable[tuple[Any, Any]], *common: Any
-) -> list[Any]:
-    """What ``function`` answers in the processes of envs, which all work at it at once."""
-    refs = [actor.__ray_call__.remote(function, *common, *args) for actor, args in calls]
-    return [answer_of(ray, name, i, ref) for i, ref in enumerate(refs)]

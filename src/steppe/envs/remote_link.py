@@ -7,22 +7,90 @@ import secrets
 import socket
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, final
 
+from steppe.containers import copied
 from steppe.envs import remote_process as process
 from steppe.envs import wire
+from steppe.envs.context import EnvContext
 from steppe.errors import EnvError
-from steppe.processes import unpacked
-from steppe.types import IntArray, Tree
+from steppe.processes import Group, end_group, unpacked
+from steppe.types import IntArray, State, Tree
 
 _PATIENCE_S = 10.0
 """How long an env's process is given to connect, and Ray to say why one has ended."""
 
-_CUT = "the connection to it was lost: {}; build the algorithm anew, and restore a checkpoint"
+_OR = "build the algorithm anew, and restore a checkpoint, or set on_env_error='restart'"
+_CUT = f"the connection to it was lost: {{}}; {_OR}"
+_ENDED = (
+    f"it was ended from outside, ran out of memory, or the env's own code ended it; {_OR}. Ray says: {{}}"
+)
+_LATE = (
+    "a step or reset takes longer than env_step_timeout={:g} s, and its process was ended; "
+    f"give it more time, or {_OR.partition('or ')[2]}"
+)
 
 Sent = Sequence[tuple[IntArray, Tree]]
 """Actions, and the env's own slots that they are for."""
+
+
+@final
+class Bell:
+    """Readable, for selectors, once any of some Ray references are there."""
+
+    def __init__(self) -> None:
+        self._end, self._rope = socket.socketpair()
+
+    def fileno(self) -> int:
+        """For selectors."""
+        return self._end.fileno()
+
+    def wait_for(self, ref: Any) -> None:
+        """Ring once ``ref`` is there."""
+        ref.future().add_done_callback(self._ring)
+
+    def _ring(self, _: Any) -> None:
+        with contextlib.suppress(OSError):  # nobody listens any more
+            self._rope.send(b"!")
+
+    def heard(self) -> None:
+        """Be quiet until it rings again."""
+        self._end.recv(1)
+
+    def close(self) -> None:
+        """Nobody listens any more."""
+        self._end.close()
+        self._rope.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one env is made in an actor.
+
+    Attributes:
+        ray: the module.
+        name: of the env, for messages.
+        actor: makes the actor.
+        creator: packed; None: the actor is the env.
+        limits: of :func:`steppe.envs.registry.build`.
+        context: of the env.
+        host: that the run is on.
+    """
+
+    ray: Any
+    name: str
+    actor: Callable[[EnvContext], Any]
+    creator: bytes | None
+    limits: Mapping[str, Any]
+    context: EnvContext
+    host: str
+
+    @property
+    def env(self) -> int:
+        """Its vector index."""
+        return self.context.vector_index
 
 
 class Link(ABC):
@@ -50,8 +118,59 @@ class Link(ABC):
         """Call a function in the env's process while the env does not step; a Ray reference to the result."""
 
     @abstractmethod
+    def user(self) -> Any:
+        """What users have of the env."""
+
+    @abstractmethod
     def end(self) -> None:
-        """End the env's process, which answers nobody any more."""
+        """End the env's process, and those that it has started; it answers nobody any more."""
+
+
+@final
+class Opening:
+    """An env that is being made.
+
+    Args:
+        plan: how.
+        state: that its adapter begins with.
+    """
+
+    def __init__(self, plan: Plan, state: State) -> None:
+        self._plan, self._bell = plan, Bell()
+        self._actor = plan.actor(plan.context.copy_with_overrides(copied(dict(plan.context))))
+        ask = self._actor.__ray_call__.remote
+        self._made = ask(process.open_env, plan.creator, plan.limits, plan.context, state)
+        self._door = ask(process.listen, None if plan.creator is None else plan.host)
+        self._bell.wait_for(self._door)
+
+    def fileno(self) -> int:
+        """Readable once it is made, or was not."""
+        return self._bell.fileno()
+
+    def done(self) -> tuple[Link, process.Told] | None:
+        """The env, which is waited for; None where the creator returns an actor.
+
+        Raises:
+            EnvError: its process ended.
+            Exception: whatever the constructor raised.
+        """
+        plan = self._plan
+        told = answer_of(plan, self._made)
+        address, group = answer_of(plan, self._door)
+        if told is None:
+            return None
+        if address is None:
+            return CallLink(plan, self._actor, group), told
+        return WireLink(plan, self._actor, group, told, address), told
+
+    def settled(self) -> None:
+        """Nobody waits for it any more."""
+        self._bell.close()
+
+    def end(self) -> None:
+        """End its process."""
+        self.settled()
+        self._plan.ray.kill(self._actor)
 
 
 @final
@@ -59,18 +178,18 @@ class WireLink(Link):
     """An env whose rows come over a connection of their own, past Ray.
 
     Args:
-        ray: the module.
-        actor: that the env lives in.
-        name: of the env, for messages.
-        env: its vector index.
+        plan: of the env.
+        actor: that it lives in.
+        group: of the env's processes.
         told: what it said when it was made.
         address: where its process listens.
     """
 
     def __init__(
-        self, ray: Any, actor: Any, name: str, env: int, told: process.Told, address: tuple[str, int]
+        self, plan: Plan, actor: Any, group: Group, told: process.Told, address: tuple[str, int]
     ) -> None:
-        self._ray, self._actor, self._name, self._env, self._newest = ray, actor, name, env, told
+        self._plan, self._actor, self._group, self._newest = plan, actor, group, told
+        self._user = process.RemoteEnv(self.between_steps)
         self._token, self._lock = secrets.token_bytes(wire.TOKEN_SIZE), threading.Lock()
         self._line = wire.dial(address, self._token, _PATIENCE_S)
         self._actor.__ray_call__.remote(process.serve, self._token)
@@ -90,8 +209,8 @@ class WireLink(Link):
         try:
             message = self._line.receive(wait=False)
         except OSError as error:
-            self._answer(process.unsent)  # the env's own exception, or Ray's word on why its process ended
-            raise EnvError("E501", _CUT.format(error), env_class=self._name, env=self._env) from None
+            self._answer(process.unsent)  # Ray's word on why its process ended
+            raise failure(self._plan, "E501", _CUT.format(error)) from None
         if message is None:
             return None
         if message:
@@ -101,7 +220,7 @@ class WireLink(Link):
         return self._newest
 
     def _answer(self, function: Callable[..., Any]) -> Any:
-        return answer_of(self._ray, self._name, self._env, self.between_steps(function), _PATIENCE_S)
+        return answer_of(self._plan, self.between_steps(function), _PATIENCE_S)
 
     def between_steps(self, function: Callable[..., Any], *args: Any) -> Any:
         """Let the env's process leave the connection for one call."""
@@ -112,10 +231,15 @@ class WireLink(Link):
             self._actor.__ray_call__.remote(process.serve, self._token)
         return result
 
+    def user(self) -> process.RemoteEnv:
+        """Its methods are called between steps."""
+        return self._user
+
     def end(self) -> None:
-        """End the env's process."""
+        """End the env's process, and those that it has started."""
         self._line.close()
-        self._ray.kill(self._actor)
+        self._plan.ray.kill(self._actor)
+        end_group(self._plan.ray, self._group)
 
 
 @final
@@ -123,16 +247,14 @@ class CallLink(Link):
     """An env in an actor of the user's own, whose methods they call when they like: Ray's calls step it.
 
     Args:
-        ray: the module.
+        plan: of the env.
         actor: that is the env.
-        name: of the env, for messages.
-        env: its vector index.
+        group: of the env's processes.
     """
 
-    def __init__(self, ray: Any, actor: Any, name: str, env: int) -> None:
-        self._ray, self._actor, self._name, self._env = ray, actor, name, env
-        self._bell, self._rope = socket.socketpair()
-        self._owed: Any = None
+    def __init__(self, plan: Plan, actor: Any, group: Group) -> None:
+        self._plan, self._actor, self._group = plan, actor, group
+        self._bell, self._owed = Bell(), None
 
     def fileno(self) -> int:
         """Readable once a call has ended."""
@@ -141,30 +263,30 @@ class CallLink(Link):
     def ask(self, sent: Sent) -> None:
         """Send actions, and poll."""
         self._owed = self._actor.__ray_call__.remote(process.poll, sent)
-        self._owed.future().add_done_callback(self._ring)
-
-    def _ring(self, _: Any) -> None:
-        with contextlib.suppress(OSError):  # nobody listens any more
-            self._rope.send(b"!")
+        self._bell.wait_for(self._owed)
 
     def told(self) -> process.Told | None:
-        """What was asked for; None if it has not come yet."""
-        self._bell.recv(1)
-        told: process.Told = answer_of(self._ray, self._name, self._env, self._owed)
+        """What was asked for, if it has come."""
+        self._bell.heard()
+        told: process.Told = answer_of(self._plan, self._owed)
         return told
 
     def between_steps(self, function: Callable[..., Any], *args: Any) -> Any:
         """The actor does one thing at a time."""
         return self._actor.__ray_call__.remote(function, *args)
 
+    def user(self) -> Any:
+        """The handle that they have made."""
+        return self._actor
+
     def end(self) -> None:
-        """End the env's process."""
+        """End the env's process, and those that it has started."""
         self._bell.close()
-        self._rope.close()
-        self._ray.kill(self._actor)
+        self._plan.ray.kill(self._actor)
+        end_group(self._plan.ray, self._group)
 
 
-def answer_of(ray: Any, name: str, env: int, ref: Any, timeout: float | None = None) -> Any:
+def answer_of(plan: Plan, ref: Any, timeout: float | None = None) -> Any:
     """What the process of an env answered.
 
     Raises:
@@ -172,24 +294,20 @@ def answer_of(ray: Any, name: str, env: int, ref: Any, timeout: float | None = N
         Exception: whatever the env raised.
     """
     try:
-        answer, failed = ray.get(ref, timeout=timeout)
-    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
-        text = (
-            "it was ended from outside, ran out of memory, or the env's own code ended it; build the "
-            f"algorithm anew, and restore a checkpoint. Ray says: {error}"
-        )
-        raise EnvError("E501", text, env_class=name, env=env) from None
+        answer, failed = plan.ray.get(ref, timeout=timeout)
+    except (plan.ray.exceptions.RayActorError, plan.ray.exceptions.GetTimeoutError) as error:
+        word = str(error).strip().rpartition("\n")[2].partition(" Some common causes")[0]
+        raise failure(plan, "E501", _ENDED.format(word)) from None
     if failed is not None:
-        raise _of_env(unpacked(failed, f"env {env}"), env)
+        raise unpacked(failed, f"env {plan.env}")
     return answer
 
 
-def _of_env(error: BaseException, env: int) -> BaseException:
-    """An error about env ``env``, which was called 0 in its process."""
-    told = [note.replace(", env 0, episode ", f", env {env}, episode ") for note in error.__notes__]
-    if isinstance(error, EnvError):
-        own = ("code", "text", "__notes__")
-        about = {name: value for name, value in vars(error).items() if name not in own}
-        error = EnvError(error.code, error.text, **about | {"env": env})
-    error.__notes__ = told
-    return error
+def late(plan: Plan, timeout: float) -> EnvError:
+    """The error about an env that has not stepped in time."""
+    return failure(plan, "E502", _LATE.format(timeout))
+
+
+def failure(plan: Plan, code: str, text: str) -> EnvError:
+    """An error about the process of an env; whoever owns it says at which episode."""
+    return EnvError(code, text, env_class=plan.name, runner=plan.context.worker_index, env=plan.env)

@@ -20,7 +20,7 @@ from steppe.envs import registry, wire
 from steppe.envs.context import EnvContext
 from steppe.envs.wire import Wire
 from steppe.errors import ConfigError
-from steppe.processes import packed
+from steppe.processes import Group, own_group, packed
 from steppe.types import AgentID, AsyncEnv, IntArray, SpacePair, State, TimeStep, Tree
 
 _PATIENCE_S = 30.0
@@ -111,7 +111,7 @@ def _told(steps: Sequence[TimeStep]) -> Told:
 
 @_safely
 def open_env(
-    actor: Any, made_by: bytes | None, limits: Mapping[str, Any], context: EnvContext, seed: int
+    actor: Any, made_by: bytes | None, limits: Mapping[str, Any], context: EnvContext, state: State
 ) -> Told | None:
     """Make the env, or take the actor itself as one; None where the creator returns an actor."""
     made = actor
@@ -128,17 +128,21 @@ def open_env(
             "envs itself; leave it out"
         )
     _rows[:] = [registry.build(lambda ctx: made, num_envs=1, run_seed=0, **limits)]
-    _rows[0].set_state({"started": False, "seeds": [seed]})
+    _rows[0].set_state(state)
     return _told([])
 
 
 @_safely
-def listen(actor: Any, host: str) -> tuple[str, int]:
-    """Where the run is to connect: on this host's own network if the run is on ``host``, too."""
+def listen(actor: Any, host: str | None) -> tuple[tuple[str, int] | None, Group]:
+    """Where the run is to connect, unless ``host``, which it is on, is None; and the env's own processes.
+
+    It is on this host's own network if the run is on this host, too.
+    """
+    if host is None:
+        return None, own_group()
     here = node_address()
     _doors[:] = [socket.create_server(("127.0.0.1" if here == host else here, 0))]
-    address: tuple[str, int] = _doors[0].getsockname()[:2]
-    return address
+    return _doors[0].getsockname()[:2], own_group()
 
 
 @_safely
