@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from steppe.scaling.model import Costs, Hosts, Wire, predict
 from steppe.scaling.picture import draw
 from steppe.scaling.studying import KINDS, PUBLISHED
 
+ROOT = Path(__file__).resolve().parents[2]
 pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'steppe[plot]'")
 
 
@@ -54,3 +56,16 @@ def test_the_same_record_makes_the_same_picture_also_from_json(tmp_path):
     first = draw(record(), tmp_path / "a.png").read_bytes()
     assert first.startswith(b"\x89PNG")
     assert draw(json.loads(json.dumps(record())), tmp_path / "b.png").read_bytes() == first
+
+
+def test_what_is_published_is_what_the_model_says_of_what_was_measured():
+    """A model that was changed since needs `steppe bench scale` again, and docs/scale.md a look."""
+    kept = json.loads((ROOT / "benchmarks" / "results" / "bench-scale-model.json").read_text())
+    costs, wire, hosts = Costs(**kept["costs"]), Wire(**kept["wire"]), Hosts(**kept["hosts"])
+    assert not kept["asynchronous"]
+    for kind, points in kept["points"].items():
+        assert [point["runners"] for point in points] == [0, *(2**i for i in range(11))]
+        for point in points:
+            told = predict(costs, wire, hosts, point["runners"], learns=kind == "training")
+            assert told.steps_per_s == pytest.approx(point["steps_per_s"])
+            assert told.bottleneck == point["bottleneck"]

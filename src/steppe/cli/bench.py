@@ -100,9 +100,7 @@ def scale(
     )
     record |= {"command": " ".join(["steppe", *sys.argv[1:]]), "load": round(load, 1)}
     if load > record["hosts"]["cores"] / 2:
-        record["notes"].append(
-            f"others used this machine (load {load:.1f}): what was measured here is too slow"
-        )
+        record["notes"].append(f"the load was {load:.1f} before: where others use a machine, all is too slow")
     out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     show(record)
     click.echo(f"written to {out}")
