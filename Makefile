@@ -7,6 +7,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 BIN := .venv/bin
 STAMP := .venv/.steppe-setup
 BENCH_STAMP := .venv-bench/.steppe-setup
+REJAX_STAMP := .venv-rejax/.steppe-setup
 DEMO := examples/hot_and_cold
 
 .PHONY: help setup check format test test-slow test-cluster learn pictures docs bench demo lock clean
@@ -58,7 +59,7 @@ demo: setup  ## The hot-and-cold tutorial: random baseline, five iterations, the
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e $(DEMO)
 	cd $(DEMO) && ../../$(BIN)/python sample.py && ../../$(BIN)/python train.py
 
-bench: $(BENCH_STAMP)  ## Speed and memory against the bars and the peers; writes benchmarks/results/
+bench: $(BENCH_STAMP) $(REJAX_STAMP)  ## Speed and memory against the bars and the peers; writes benchmarks/results/
 	.venv-bench/bin/python -m benchmarks.bench
 
 $(BENCH_STAMP): requirements.lock pyproject.toml
@@ -66,6 +67,13 @@ $(BENCH_STAMP): requirements.lock pyproject.toml
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[bench]'
+	touch $@
+
+# A peer alone: it needs older packages than we do.
+$(REJAX_STAMP):
+	@test -n "$(PYTHON)" || { echo "steppe needs Python 3.11 or newer on the PATH (or make PYTHON=...)"; exit 1; }
+	test -x .venv-rejax/bin/python || $(PYTHON) -m venv .venv-rejax
+	.venv-rejax/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock rejax==0.1.3
 	touch $@
 
 lock: setup  ## Resolve requirements.lock anew

@@ -40,6 +40,12 @@ def _off_policy() -> Iterator[Row]:
     return off_policy.rows()
 
 
+def _jaxenvs() -> Iterator[Row]:
+    from benchmarks import jaxenvs
+
+    return jaxenvs.rows()
+
+
 def _networks() -> Iterator[Row]:
     from benchmarks import networks
 
@@ -57,6 +63,7 @@ GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
     "replay": _replay,
     "off-policy": _off_policy,
     "networks": _networks,
+    "jaxenvs": _jaxenvs,
 }
 
 
