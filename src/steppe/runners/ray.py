@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -12,7 +14,6 @@ import cloudpickle
 import gymnasium
 
 from steppe.config import AlgorithmConfig
-from steppe.config.messages import show_messages
 from steppe.envs import registry
 from steppe.errors import ConfigError
 from steppe.processes import enter, imported_ray, leave, packed, sent_from, unpacked, versions
@@ -22,6 +23,10 @@ from steppe.runners.workers import Crew, Hire, Hired, LostError
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
 
+logger = logging.getLogger("steppe")
+
+Answer = tuple[Any, bytes | None, list[dict[str, Any]]]
+"""What was asked for, or what was raised instead; and what was said meanwhile."""
 _PATIENCE_S = 8.0
 """How long Ray is given to find room for the runners, and the runners to close their envs."""
 
@@ -67,7 +72,7 @@ class RayCrew(Crew):
         assert self._listener is not None
         options = self._rooms[place]
         actor = self._ray.remote(Process).options(**options)
-        made = actor.remote(str(Path.cwd()), cpu_only=not options["num_gpus"])
+        made = actor.remote(str(Path.cwd()), sys.path, cpu_only=not options["num_gpus"])
         self._actors[place : place + 1] = [made]
         return made.make.remote(self._made, self._kind, place, incarnation, self._listener.where)
 
@@ -124,12 +129,14 @@ class RayCrew(Crew):
     def answer(self, ticket: Any) -> Any:
         """What came of it."""
         try:
-            answer, failed = self._ray.get(ticket)
+            answer, failed, said = self._ray.get(ticket)
         except (self._ray.exceptions.RayActorError, self._ray.exceptions.ObjectLostError) as error:
             raise LostError(
                 "the process of a runner died: it was ended from outside, ran out of memory, or its env "
                 f"ended it. Ray says: {error}"
             ) from error
+        for record in said:
+            logger.handle(logging.makeLogRecord(record))
         if failed is not None:
             raise unpacked(failed, "a runner")
         return answer
@@ -170,20 +177,22 @@ class Process:
 
     Args:
         folder: that the program works in.
+        path: where it looks for modules.
         cpu_only: whether JAX is to leave accelerators alone.
     """
 
-    def __init__(self, folder: str, *, cpu_only: bool) -> None:
+    def __init__(self, folder: str, path: Sequence[str], *, cpu_only: bool) -> None:
         if cpu_only:  # before JAX is loaded; it would take memory of an accelerator that it sees
             os.environ["JAX_PLATFORMS"] = "cpu"
         if Path(folder).is_dir():
             os.chdir(folder)
+        sys.path += [place for place in path if place not in sys.path]
         self._worker: Hired | None = None
         self._failed: bytes | None = None
+        self._outbox = _Outbox()
+        logger.addHandler(self._outbox)
 
-    def make(
-        self, made: bytes, hire: Hire, place: int, incarnation: int, where: Where
-    ) -> tuple[None, bytes | None]:
+    def make(self, made: bytes, hire: Hire, place: int, incarnation: int, where: Where) -> Answer:
         """Make the worker of a place, of what :func:`packed_config` packed, and let it tell how far it is."""
         from steppe.learning.startup import prepare_jax
 
@@ -194,16 +203,37 @@ class Process:
             beat(where, place, incarnation, lambda: worker.executed)
         except Exception as error:
             self._failed = packed(error)
-        return None, self._failed
+        return None, self._failed, self._outbox.taken()
 
-    def call(self, method: str, *arguments: Any) -> tuple[Any, bytes | None]:
+    def call(self, method: str, *arguments: Any) -> Answer:
         """What the worker answers, or what it raised; if it could not be made, why."""
+        answer, failed = None, self._failed
         try:
-            if self._worker is None:
-                return None, self._failed
-            return getattr(self._worker, method)(*arguments), None
+            if self._worker is not None:
+                answer, failed = getattr(self._worker, method)(*arguments), None
         except Exception as error:
-            return None, packed(error)
+            failed = packed(error)
+        return answer, failed, self._outbox.taken()
+
+
+@final
+class _Outbox(logging.Handler):
+    """Keeps messages of this process until they are sent to the program that was started."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: list[dict[str, Any]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kept = ("name", "levelno", "levelname", "created", "worker_index", "vector_index")
+        own = {name: value for name, value in vars(record).items() if name in kept}
+        text = self.format(record)  # with the traceback, if there is one, which cannot be sent
+        self._said.append({**own, "msg": text, "args": ()})
+
+    def taken(self) -> list[dict[str, Any]]:
+        """What was said since the last time."""
+        said, self._said = self._said, []
+        return said
 
 
 def unpacked_config(made: bytes) -> AlgorithmConfig:
@@ -222,7 +252,7 @@ def unpacked_config(made: bytes) -> AlgorithmConfig:
             gymnasium.registry.setdefault(spec.id, spec)
         if config.env is not None:
             registry.creator_of(config.env)  # a name may say what to import
-    show_messages(config.log_level)
+    logger.setLevel(config.log_level)
     return config
 
 
