@@ -52,6 +52,12 @@ def _networks() -> Iterator[Row]:
     return networks.rows()
 
 
+def _remote_envs() -> Iterator[Row]:
+    from benchmarks import remote_envs
+
+    return remote_envs.rows()
+
+
 # The fresh processes come first: the in-process groups leave threads and memory behind.
 GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
     "start-up": processes.start_up,
@@ -64,6 +70,7 @@ GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
     "off-policy": _off_policy,
     "networks": _networks,
     "jaxenvs": _jaxenvs,
+    "remote-envs": _remote_envs,
 }
 
 
