@@ -14,13 +14,15 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from steppe.cli.flags import ConfigCommand, env_config_option, setting
+from steppe.cli import train
+from steppe.cli.flags import ConfigCommand
 from steppe.cli.text import count
-from steppe.cli.train import configured, one_env
 from steppe.errors import ConfigError
 
 QUICK_S = 1.5
 """How long ``--quick`` measures each thing."""
+_SHARED = ("env_argument", "env", "algo", "config", "set", "env_config")
+"""Parameters that mean what they mean to ``steppe train``."""
 
 
 @click.group()
@@ -28,79 +30,34 @@ def command() -> None:
     """Measure this machine, and predict how far more runners would go."""
 
 
-@command.command(cls=ConfigCommand)
-@click.argument("env_argument", metavar="[ENV]", required=False)
-@click.option("--env", help="The env: a Gymnasium id, file.py:Class or module:Class.  [default: Pendulum-v1]")
-@click.option(
-    "--algo", default=None, metavar="NAME", help="The algorithm; its own flags follow.  [default: PPO]"
-)
+@command.command(cls=ConfigCommand, params=[one for one in train.command.params if one.name in _SHARED])
 @click.option("--quick", is_flag=True, help="Measure each thing for a second or two instead of ten.")
-@click.option(
-    "--runners", type=count, default="1024", show_default=True, help="How many runners to predict for."
-)
-@click.option(
-    "--gigabits", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True,
-    help="What the network between hosts carries in a second.",
-)  # fmt: skip
-@click.option(
-    "--out", type=click.Path(path_type=Path), metavar="FILE", default=Path("scale.json"), show_default=True,
-    help="Where to write what was found, as JSON.",
-)  # fmt: skip
-@click.option(
-    "--picture", type=click.Path(path_type=Path), metavar="FILE",
-    help="Where to draw it: .png, .svg or .pdf.  [default: beside --out]",
-)  # fmt: skip
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Settings in a .toml, .yaml or .json file.",
-)
-@click.option(
-    "--set", type=setting, metavar="KEY=VALUE", multiple=True, help="A setting by its name. May be repeated."
-)
-@env_config_option
+@click.option("--runners", type=count, default="1024", show_default=True, help="How many to predict for.")
+@click.option("--gigabits", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True,
+              help="What the network between hosts carries in a second.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", default="scale.json",
+              show_default=True, help="Where to write it, as JSON; a picture is beside it.")  # fmt: skip
 def scale(
-    env_argument: str | None,
-    env: str | None,
-    algo: str | None,
-    quick: bool,
-    runners: int,
-    gigabits: float,
-    out: Path,
-    picture: Path | None,
-    config: Path | None,
-    **flags: Any,
+    env_argument: str | None, env: str | None, algo: str | None, config: Path | None, out: Path, **flags: Any
 ) -> None:
     """Predict env steps a second by number of runners, and name what limits each.
 
     Measures steps, inference, transfers and updates by short runs here, with 0, 1 and 2 runners, and says how
-    well it would have predicted those.
+    well it would have predicted those. Without an env, it is Pendulum-v1 with 64 envs a runner.
     """
     from steppe.scaling import study
 
     given = {key: value for key, value in flags.items() if value not in (None, ())}
-    env = one_env(env_argument, env)
+    seconds, options = QUICK_S if given.pop("quick") else 10.0, (given.pop("runners"), given.pop("gigabits"))
+    env = train.one_env(env_argument, env)
     if env is None and config is None:
         env, given = "Pendulum-v1", {"num_envs_per_env_runner": 64, **given}  # as in RLlib's documentation
-    settings, _ = configured(env, algo, None, config, given)
-    picture = picture or out.with_suffix(".png")
-    for flag, file in (("--out", out), ("--picture", picture)):
-        if not file.parent.is_dir():
-            raise ConfigError(f"{flag} {file}: there is no folder {file.parent}; make it first")
-    if picture.suffix not in (".png", ".svg", ".pdf"):
-        raise ConfigError(f"--picture {picture}: .png, .svg or .pdf is what can be drawn")
+    settings, _ = train.configured(env, algo, None, config, given)
+    if out.suffix != ".json" or not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: must be a file that ends in .json, in a folder that is there")
     load = getattr(os, "getloadavg", lambda: (0.0,))()[0]  # Windows has none
-    record = study(
-        settings,
-        seconds=QUICK_S if quick else 10.0,
-        largest=runners,
-        gigabits=gigabits,
-        say=lambda text: click.echo(f"measuring {text} ...", err=True),
-    )
+    record = study(settings, seconds, *options, say=lambda it: click.echo(f"measuring {it} ...", err=True))
     record |= {"command": " ".join(["steppe", *sys.argv[1:]]), "load": round(load, 1)}
-    if load > record["hosts"]["cores"] / 2:
-        record["notes"].append(f"the load was {load:.1f} before: where others use a machine, all is too slow")
     out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     show(record)
     click.echo(f"written to {out}")
@@ -109,7 +66,7 @@ def scale(
     else:
         from steppe.scaling.picture import draw
 
-        click.echo(f"picture: {draw(record, picture)}")
+        click.echo(f"picture: {draw(record, out.with_suffix('.png'))}")
 
 
 def show(record: Mapping[str, Any]) -> None:
@@ -126,6 +83,8 @@ def show(record: Mapping[str, Any]) -> None:
     console.print(predicted(record))
     for note in record["notes"]:
         click.echo(note)
+    if record["load"] > record["hosts"]["cores"] / 2:
+        click.echo(f"the load was {record['load']} before: where others use a machine, all is too slow")
 
 
 def compared(record: Mapping[str, Any]) -> Table:
@@ -143,8 +102,8 @@ def predicted(record: Mapping[str, Any]) -> Table:
     run = {run["runners"] for run in record["runs"]}
     for points in zip(*record["points"].values(), strict=True):
         cells = [cell for point in points for cell in (f"{point['steps_per_s']:,.0f}", point["bottleneck"])]
-        ran = "" if points[0]["runners"] in run else "predicted"
-        table.add_row(f"{points[0]['runners']:,}", str(points[0]["hosts"]), *cells, ran)
+        n = points[0]["runners"]
+        table.add_row(f"{n:,}", str(points[0]["hosts"]), *cells, "" if n in run else "predicted")
     return table
 
 

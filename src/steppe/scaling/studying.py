@@ -31,10 +31,10 @@ to 16 workers and a cluster of four for 32 to 128, with 64 envs each."""
 
 def study(
     config: AlgorithmConfig,
-    *,
     seconds: float = 10.0,
     largest: int = 1024,
     gigabits: float = 10.0,
+    *,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Measure what a run costs here, and predict how fast it would be with more runners.
