@@ -167,7 +167,7 @@ class DQNConfig(AlgorithmConfig):
             memory,
             hiddens=self.fcnet_hiddens,
             activation=self.fcnet_activation,
-            conv_filters=self.conv_filters,
+            conv_filters=self.image_filters,
             encoder=own_encoder(self),
             dueling=self.dueling,
             support=(self.v_min, self.v_max, self.num_atoms) if self.num_atoms > 1 else None,

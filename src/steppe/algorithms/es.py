@@ -106,7 +106,7 @@ class ESConfig(AlgorithmConfig):
             model={
                 "hiddens": self.fcnet_hiddens,
                 "activation": self.fcnet_activation,
-                "conv_filters": self.conv_filters,
+                "conv_filters": self.image_filters,
             },
         )
 

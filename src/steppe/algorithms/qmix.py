@@ -102,7 +102,7 @@ class QMIXConfig(AlgorithmConfig):
             mixing=self.mixing_embed_dim,
             hiddens=self.fcnet_hiddens,
             activation=self.fcnet_activation,
-            conv_filters=self.conv_filters,
+            conv_filters=self.image_filters,
         )
         return make_joint_learner(
             model,

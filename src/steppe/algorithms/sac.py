@@ -115,7 +115,7 @@ class SACConfig(AlgorithmConfig):
             normalize=self.observation_filter == "MeanStdFilter",
             hiddens=self.fcnet_hiddens,
             activation=self.fcnet_activation,
-            conv_filters=self.conv_filters,
+            conv_filters=self.image_filters,
             encoder=own_encoder(self),
             memory=memory,
         )

@@ -108,7 +108,7 @@ class TD3Config(AlgorithmConfig):
             normalize=self.observation_filter == "MeanStdFilter",
             hiddens=self.fcnet_hiddens,
             activation=self.fcnet_activation,
-            conv_filters=self.conv_filters,
+            conv_filters=self.image_filters,
             encoder=own_encoder(self),
             log_std=math.log(self.exploration_noise),
         )

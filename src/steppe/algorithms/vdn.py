@@ -100,7 +100,7 @@ class VDNConfig(AlgorithmConfig):
             mixing=None,
             hiddens=self.fcnet_hiddens,
             activation=self.fcnet_activation,
-            conv_filters=self.conv_filters,
+            conv_filters=self.image_filters,
         )
         return make_joint_learner(
             model,

@@ -163,6 +163,8 @@ class AlgorithmConfig(ABC):
     """Fragments with a row that weights of more updates ago acted are discarded; with sample_async."""
     restart_failed_env_runners: bool = run_field(True, section="env_runners")
     """A process that dies, or hangs, is replaced; otherwise it ends the run."""
+    max_memory_mb_per_env_runner: float | None = run_field(None, section="env_runners", check=above(0))
+    """A process that samples and has more memory is replaced: where an env loses some all the time."""
     env_step_timeout: float | None = run_field(None, section="env_runners", check=above(0))
     """Seconds without a step after which a process that samples, or that a remote env is in, hangs."""
     explore: bool = run_field(True, section="env_runners")
@@ -211,6 +213,8 @@ class AlgorithmConfig(ABC):
         convert=squared_kernels,
     )
     """Convolutions of image observations, [[channels, kernel, stride], ...]; None chooses by image size."""
+    mixed_precision: bool = policy_field(False)
+    """Networks on images multiply numbers of 16 bits, parameters keep 32: GPUs move half as much."""
     free_log_std: bool = policy_field(True)
     """The deviation of continuous actions is a parameter of its own, not an output of the network."""
     critic_only: list[str] = policy_field([])
@@ -502,6 +506,11 @@ class AlgorithmConfig(ABC):
     def action_settings(self) -> dict[str, Any]:
         """Arguments of a :class:`~steppe.models.distributions.Distribution` besides its space."""
         return arguments.of_actions(self)
+
+    @property
+    def image_filters(self) -> Any:
+        """The ``conv_filters`` of a network, which say its precision, too."""
+        return arguments.of_images(self)
 
     @property
     def model_settings(self) -> dict[str, Any]:

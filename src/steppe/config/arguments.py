@@ -19,6 +19,15 @@ def of_actions(config: AlgorithmConfig) -> dict[str, Any]:
     }
 
 
+def of_images(config: AlgorithmConfig) -> Any:
+    """Of a :class:`~steppe.models.cnn.CNN`, besides the images' shape."""
+    if not config.mixed_precision:
+        return config.conv_filters
+    from steppe.models.observations import MixedFilters  # few runs have them
+
+    return MixedFilters(config.conv_filters or ())
+
+
 def of_networks(config: AlgorithmConfig) -> dict[str, Any]:
     """Of :class:`~steppe.learning.networks.ActorCriticNetworks`, besides the spaces."""
     memory = (
@@ -34,7 +43,7 @@ def of_networks(config: AlgorithmConfig) -> dict[str, Any]:
         "hiddens": config.fcnet_hiddens,
         "activation": config.fcnet_activation,
         "share_layers": config.vf_share_layers,
-        "conv_filters": config.conv_filters,
+        "conv_filters": of_images(config),
         "free_log_std": config.free_log_std,
         "critic_only": config.critic_only,
         "embeddings": config.action_embeddings,

@@ -16,6 +16,7 @@ import numpy as np
 
 from steppe.errors import ConfigError
 from steppe.models.initial import HIDDEN_GAIN, orthogonal
+from steppe.models.observations import MixedFilters
 
 _barrier: Callable[[jax.Array], jax.Array] = jax.lax.optimization_barrier
 _Filters = Sequence[Sequence[int]]
@@ -100,6 +101,7 @@ class CNN(eqx.Module):
         dense: ``(pixels, DENSE)``.
         dense_bias: ``(DENSE,)``.
         strides: one a layer.
+        mixed: products, and what goes from layer to layer, are bfloat16; GPUs sum them up in float32.
     """
 
     kernels: tuple[jax.Array, ...]
@@ -107,6 +109,7 @@ class CNN(eqx.Module):
     dense: jax.Array
     dense_bias: jax.Array
     strides: tuple[int, ...] = eqx.field(static=True)
+    mixed: bool = eqx.field(static=True)
 
     def __init__(
         self, shape: tuple[int, int, int], rng: np.random.Generator, filters: _Filters | None = None
@@ -116,7 +119,7 @@ class CNN(eqx.Module):
         Args:
             shape: ``(height, width, channels)`` of the images.
             rng: source of the initial weights.
-            filters: ``[channels, kernel, stride]`` a layer; by image size if None.
+            filters: ``[channels, kernel, stride]`` a layer; by image size if None, or none are in them.
 
         Raises:
             ConfigError: filters of a wrong form, or a kernel larger than what is left of the image.
@@ -138,11 +141,15 @@ class CNN(eqx.Module):
             strides.append(stride)
             height, width, channels = (height - size) // stride + 1, (width - size) // stride + 1, out
         self.kernels, self.biases, self.strides = tuple(kernels), tuple(biases), tuple(strides)
+        self.mixed = isinstance(filters, MixedFilters)
         self.dense = jnp.asarray(orthogonal(rng, height * width * channels, DENSE, HIDDEN_GAIN))
         self.dense_bias = jnp.asarray(np.zeros(DENSE, np.float32))
 
     def __call__(self, image: jax.Array, scale: float = 1.0) -> jax.Array:
         """One image ``(h, w, c)``, of any type, whose pixels count ``scale`` times, to ``(DENSE,)``."""
-        for kernel, bias, stride in zip(self.kernels, self.biases, self.strides, strict=True):
+        kind = jnp.bfloat16 if self.mixed else jnp.float32
+        for weight, shift, stride in zip(self.kernels, self.biases, self.strides, strict=True):
+            kernel, bias = weight.astype(kind), shift.astype(kind)  # bytes of pixels are whole in bfloat16
             image, scale = jax.nn.relu(convolve(image, kernel, stride) * scale + bias), 1.0
-        return jax.nn.relu(image.reshape(-1) @ self.dense + self.dense_bias)
+        features = image.reshape(-1) @ self.dense.astype(kind) + self.dense_bias.astype(kind)
+        return jax.nn.relu(features).astype(jnp.float32)

@@ -9,14 +9,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steppe.models.cnn import CNN, DENSE
 from steppe.models.mlp import MLP
 from steppe.models.observations import CLIP, EPSILON, image_axis, visit
 from steppe.spaces import (
@@ -31,6 +30,9 @@ from steppe.spaces import (
     TupleSpec,
 )
 from steppe.types import Array, Tree
+
+if TYPE_CHECKING:
+    from steppe.models.cnn import CNN
 
 _ONE_HOT_LIMIT = 1024
 _EMBEDDING = 64
@@ -132,6 +134,8 @@ class _Image(Encoder):
     def __init__(
         self, spec: BoxSpec, axis: int, rng: np.random.Generator, filters: Sequence[Sequence[int]] | None
     ) -> None:
+        from steppe.models.cnn import CNN, DENSE  # many runs have no images
+
         channels = spec.shape[axis]
         height, width = spec.shape[1:] if axis == 0 else spec.shape[:2]
         self.cnn = CNN((height, width, channels), rng, filters)

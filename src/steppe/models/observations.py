@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
@@ -22,6 +22,11 @@ CLIP = 10.0
 _MAX_CHANNELS = 16
 _WIDE_RANGE = 10
 _LARGEST = 1e14  # sums of squares of larger numbers would leave float32
+
+
+@final
+class MixedFilters(tuple[Sequence[int], ...]):
+    """``conv_filters`` of a CNN whose products are of bfloat16 numbers; empty: by the images' size."""
 
 
 class Embeddings(NamedTuple):
@@ -81,6 +86,13 @@ def normalized_leaves(spec: Spec, root: str = "obs") -> dict[str, BoxSpec]:
     for part, path in _inner(spec, root):
         found |= normalized_leaves(part, path)
     return found
+
+
+def has_image(spec: Spec) -> bool:
+    """Whether a leaf of an observation looks like an image."""
+    if isinstance(spec, BoxSpec):
+        return image_axis(spec) is not None
+    return any(has_image(part) for part, _ in _inner(spec, ""))
 
 
 def norm_init(spec: Spec) -> tuple[Array, ...]:

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, final
 
 from steppe.config import AlgorithmConfig, PolicySpec, field_specs
+from steppe.config.messages import say_once
 from steppe.errors import ConfigError
+from steppe.models.observations import has_image
 from steppe.spaces import spec_of, summary
 from steppe.types import DEFAULT_POLICY, AsyncEnv, Policy, SlotInfo, SpacePair
 
@@ -189,6 +191,8 @@ def learner_of(
             }
         )
     own_config = config.copy(**spec.config) if spec.config else config
+    if own_config.mixed_precision and not has_image(pair.observation):
+        say_once(f"mixed_precision changes nothing for policy {id!r}: no observation looks like an image")
     learner = own_config.make_learner(id, pair, seed)
     learner.postprocess = own_config.postprocess_trajectory
     return learner
