@@ -58,10 +58,17 @@ class Frail(gymnasium.Env):
         return np.zeros(2, np.float32), 1.0, self.t == 7, False, {}
 
 
+HELD = []
+
+
 def befall(how):
     """What happens to a process."""
     if how == "hangs":
         time.sleep(1000)
+    if how == "grows":
+        HELD.append(np.ones(40_000_000))
+        time.sleep(0.6)
+        return
     if how == "hangs in C":  # and gives no other thread a chance
         ctypes.PyDLL(None).sleep(1000)
     time.sleep(0.6)  # until it is known to have taken steps
@@ -102,6 +109,10 @@ def test_another_takes_the_place_of_a_runner(how, tmp_path, caplog):
             samples = algo.runner.sample()
             seen += [(r.runner, r.incarnation) for sample in samples for r in sample.rollouts]
         assert set(seen) == {(1, 0), (2, 1)}
+    if how == "grows":
+        HELD.append(np.ones(40_000_000))
+        time.sleep(0.6)
+        return
     if how == "hangs in C":  # of what came before in that fragment nothing was told
         assert results[-1]["discarded"] == {}
     else:  # 12 of the fragment, and what had been told by then of the one after
@@ -109,6 +120,13 @@ def test_another_takes_the_place_of_a_runner(how, tmp_path, caplog):
     told = "hangs: its envs took no step for" if "hangs" in how else "died: it was ended from outside"
     assert caplog.text.count(f"runner 2: the process of a runner {told}") == 1
     assert all(np.isfinite(algo.get_weights()["default_policy"]))
+
+
+def test_one_that_grows_is_replaced(tmp_path, caplog):
+    with frail("grows", tmp_path, max_memory_mb_per_env_runner=550).build() as algo:
+        train_until(algo, lambda r: r["num_worker_restarts"] == 1)
+        train_until(algo, lambda r: r["num_healthy_workers"] == 2)
+    assert "runner 2: the process of a runner is too large: it has" in caplog.text
 
 
 def test_one_that_is_killed_from_outside_is_replaced_and_the_run_can_be_saved_meanwhile(tmp_path):
@@ -128,7 +146,6 @@ def test_one_that_is_killed_from_outside_is_replaced_and_the_run_can_be_saved_me
     with steppe.load(saved, env=Frail, local_mode=True) as algo:
         samples = algo.runner.sample()
         assert {r.incarnation for sample in samples for r in sample.rollouts} == {0, 1}
-        algo.runner._crew.renew(0, 1)
 
 
 def test_one_that_never_took_a_step_is_not_replaced(tmp_path):

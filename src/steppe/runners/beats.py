@@ -12,7 +12,15 @@ from collections.abc import Callable
 from typing import NamedTuple, final
 
 _EVERY_S = 0.25
-_BEAT = struct.Struct("!16sIIQ")
+_BEAT = struct.Struct("!16sIIQQ")
+
+
+class Beat(NamedTuple):
+    """What a runner tells: its incarnation, env steps executed, and the memory it has, in bytes."""
+
+    incarnation: int
+    executed: int
+    memory: int
 
 
 class Where(NamedTuple):
@@ -37,15 +45,15 @@ class Listener:
         self._socket.setblocking(False)
         self.where = Where(host, self._socket.getsockname()[1], os.urandom(16))
 
-    def heard(self) -> dict[int, tuple[int, int]]:
-        """By place the incarnation and the env steps of the newest beat since it was asked last."""
-        newest: dict[int, tuple[int, int]] = {}
+    def heard(self) -> dict[int, Beat]:
+        """By place the newest beat since it was asked last."""
+        newest: dict[int, Beat] = {}
         with contextlib.suppress(BlockingIOError):
             while True:
                 beat = self._socket.recv(_BEAT.size + 1)
                 if len(beat) == _BEAT.size and beat.startswith(self.where.token):
                     _, place, *told = _BEAT.unpack(beat)
-                    newest[place] = max(newest.get(place, (0, 0)), (told[0], told[1]))
+                    newest[place] = max(newest.get(place, Beat(0, 0, 0)), Beat(*told))
         return newest
 
     def close(self) -> None:
@@ -60,7 +68,15 @@ def beat(where: Where, place: int, incarnation: int, executed: Callable[[], int]
     def forever() -> None:
         while True:
             with contextlib.suppress(OSError):  # nobody listens, or the network is away for a moment
-                sender.sendto(_BEAT.pack(where.token, place, incarnation, executed()), where[:2])
+                told = _BEAT.pack(where.token, place, incarnation, executed(), resident())
+                sender.sendto(told, where[:2])
             time.sleep(_EVERY_S)
 
     threading.Thread(target=forever, name="steppe-beats", daemon=True).start()
+
+
+def resident() -> int:
+    """Memory of this process in bytes; 0 where it is not known."""
+    with contextlib.suppress(OSError), open("/proc/self/statm", "rb") as told:
+        return int(told.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0

@@ -201,10 +201,14 @@ class ManyRunners:
         self._health[index] = answer.health
 
     def _watch(self) -> None:
-        """Notice who makes no progress."""
-        for index, (incarnation, executed) in self._crew.progress().items():
-            if incarnation == self._places[index].incarnation:
-                self._places[index].progressed(executed)
+        """Notice who makes no progress, or has grown too large."""
+        most = self._config.max_memory_mb_per_env_runner
+        for index, told in self._crew.progress().items():
+            if told.incarnation == self._places[index].incarnation:
+                self._places[index].progressed(told.executed)
+                if most is not None and told.memory > most * 1e6 and self._places[index].up:
+                    text = f"it has {told.memory / 1e6:.0f} MB, and max_memory_mb_per_env_runner is {most:g}"
+                    self._replace(index, LostError(f"the process of a runner is too large: {text}"))
         limit, now = self._config.env_step_timeout, monotonic()
         for index in sorted(set(self._flying.values())):
             idle = now - self._places[index].since

@@ -17,7 +17,7 @@ from steppe.config import AlgorithmConfig
 from steppe.envs import registry
 from steppe.errors import ConfigError
 from steppe.processes import enter, imported_ray, leave, packed, sent_from, unpacked, versions
-from steppe.runners.beats import Listener, Where, beat
+from steppe.runners.beats import Beat, Listener, Where, beat
 from steppe.runners.workers import Crew, Hire, Hired, LostError
 
 if TYPE_CHECKING:
@@ -130,7 +130,9 @@ class RayCrew(Crew):
         """What came of it."""
         try:
             answer, failed, said = self._ray.get(ticket)
-        except (self._ray.exceptions.RayActorError, self._ray.exceptions.ObjectLostError) as error:
+        except self._ray.exceptions.RayTaskError:
+            raise  # what it was sent could not be read there
+        except self._ray.exceptions.RayError as error:
             raise LostError(
                 "the process of a runner died: it was ended from outside, ran out of memory, or its env "
                 f"ended it. Ray says: {error}"
@@ -141,7 +143,7 @@ class RayCrew(Crew):
             raise unpacked(failed, "a runner")
         return answer
 
-    def progress(self) -> Mapping[int, tuple[int, int]]:
+    def progress(self) -> Mapping[int, Beat]:
         """The newest beats."""
         return {} if self._listener is None else self._listener.heard()
 

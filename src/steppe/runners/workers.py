@@ -11,6 +11,7 @@ import numpy as np
 
 from steppe.config import AlgorithmConfig
 from steppe.errors import RunnerError
+from steppe.runners.beats import Beat
 from steppe.runners.local import LocalRunner
 from steppe.runners.policies import made_policies
 from steppe.sampling.callbacks import get_callbacks_state, make_callbacks, set_callbacks_state
@@ -157,8 +158,8 @@ class Crew(ABC):
         """
 
     @abstractmethod
-    def progress(self) -> Mapping[int, tuple[int, int]]:
-        """By place what workers have told meanwhile: their incarnation, and env steps executed."""
+    def progress(self) -> Mapping[int, Beat]:
+        """By place what workers have told meanwhile."""
 
     @abstractmethod
     def renew(self, place: int, incarnation: int) -> None:
@@ -202,7 +203,7 @@ class HereCrew(Crew):
         """Do it now."""
         return getattr(self._workers[ticket.place], ticket.method)(*ticket.arguments)
 
-    def progress(self) -> Mapping[int, tuple[int, int]]:
+    def progress(self) -> Mapping[int, Beat]:
         """Nothing: nobody works meanwhile."""
         return {}
 
