@@ -16,7 +16,7 @@ from steppe.errors import ConfigError
 from steppe.sampling.metrics import Sample
 from steppe.scaling import measure as measuring
 from steppe.scaling import study, studying
-from steppe.scaling.measure import _costs, _rate, with_runners
+from steppe.scaling.measure import Measured, _costs, _rate, with_runners
 from steppe.scaling.model import Costs
 
 TINY = {"num_envs_per_env_runner": 2, "train_batch_size": 16, "minibatch_size": 16, "num_epochs": 1}
@@ -77,11 +77,13 @@ def test_rates_are_medians_of_at_least_three_and_of_no_more_than_asked(monkeypat
 
 
 def test_each_runner_brings_the_same_fragment():
-    several = with_runners(config(), 3, 8)
+    found = Measured(Costs(0, 0, 0, 0, fragment=16), [], {}, fragment_length=8, in_steps=True)
+    several = with_runners(config(evaluation_interval=5, local_mode=True), 3, found)
     assert (several.num_env_runners, several.rollout_fragment_length, several.train_batch_size) == (3, 8, 48)
-    alone = with_runners(config(), 0, 8)
+    assert (several.evaluation_interval, several.local_mode, several.write_run) == (0, False, False)
+    alone = with_runners(config(), 0, found)
     assert (alone.num_env_runners, alone.fragment_length, alone.train_batch_size) == (0, 8, 16)
-    own = with_runners(config(rollout_fragment_length=4), 3, 4)
+    own = with_runners(config(rollout_fragment_length=4), 3, found)
     assert (own.rollout_fragment_length, own.train_batch_size) == (4, 16)
 
 

@@ -17,6 +17,8 @@ from steppe.scaling.model import Costs, Wire
 
 _MANY = 64
 """Calls at once, to see what one costs where nobody waits for it."""
+_BARE: dict[str, Any] = {"write_run": False, "evaluation_interval": 0, "local_mode": False}
+"""What nobody would time."""
 _ROOM = 2**27
 """Bytes that may lie in Ray's memory at a time."""
 
@@ -47,7 +49,7 @@ def measure(config: AlgorithmConfig, seconds: float) -> Measured:
         config: of the run; its runners are left out.
         seconds: about how long to train, and to sample.
     """
-    with config.copy(num_env_runners=0, sample_async=False, write_run=False).build() as algo:
+    with config.copy(num_env_runners=0, sample_async=False, **_BARE).build() as algo:
         algo.train()  # compiles
         learned: list[float] = []
         for _ in _during(seconds):
@@ -119,13 +121,13 @@ def measure_wire(ray: Any, found: Measured, seconds: float) -> Wire:
         seconds: about how long this may take.
     """
     size = len(pickle.dumps(found.samples))
-    actor = ray.remote(_Answering).options(num_cpus=0).remote(deepcopy(found.samples))
+    actor = ray.remote(_Answering).options(num_cpus=0).remote(found.samples)
+    ask, each = actor.call.remote, seconds / 6
     try:
-        ray.get(actor.call.remote("nothing"))  # the process is there from here on
-        each = seconds / 6
+        ray.get(ask("nothing"))  # the process is there from here on
 
         def wait(what: str, *given: Any) -> Any:
-            ref = actor.call.remote(what, *given)
+            ref = ask(what, *given)
             ray.wait([ref])
             return ref
 
@@ -136,8 +138,7 @@ def measure_wire(ray: Any, found: Measured, seconds: float) -> Wire:
         received = _seconds(lambda: deepcopy(ray.get(held.pop())), each, most=len(held))
         put = _seconds(lambda: ray.put(found.weights), each)
         loaded = _seconds(lambda: wait("load", ray.put(found.weights)), each)
-        many = range(_MANY)
-        call = _seconds(lambda: ray.get([actor.call.remote("nothing") for _ in many]), each) / _MANY
+        call = _seconds(lambda: ray.get([ask("nothing") for _ in range(_MANY)]), each) / _MANY
     finally:
         ray.kill(actor)
     send, load = max(0.0, sent - latency), max(0.0, loaded - latency - put)
@@ -149,15 +150,15 @@ def _seconds(work: Callable[[], Any], seconds: float, most: int = sys.maxsize) -
     return 1.0 / _rate(lambda: (work(), 1.0)[1], seconds, most)
 
 
-def with_runners(config: AlgorithmConfig, runners: int, fragment_length: int) -> AlgorithmConfig:
+def with_runners(config: AlgorithmConfig, runners: int, found: Measured) -> AlgorithmConfig:
     """The config of a run with so many runners, each of which brings the same fragment.
 
     Where "auto" splits the batch over the runners, the batch grows with them instead.
     """
-    changes: dict[str, Any] = {"num_env_runners": runners, "write_run": False}
+    changes: dict[str, Any] = {"num_env_runners": runners, **_BARE}
     if config.rollout_fragment_length == "auto":
-        changes["rollout_fragment_length"] = fragment_length
-        changes["train_batch_size"] = fragment_length * config.num_envs_per_env_runner * max(1, runners)
+        changes["rollout_fragment_length"] = found.fragment_length
+        changes["train_batch_size"] = round(found.costs.fragment) * max(1, runners)
     return config.copy(**changes)
 
 

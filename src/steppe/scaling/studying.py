@@ -69,7 +69,7 @@ def study(
         runs = []
         for n in here:
             say(f"a run with {n or 'no'} runner{'s' if n > 1 else ''}")
-            rates = run(with_runners(config, n, found.fragment_length), seconds)
+            rates = run(with_runners(config, n, found), seconds)
             runs += [_compared(n, kind, rates[kind], foresee(n, learns=kind == "training")) for kind in KINDS]
     finally:
         if ours:
