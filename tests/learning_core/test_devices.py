@@ -227,6 +227,16 @@ def test_a_policy_of_another_kind_is_named():
         config.copy(num_learners=2).validate()
 
 
+def test_a_policy_that_joins_is_refused_for_the_same_reason():
+    with steppe.PPOConfig(**SMALL, num_learners=1).build() as run:
+        with pytest.raises(
+            steppe.ConfigError, match="policy 'other' learns by DQN, on one device; leave it out"
+        ):
+            run.add_policy("other", steppe.PolicySpec(policy_class=steppe.DQNConfig))
+        run.add_policy("like", like="default_policy")
+        assert run.get_weights().keys() == {"default_policy", "like"}
+
+
 def test_devices_that_are_not_there_are_not_waited_for(monkeypatch):
     places.cache_clear()
     monkeypatch.setattr(jax, "devices", lambda: [jax.local_devices()[0]] * 3)

@@ -47,6 +47,10 @@ def joined(
     if mapping is not None:
         changes["policy_mapping_fn"] = mapping
     config = config.copy(copy_frozen=True, **changes)
+    if config.num_learners:
+        from steppe.config.learners import notes_on_learners  # most runs have one device
+
+        notes_on_learners(config)  # it refuses who learns on one only
     spec = specs_of(config)[id]
     pair = runner.spaces[like] if like else spaces_of({id: spec}, runner.env, by)[id]
     if is_scripted(spec):
