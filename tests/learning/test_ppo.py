@@ -21,6 +21,7 @@ def test_ppo_hot_and_cold(learned):
     ("env", "bar", "steps"),
     [
         pytest.param("CartPole-v1", 475, 100_000, id="ppo_cartpole"),
+        pytest.param("steppe.jaxenvs:CartPole", 475, 100_000, id="ppo_jax_cartpole"),
         pytest.param("Acrobot-v1", -85, 300_000, id="ppo_acrobot"),
         pytest.param("Pendulum-v1", -250, 200_000, id="ppo_pendulum"),
         pytest.param("LunarLander-v3", 200, 1_000_000, id="ppo_lunarlander"),
