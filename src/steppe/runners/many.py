@@ -109,6 +109,7 @@ class ManyRunners:
         self._coming: dict[Any, int] = {}  # workers that are being made
         self._arrived: list[tuple[int, Report]] = []
         self._failed: dict[int, Exception] = {}
+        self._over: LostError | None = None
         self._health: dict[int, Mapping[str, int]] = {}
         self._discarded: Counter[str] = Counter()
         self._ages: list[tuple[float, float]] = []
@@ -154,6 +155,8 @@ class ManyRunners:
             Exception: whatever an env raised; only :meth:`set_state` repairs that.
         """
         while True:
+            if self._over is not None:
+                raise self._over
             self._request()
             if self._asynchronous or not self._flying:
                 if self._failed:
@@ -200,15 +203,22 @@ class ManyRunners:
         place.reported = answer.executed
         self._health[index] = answer.health
 
-    def _watch(self) -> None:
-        """Notice who makes no progress, or has grown too large."""
-        most = self._config.max_memory_mb_per_env_runner
+    def _hear(self) -> dict[int, float]:
+        """Note how far everybody is; returns the memory of those who told it, in MB."""
+        memory = {}
         for index, told in self._crew.progress().items():
             if told.incarnation == self._places[index].incarnation:
                 self._places[index].progressed(told.executed)
-                if most is not None and told.memory > most * 1e6 and self._places[index].up:
-                    text = f"it has {told.memory / 1e6:.0f} MB, and max_memory_mb_per_env_runner is {most:g}"
-                    self._replace(index, LostError(f"the process of a runner is too large: {text}"))
+                memory[index] = told.memory / 1e6
+        return memory
+
+    def _watch(self) -> None:
+        """Replace who makes no progress, or has grown too large."""
+        memory, most = self._hear(), self._config.max_memory_mb_per_env_runner
+        for index, has in memory.items():
+            if most is not None and has > most and self._places[index].up:
+                text = f"it has {has:.0f} MB, and max_memory_mb_per_env_runner is {most:g}"
+                self._replace(index, LostError(f"the process of a runner is too large: {text}"))
         limit, now = self._config.env_step_timeout, monotonic()
         for index in sorted(set(self._flying.values())):
             idle = now - self._places[index].since
@@ -234,7 +244,7 @@ class ManyRunners:
         place.reported = place.executed
         first = not place.executed and (not place.incarnation or place.fruitless + 1 >= _MOST_FRUITLESS)
         if first or not self._config.restart_failed_env_runners:
-            place.up = False
+            place.up, self._over = False, error
             error.add_note(
                 f"steppe: runner {index + 1}, of which {place.incarnation + 1} processes were made by now; "
                 f"this one is known to have taken {place.executed} env steps"
@@ -282,7 +292,7 @@ class ManyRunners:
 
     def standing(self) -> Standing:
         """How many work, and what became of env steps that are in no fragment; asked once an iteration."""
-        self._watch()
+        self._hear()
         flying = sum(place.executed - place.reported for place in self._places)
         waiting = sum(sample.env_steps for _, report in self._arrived for sample in report.samples)
         ages, self._ages = self._ages or [(0.0, 0.0)], []
