@@ -176,7 +176,7 @@ def sent_from(theirs: Mapping[str, str]) -> Iterator[None]:
         if host == theirs["host"]:
             raise
         raise ConfigError(
-            f"host {host!r}, where a runner is, lacks what is on {theirs['host']!r}: {error}. Install that "
+            f"host {host!r} lacks what is on {theirs['host']!r}: {error}. Install that "
             "code as a package on all hosts, keep it at the same path on all of them, or let Ray carry the "
             "program's folder: ray.init(address=..., runtime_env={'working_dir': '.'}) before build()"
         ) from error

@@ -103,15 +103,15 @@ class Host:
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen([*enter, *command], **{**pipes, **options})
 
-    def run(self, command: Sequence[str], timeout: float = 60, **options: Any) -> str:
-        """What a program says there, which has to end well."""
+    def run(self, command: Sequence[str], timeout: float = 60, check: bool = True, **options: Any) -> str:
+        """What a program says there, which has to end well if ``check``."""
         with self.start(command, **options) as program:
             try:
                 said, complaint = program.communicate(timeout=timeout)
             except BaseException:
                 program.kill()
                 raise
-        assert program.returncode == 0, f"{self.name}: {' '.join(command)}\n{said}\n{complaint}"
+        assert not (check and program.returncode), f"{self.name}: {' '.join(command)}\n{said}\n{complaint}"
         return said
 
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import math
+import pickle
 import selectors
 import time
 from collections import Counter
@@ -26,7 +27,7 @@ from steppe.envs.guards import check_alive
 from steppe.envs.remote_link import Link, Opening, Plan, answer_of, late
 from steppe.envs.side_by_side import SideBySide
 from steppe.errors import CheckpointError, ConfigError, EnvError
-from steppe.processes import enter, imported_ray, leave
+from steppe.processes import enter, imported_ray, leave, versions
 from steppe.seeding import env_seed
 from steppe.types import EpisodeEnd, IntArray, State, TimeStep, Tree
 
@@ -486,10 +487,10 @@ def _packed_creator(env: Any, name: str) -> bytes:
     if isinstance(env, str) and ":" in env and not registry.is_registered(env):
         creator, spec = env, None  # code in files is found there as it is here
     try:
-        packed: bytes = cloudpickle.dumps((creator, spec))
+        inner = cloudpickle.dumps((creator, spec))
     except Exception as error:
         raise ConfigError(
             f"{name} holds something that cannot be sent to a process of its own: {error}. Make it inside "
             "the env's constructor, or leave out remote_worker_envs"
         ) from error
-    return packed
+    return pickle.dumps((versions(), inner))

@@ -20,7 +20,7 @@ from steppe.envs import registry, wire
 from steppe.envs.context import EnvContext
 from steppe.envs.wire import Wire
 from steppe.errors import ConfigError
-from steppe.processes import Group, own_group, packed
+from steppe.processes import Group, own_group, packed, sent_from
 from steppe.types import AgentID, AsyncEnv, IntArray, SpacePair, State, TimeStep, Tree
 
 _PATIENCE_S = 30.0
@@ -116,10 +116,14 @@ def open_env(
     """Make the env, or take the actor itself as one; None where the creator returns an actor."""
     made = actor
     if made_by is not None:
-        creator, spec = pickle.loads(made_by)
-        if spec is not None:
-            gymnasium.registry.setdefault(spec.id, spec)
-        made = (registry.creator_of(creator) if isinstance(creator, str) else creator)(context)
+        theirs, inner = pickle.loads(made_by)
+        with sent_from(theirs):
+            creator, spec = pickle.loads(inner)
+            if spec is not None:
+                gymnasium.registry.setdefault(spec.id, spec)
+            if isinstance(creator, str):
+                creator = registry.creator_of(creator)
+        made = creator(context)
         if registry.is_actor(made):
             return None
     if registry.is_vector(made) or registry.is_base(made):
