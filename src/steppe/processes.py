@@ -138,6 +138,12 @@ def end_group(ray: Any, group: Group) -> None:
     ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_end_members).remote(group.number)
 
 
+def end_children() -> None:
+    """End what this process has started since :func:`own_group`."""
+    if os.getpgid(0) == os.getpid():
+        _end_members(os.getpid())
+
+
 def _end_members(group: int) -> None:
     """End the processes of a group of this host, but not its first one."""
     if not group:

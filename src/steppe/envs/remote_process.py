@@ -8,6 +8,7 @@ the env's code runs in the main thread, one call after the other.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pickle
 import socket
@@ -20,7 +21,7 @@ from steppe.envs import registry, wire
 from steppe.envs.context import EnvContext
 from steppe.envs.wire import Wire
 from steppe.errors import ConfigError
-from steppe.processes import Group, own_group, packed, sent_from
+from steppe.processes import Group, end_children, own_group, packed, sent_from
 from steppe.types import AgentID, AsyncEnv, IntArray, SpacePair, State, TimeStep, Tree
 
 _PATIENCE_S = 30.0
@@ -160,8 +161,10 @@ def serve(actor: Any, token: bytes) -> None:
         for line in _lines:
             while message := line.receive():
                 _step(line, wire.unpacked(message))
-    except OSError:
-        pass  # the run is gone, and Ray ends this process
+    except OSError:  # the run has given the env up, or is gone, and Ray ends this process
+        with contextlib.suppress(Exception):
+            _rows[0].close()
+        end_children()
 
 
 def _step(line: Wire, sent: Sequence[tuple[IntArray, Tree]]) -> None:
