@@ -8,9 +8,11 @@ BIN := .venv/bin
 STAMP := .venv/.steppe-setup
 BENCH_STAMP := .venv-bench/.steppe-setup
 REJAX_STAMP := .venv-rejax/.steppe-setup
+RLLIB_STAMP := .venv-rllib/.steppe-setup
+SCALE := scale remote-envs jaxenvs
 DEMO := examples/hot_and_cold
 
-.PHONY: help setup check format test test-slow test-cluster learn pictures docs bench demo lock clean
+.PHONY: help setup check format test test-slow test-cluster learn pictures docs bench bench-scale demo lock clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,8 +61,14 @@ demo: setup  ## The hot-and-cold tutorial: random baseline, five iterations, the
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e $(DEMO)
 	cd $(DEMO) && ../../$(BIN)/python sample.py && ../../$(BIN)/python train.py
 
-bench: $(BENCH_STAMP) $(REJAX_STAMP)  ## Speed and memory against the bars and the peers; writes benchmarks/results/
-	.venv-bench/bin/python -m benchmarks.bench
+bench: $(BENCH_STAMP)  ## Speed and memory in one process against the bars and the peers; writes benchmarks/results/
+	.venv-bench/bin/python -m benchmarks.bench --but $(SCALE)
+
+bench-scale: $(BENCH_STAMP) $(REJAX_STAMP) $(RLLIB_STAMP)  ## Runners, remote envs, envs in JAX, and how far it all goes
+	.venv-bench/bin/python -m benchmarks.bench $(SCALE)
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[plot]'
+	.venv-bench/bin/steppe bench scale --out benchmarks/results/bench-scale-model.json
+	mv benchmarks/results/bench-scale-model.png docs/images/scale.png
 
 $(BENCH_STAMP): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "steppe needs Python 3.11 or newer on the PATH (or make PYTHON=...)"; exit 1; }
@@ -74,6 +82,12 @@ $(REJAX_STAMP):
 	@test -n "$(PYTHON)" || { echo "steppe needs Python 3.11 or newer on the PATH (or make PYTHON=...)"; exit 1; }
 	test -x .venv-rejax/bin/python || $(PYTHON) -m venv .venv-rejax
 	.venv-rejax/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock rejax==0.1.3
+	touch $@
+
+$(RLLIB_STAMP):
+	@test -n "$(PYTHON)" || { echo "steppe needs Python 3.11 or newer on the PATH (or make PYTHON=...)"; exit 1; }
+	test -x .venv-rllib/bin/python || $(PYTHON) -m venv .venv-rllib
+	.venv-rllib/bin/python -m pip install --quiet --disable-pip-version-check 'ray[rllib]==2.60.0' torch==2.13.0
 	touch $@
 
 lock: setup  ## Resolve requirements.lock anew

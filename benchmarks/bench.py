@@ -1,4 +1,4 @@
-"""Run the benchmarks: ``python -m benchmarks.bench [GROUP ...]``; exits 1 when a bar is missed.
+"""Run the benchmarks: ``python -m benchmarks.bench [GROUP ...] [--but GROUP ...]``; exits 1 when a bar is missed.
 
 Each group of rows replaces its file ``results/bench-<group>.json`` once all of its rows are measured.
 """
@@ -52,6 +52,12 @@ def _networks() -> Iterator[Row]:
     return networks.rows()
 
 
+def _scale() -> Iterator[Row]:
+    from benchmarks import scale
+
+    return scale.rows()
+
+
 def _remote_envs() -> Iterator[Row]:
     from benchmarks import remote_envs
 
@@ -71,6 +77,7 @@ GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
     "networks": _networks,
     "jaxenvs": _jaxenvs,
     "remote-envs": _remote_envs,
+    "scale": _scale,
 }
 
 
@@ -78,7 +85,9 @@ def main() -> int:
     """Measure, print each row as it comes, write a file a group."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("groups", nargs="*", choices=[*GROUPS, []], help="default: all of them")
-    asked = parser.parse_args().groups or GROUPS
+    parser.add_argument("--but", nargs="*", choices=[*GROUPS], default=[], help="without these")
+    given = parser.parse_args()
+    asked = [group for group in given.groups or GROUPS if group not in given.but]
     missed = 0
     print(HEADER)
     for group in [group for group in GROUPS if group in asked]:
