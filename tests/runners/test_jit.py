@@ -271,6 +271,50 @@ def test_masks_hold():
     assert (rollout.action[~even & rollout.acted] == 0).any()
 
 
+class Nested(Stairs):
+    """Observes a Dict in a Dict, and is told a choice and a number: it rewards what it was told."""
+
+    def __init__(self):
+        super().__init__()
+        spaces, box = gymnasium.spaces, gymnasium.spaces.Box
+        inner = spaces.Dict({"t": spaces.Discrete(9), "place": box(-100, 100, (1,))})
+        self.observation_space = spaces.Dict({"inner": inner, "bits": spaces.MultiBinary(2)})
+        self.action_space = spaces.Tuple((spaces.Discrete(2, start=1), box(-2, 2, (1,))))
+
+    def seen(self, obs):
+        place, t = obs
+        inner = {"t": t, "place": place[None] * 1.0}
+        return {"inner": inner, "bits": jnp.stack([t % 2, place % 2])}
+
+    def reset_env(self, key, longest):
+        obs, state = super().reset_env(key, longest)
+        return self.seen(obs), state
+
+    def step_env(self, key, state, action, longest):
+        choice, number = action
+        obs, state, _, *ends = super().step_env(key, state, choice, longest)
+        return self.seen(obs), state, choice + number[0], *ends
+
+
+@pytest.mark.parametrize("autoregressive", [False, True])
+def test_nested_observations_and_actions(autoregressive):
+    config = stairs().copy(env=Nested, autoregressive_actions=autoregressive, max_episode_steps=4)
+    with runner_of(config) as algo:
+        _, (rollout,) = fragments(algo, 1)
+        assert algo.train()["timesteps_total"] > 0
+    choice, number = rollout.action
+    wanted = choice + 1 + np.clip(number[..., 0] * 2, -2, 2)  # in policy units [-1, 1] is the whole Box
+    acted = rollout.acted[:-1]
+    np.testing.assert_allclose(rollout.reward[1:][acted], wanted[:-1][acted], rtol=1e-6)
+    np.testing.assert_array_equal(rollout.obs["inner"]["t"], rollout.t)
+    np.testing.assert_array_equal(rollout.obs["bits"][..., 1], rollout.obs["inner"]["place"][..., 0] % 2)
+
+
+def test_what_the_critic_alone_sees_is_refused():
+    with pytest.raises(steppe.ConfigError, match="Nested: compiled rollouts do not know critic_only"):
+        stairs().copy(env=Nested, critic_only=["bits"]).build()
+
+
 def test_the_env_stands_for_its_copies():
     pole = CartPole(max_steps=3)
     with cart_poles(env=pole).build() as algo:
