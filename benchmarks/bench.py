@@ -1,4 +1,4 @@
-"""Run the benchmarks: ``python -m benchmarks.bench [GROUP ...] [--but GROUP ...]``; exits 1 when a bar is missed.
+"""Run the benchmarks: ``python -m benchmarks.bench [GROUP ...] [--but GROUP ...]``; exits 1 on a miss.
 
 Each group of rows replaces its file ``results/bench-<group>.json`` once all of its rows are measured.
 """

@@ -401,6 +401,49 @@ def test_without_ray_the_line_that_installs_it_is_said(monkeypatch):
 
 # ---------------------------------------------------------------- Ray itself
 
+
+class Talker(Walk):
+    """A walk that says where it begins."""
+
+    def reset(self, *, seed=None, options=None):
+        self.config.logger.info("begins at %d", 0)
+        return super().reset(seed=seed)
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_envs_are_made_anew_in_runners_and_what_is_said_there_is_heard_here(local, caplog):
+    config = steppe.PPOConfig(
+        env=Talker,
+        env_config={"fails": 2, "how": "unlucky"},
+        **TINY,
+        num_env_runners=2,
+        local_mode=local,
+        on_env_error="restart",
+        log_level="INFO",
+    )
+    try:
+        with config.build() as algo:
+            results = [algo.train() for _ in range(3)]
+    finally:
+        logging.getLogger("steppe").setLevel(logging.NOTSET)
+    # Each of 2 envs of runner 2 fails after every fourth of the 18 steps that it took.
+    assert results[-1]["env_health"] == {"E503 UnluckyError": 8}
+    assert results[-1]["num_healthy_workers"] == 2
+    assert results[-1]["executed"] == 72
+    failed = [record.getMessage() for record in caplog.records if "E503" in record.getMessage()]
+    assert len(failed) == 8
+    assert all("Talker, runner 2, env" in text for text in failed)
+    begun = [record for record in caplog.records if record.name.startswith("steppe.env.")]
+    assert {(record.worker_index, record.vector_index) for record in begun} == {
+        (1, 0),
+        (1, 1),
+        (2, 0),
+        (2, 1),
+    }
+    assert begun[-1].getMessage() == f"runner 2 env {begun[-1].vector_index}: begins at 0"
+    assert begun[-1].levelno == logging.INFO
+
+
 PROGRAM = """
 import ray, steppe, gymnasium
 

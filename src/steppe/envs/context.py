@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, final
+
+_steppe = logging.getLogger("steppe")
 
 
 @final
@@ -16,7 +20,10 @@ class EnvContext(dict[str, Any]):
         num_workers: N, the runners of this run.
         remote: whether the env lives in a process of its own.
         num_envs: M, the envs that this runner wants; for creators of vector envs.
+        log_level: least level of the run's messages in the process that this came from; None in that process.
     """
+
+    log_level: int | None = None
 
     def __init__(
         self,
@@ -45,6 +52,21 @@ class EnvContext(dict[str, Any]):
         place = [own if new is None else new for own, new in zip(self._place(), given, strict=True)]
         return EnvContext(self if env_config is None else env_config, *place)
 
+    @property
+    def logger(self) -> logging.Logger:
+        """Takes messages of the env to where steppe's own go: the screen and the run's ``log.txt``.
+
+        Its records have ``worker_index`` and ``vector_index``, and their text begins with both. From a
+        process of Ray they reach the screen of the program that was started.
+        """
+        own = logging.getLogger(f"steppe.env.{self.worker_index}.{self.vector_index}")
+        if not own.filters:
+            own.addFilter(partial(_placed, self.worker_index, self.vector_index))
+        if self.remote and self.log_level is not None and not _steppe.handlers:  # nobody else does it there
+            _steppe.setLevel(self.log_level)
+            _steppe.addHandler(logging.StreamHandler())
+        return own
+
     def set_defaults(self, defaults: Mapping[str, Any]) -> None:
         """Add the keys of ``defaults`` that are missing here."""
         for key, value in defaults.items():
@@ -57,7 +79,15 @@ class EnvContext(dict[str, Any]):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return EnvContext, (dict(self), *self._place())
+        level = self.log_level or _steppe.getEffectiveLevel()
+        return EnvContext, (dict(self), *self._place()), {"log_level": level}
 
     def _place(self) -> tuple[Any, ...]:
         return self.worker_index, self.vector_index, self.num_workers, self.remote, self.num_envs
+
+
+def _placed(worker_index: int, vector_index: int, record: logging.LogRecord) -> bool:
+    """Let a record say which env it is from."""
+    record.worker_index, record.vector_index = worker_index, vector_index
+    record.msg = f"runner {worker_index} env {vector_index}: {record.msg}"
+    return True

@@ -144,6 +144,7 @@ class RestartingRows:
         self.spaces = tuple[SpacePair, ...]()
         self.agents: Mapping[AgentID, int] = {}
         self._side, self._rows = SideBySide(num_envs), list[AsyncEnv]()
+        self._known: list[tuple[SpacePair, ...] | None] = [None] * num_envs
         try:
             for i in range(num_envs):
                 self._rows.append(self._made(i, seed(i), {}))
@@ -174,9 +175,10 @@ class RestartingRows:
 
     def _learn(self, i: int) -> None:
         """Keep what an adapter says of itself."""
-        self._side.learn(i, self._rows[i].spaces, self._rows[i].agents)
-        self._side.check_spaces(self._name)
-        self.spaces, self.agents = self._side.spaces, self._side.agents
+        if (own := self._rows[i].spaces) is not self._known[i]:
+            self._side.learn(i, own, self._rows[i].agents)
+            self._side.check_spaces(self._name)
+            self._known[i], self.spaces, self.agents = own, self._side.spaces, self._side.agents
 
     def poll(self, timeout: float | None = None) -> Sequence[TimeStep]:
         """Step the envs that were answered, and make those anew that fail; the first call resets them.

@@ -157,7 +157,8 @@ class ManyRunners:
         while True:
             if self._over is not None:
                 raise self._over
-            self._request()
+            if not self._failed:  # who failed would answer the same for ever
+                self._request()
             if self._asynchronous or not self._flying:
                 if self._failed:
                     raise self._failed.pop(min(self._failed))

@@ -180,6 +180,7 @@ def tune(
             assert not callable(params)
             ended([Trial(**{**trial, "path": Path(trial["path"])}) for trial in record.get("trials", ())])
             search_on_ray(found, config, params, record, lambda trial: ended([*found.trials, trial]))
+            found.trials.sort(key=lambda trial: trial.number)  # by now they are as they ended
         else:
             study = _study(path, record)
             ended(_ended(study, path))
