@@ -92,6 +92,27 @@ def test_mistakes_are_said_and_make_no_folder(steppe, walk, args, said):
     assert not Path("runs").exists()
 
 
+def test_where_trials_are_and_what_they_need_reach_the_search(steppe, walk, monkeypatch):
+    asked = {}
+
+    def search(config, params, progress, **options):
+        asked.update(options, ray_address=config.ray_address, params=params)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("steppe.cli.tune.tune", search)
+    needs = ("--per-trial", "CPU=4", "--per-trial", "GPU=0.5")
+    place = ("--on", "ray", "--ray-address", "auto", "--pruner", "pbt")
+    assert steppe("tune", f"{walk}:Walk", "--param", "lr=choice(1, 2)", *place, *needs).status != 0
+    assert asked == {
+        "on": "ray",
+        "pruner": "pbt",
+        "per_trial": {"CPU": 4.0, "GPU": 0.5},
+        "ray_address": "auto",
+        "params": {"lr": choice(1, 2)},
+        "resume": None,
+    }
+
+
 WAITS = """
 import os, time
 from walk import Walk

@@ -225,7 +225,7 @@ def test_trials_side_by_side_are_runs_and_the_worse_ones_end_early(config, own_r
         config, PARAMS, trials=5, steps=320, on="ray", progress=lambda found: seen.append(len(found.trials))
     )
     assert seen == [0, 1, 2, 3, 4, 5]
-    assert sorted(trial.number for trial in found.trials) == [1, 2, 3, 4, 5]
+    assert [trial.number for trial in found.trials] == [1, 2, 3, 4, 5]
     for trial in found.trials:
         assert trial.score == pytest.approx(5 * trial.settings["env_config.value"], rel=1e-6)
         assert trial.settings == on_ray._settings(Path("none"), trial.number, PARAMS, 0)
@@ -318,6 +318,14 @@ def test_a_trial_whose_process_is_killed_is_started_again(config, fails, own_ray
     )
     assert Path("killed").exists()
     assert (found.best.score, found.best.steps) == (5, 64)
+
+
+@pytest.mark.slow
+def test_trials_may_have_runners_of_their_own(config, own_ray):
+    """A trial and its runner take both CPUs; trials that waited for each other's runners would never end."""
+    found = tune(config.copy(num_env_runners=1), PARAMS, trials=2, steps=64, on="ray", pruner="none")
+    assert [(trial.status, trial.steps) for trial in found.trials] == [("finished", 64)] * 2
+    assert json.loads((found.trials[0].path / "params.json").read_text())["num_env_runners"] == 1
 
 
 def test_a_trial_that_needs_more_than_there_is_is_refused_at_once(config, own_ray):

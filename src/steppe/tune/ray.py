@@ -214,9 +214,9 @@ def _trial(
     record: Mapping[str, Any],
 ) -> None:
     """Train one trial, or go on with it; the last report says how it ended."""
-    if not record["per_trial"].get(
-        "GPU"
-    ):  # before JAX is loaded; it would take memory of an accelerator that it sees
+    # Before JAX is loaded: it takes memory of an accelerator that it sees, and all of one that is shared.
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    if not record["per_trial"].get("GPU"):
         os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"  # for envs that are slow to close
     logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of each checkpoint
