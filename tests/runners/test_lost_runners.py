@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -127,6 +128,37 @@ def test_one_that_grows_is_replaced(tmp_path, caplog):
         train_until(algo, lambda r: r["num_worker_restarts"] == 1)
         train_until(algo, lambda r: r["num_healthy_workers"] == 2)
     assert "runner 2: the process of a runner is too large: it has" in caplog.text
+
+
+class Simulated(Frail):
+    """Starts a program beside itself."""
+
+    def __init__(self, env_config):
+        super().__init__(env_config)
+        self.simulator = subprocess.Popen(["sleep", "1000"])
+
+
+def alive(pid):
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="processes are found in /proc")
+def test_what_envs_have_started_ends_with_their_process(tmp_path):
+    with frail("", tmp_path, env=Simulated, at=0).build() as algo:
+        algo.train()
+        before = algo.foreach_env(lambda env: env.simulator.pid)
+        os.kill(algo.foreach_runner(lambda runner: os.getpid())[1], signal.SIGKILL)
+        train_until(algo, lambda r: r["num_worker_restarts"] == 1)
+        train_until(algo, lambda r: r["num_healthy_workers"] == 2)
+        after = algo.foreach_env(lambda env: env.simulator.pid)
+        assert [alive(pid) for pid in before] == [True, True, False, False]
+        assert after[:2] == before[:2]
+        assert all(map(alive, after))
+    end = time.monotonic() + 10.0
+    while any(map(alive, after)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any(map(alive, after))
 
 
 def test_one_that_is_killed_from_outside_is_replaced_and_the_run_can_be_saved_meanwhile(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
@@ -16,7 +17,17 @@ import gymnasium
 from steppe.config import AlgorithmConfig
 from steppe.envs import registry
 from steppe.errors import ConfigError
-from steppe.processes import enter, imported_ray, leave, packed, sent_from, unpacked, versions
+from steppe.processes import (
+    end_group,
+    enter,
+    imported_ray,
+    leave,
+    own_group,
+    packed,
+    sent_from,
+    unpacked,
+    versions,
+)
 from steppe.runners.beats import Beat, Listener, Where, beat
 from steppe.runners.workers import Crew, Hire, Hired, LostError
 
@@ -48,14 +59,15 @@ class RayCrew(Crew):
         )
         self._ours = enter(self._ray, config.ray_address)
         self.size = getattr(config, setting)
-        self._actors: list[Any] = []
+        self._actors, self._making = list[Any](), list[Any]()
         self._room: PlacementGroup | None = None
         self._listener: Listener | None = None
         try:
             self._listener = Listener(self._host())
             self._rooms = self._find_room(config)
-            made = [self._hire(place, 0) for place in range(self.size)]
-            for ticket in made:
+            for place in range(self.size):
+                self._hire(place, 0)
+            for ticket in self._making:
                 self.answer(ticket)
         except BaseException:
             self.close()
@@ -67,14 +79,15 @@ class RayCrew(Crew):
         hosts = {node["NodeID"]: str(node["NodeManagerAddress"]) for node in self._ray.nodes()}
         return hosts.get(own, "127.0.0.1")
 
-    def _hire(self, place: int, incarnation: int) -> Any:
-        """Start the actor of a place; returns the ticket of its worker's being made."""
+    def _hire(self, place: int, incarnation: int) -> None:
+        """Start the actor of a place, and let it make its worker."""
         assert self._listener is not None
         options = self._rooms[place]
         actor = self._ray.remote(Process).options(**options)
         made = actor.remote(str(Path.cwd()), sys.path, cpu_only=not options["num_gpus"])
         self._actors[place : place + 1] = [made]
-        return made.make.remote(self._made, self._kind, place, incarnation, self._listener.where)
+        told = made.make.remote(self._made, self._kind, place, incarnation, self._listener.where)
+        self._making[place : place + 1] = [told]
 
     def _find_room(self, config: AlgorithmConfig) -> list[dict[str, Any]]:
         """By place, what Ray is told of its actor, once there is room for all of them."""
@@ -134,8 +147,8 @@ class RayCrew(Crew):
             raise  # what it was sent could not be read there
         except self._ray.exceptions.RayError as error:
             raise LostError(
-                "the process of a runner died: it was ended from outside, ran out of memory, or its env "
-                f"ended it. Ray says: {error}"
+                "the process of a runner died: it was ended from outside, ran out of memory, its env ended "
+                f"it, or its host lacks steppe. Ray says: {error}"
             ) from error
         for record in said:
             logger.handle(logging.makeLogRecord(record))
@@ -149,20 +162,27 @@ class RayCrew(Crew):
 
     def renew(self, place: int, incarnation: int) -> None:
         """End a process, and start another."""
-        self._ray.kill(self._actors[place])
+        self._end(self._actors[place], self._making[place])
         self._hire(place, incarnation)
+
+    def _end(self, actor: Any, making: Any) -> None:
+        """End a process, and what its envs have started, such as a simulator."""
+        with contextlib.suppress(self._ray.exceptions.RayError):  # it never came so far
+            group, *_ = self._ray.get(making, timeout=0)
+            end_group(self._ray, group)
+        self._ray.kill(actor)
 
     def close(self) -> None:
         """Close their envs, end their processes, and leave Ray."""
-        actors, self._actors = self._actors, []
+        actors, self._actors = list(zip(self._actors, self._making, strict=True)), []
         room, self._room = self._room, None
         try:
-            closing = [actor.call.remote("close") for actor in actors]
+            closing = [actor.call.remote("close") for actor, _ in actors]
             if closing:
                 self._ray.wait(closing, num_returns=len(closing), timeout=_PATIENCE_S)
         finally:
-            for actor in actors:
-                self._ray.kill(actor)
+            for actor, making in actors:
+                self._end(actor, making)
             if room is not None:
                 self._ray.util.remove_placement_group(room)
             if self._listener is not None:
@@ -198,6 +218,7 @@ class Process:
         """Make the worker of a place, of what :func:`packed_config` packed, and let it tell how far it is."""
         from steppe.learning.startup import prepare_jax
 
+        group = own_group()
         try:
             config = unpacked_config(made)
             prepare_jax()
@@ -205,7 +226,7 @@ class Process:
             beat(where, place, incarnation, lambda: worker.executed)
         except Exception as error:
             self._failed = packed(error)
-        return None, self._failed, self._outbox.taken()
+        return group, self._failed, self._outbox.taken()
 
     def call(self, method: str, *arguments: Any) -> Answer:
         """What the worker answers, or what it raised; if it could not be made, why."""
