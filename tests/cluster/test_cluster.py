@@ -23,7 +23,7 @@ PROGRAM = """
 import json, platform, sys, time
 from pathlib import Path
 
-import gymnasium, ray, steppe
+import gymnasium, ray, steppe, steppe.errors
 
 config = steppe.PPOConfig(
     env="CartPole-v1",
@@ -48,7 +48,7 @@ def tried(**changes):
         with config.copy(**changes).build() as algo:
             assert algo.train()["timesteps_total"] > 0
             said = sorted(algo.foreach_runner(where))
-    except steppe.ConfigError as error:
+    except steppe.errors.SteppeError as error:
         said = str(error)
     return said, time.monotonic() - began
 
@@ -173,6 +173,19 @@ def test_another_version_on_one_host_is_said(cluster):
     assert said.startswith(
         f"host 'c' has steppe 0.0.7, and 'head', where the run was started, has {steppe.__version__}"
     )
+
+
+def test_a_host_without_steppe_is_said(cluster):
+    folder = str(Path(steppe.__file__).parent)
+    cluster.workers["b"].run(["mount", "-t", "tmpfs", "tmpfs", folder])
+    try:
+        ((said, seconds),) = told(cluster, "tell(*tried())")
+    finally:
+        cluster.workers["b"].run(["umount", folder])
+    assert seconds < RUNNERS_S
+    assert "or its host lacks steppe. Ray says: " in said
+    assert "No module named 'steppe" in said
+    assert "ip=10.77.0.2" in said
 
 
 # ---------------------------------------------------------------- what cannot be
