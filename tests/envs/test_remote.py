@@ -401,7 +401,8 @@ def test_what_was_stepping_begins_anew_and_the_rest_goes_on(monkeypatch):
             time.sleep(30 if self.context.vector_index == 0 and self.context["slow"] else 0.0)
             return super().step(action)
 
-    with closing(remote.build(Slow, {"slow": True}, num_envs=2, run_seed=2, rules=remote.Rules(wait_ms=0.01))) as env:
+    soon = remote.Rules(wait_ms=0.01)
+    with closing(remote.build(Slow, {"slow": True}, num_envs=2, run_seed=2, rules=soon)) as env:
         answers = Answers(env)
         while len(answers.waiting) < 2:
             answers.poll()

@@ -172,6 +172,12 @@ def test_one_that_is_killed_is_back_soon_and_the_others_go_on(tmp_path):
         assert min(len(driver.rows[i]) - before[i] for i in (0, 2)) > 5
         assert env.env_steps > taken
         assert ray.get(env.get_sub_environments()[1].pid.remote()) == driver.rows[1][-1][0]
+        while not any((step.slot % 3 == 0).any() for step in env.poll()):
+            pass
+        os.kill(driver.rows[0][-1][0], signal.SIGKILL)  # while it waits for an action
+        state = env.get_state()
+        assert state["envs"][0] is None
+        assert env.get_state()["awaits"] == state["awaits"]
 
 
 @pytest.mark.slow

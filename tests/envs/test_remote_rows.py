@@ -19,7 +19,7 @@ PAIR = (
 )
 
 
-class FakeLink(remote_link.Link):
+class FakeLink:
     """Steps when it is asked, if it is not held; fails where its script says so."""
 
     def __init__(self, script):

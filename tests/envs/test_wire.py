@@ -94,9 +94,8 @@ def test_a_step_arrives_column_by_column():
         {1: {"legal": (1, 2)}},
         3,
     )
-    answer = wire.unpacked_answer(wire.packed_answer(wire.Answer([step], 9, {"E101 obs": 2})))
-    assert (answer.env_steps, answer.health) == (9, {"E101 obs": 2})
-    (told,) = answer.steps
+    (told,), env_steps, health = wire.unpacked_answer(wire.packed_answer([step], 9, {"E101 obs": 2}))
+    assert (env_steps, health) == (9, {"E101 obs": 2})
     for name in ("slot", "t", "obs", "reward", "terminated", "truncated"):
         same(getattr(told, name), getattr(step, name))
     assert (told.opened, told.closed, told.info, told.space) == (step.opened, step.closed, step.info, 3)
@@ -105,7 +104,7 @@ def test_a_step_arrives_column_by_column():
 def test_actions_that_others_chose_do_not_go_over_it():
     step = TimeStep(*[np.zeros(1)] * 6, decided=np.ones(1, np.bool_))
     with pytest.raises(wire.UnsendableError):
-        wire.packed_answer(wire.Answer([step], 0, {}))
+        wire.packed_answer([step], 0, {})
 
 
 @pytest.fixture

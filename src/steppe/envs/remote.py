@@ -131,8 +131,6 @@ def build(
             plans = [replace(plan, actor=creator, creator=None) for plan in plans]
             openings[:] = [Opening(plan, _fresh(seed(i))) for i, plan in enumerate(plans)]
             made = _opened(openings)
-        if created is None:
-            created = _nobody_asks
         envs = [one for one in made if one is not None]
         return RemoteRows(plans, envs, seed=seed, rules=rules or Rules(), created=created, ours=ours)
     except BaseException:
@@ -149,10 +147,6 @@ def _opened(openings: Sequence[Opening]) -> list[tuple[Link, process.Told] | Non
     for one in openings:
         one.settled()
     return made
-
-
-def _nobody_asks(env: Any, context: EnvContext) -> None:
-    pass
 
 
 def _fresh(seed: int, health: Mapping[str, int] | None = None) -> State:
@@ -172,7 +166,7 @@ class RemoteRows:
         made: the envs, and what they said when they were made; the adapter owns and ends them.
         seed: by number; the first ones are those of the envs as they are.
         rules: for those that are slow, or fail.
-        created: is called with what users have of an env.
+        created: is called with what users have of an env; None: nobody is.
         ours: whether Ray is to be left when the envs are closed.
 
     Raises:
@@ -188,10 +182,11 @@ class RemoteRows:
         *,
         seed: Callable[[int], int],
         rules: Rules,
-        created: Callable[[Any, EnvContext], None],
+        created: Callable[[Any, EnvContext], None] | None,
         ours: bool,
     ) -> None:
-        self._plans, self._rules, self._created, self._ours = list(plans), rules, created, ours
+        self._plans, self._rules, self._ours = list(plans), rules, ours
+        self._created = created or (lambda env, context: None)
         self._ray, self._name = plans[0].ray, plans[0].name
         self.num_envs, self.env_steps, self._closed = len(plans), 0, False
         self._seeds = [seed(i) for i in range(self.num_envs)]
@@ -204,7 +199,7 @@ class RemoteRows:
         self._rewind()
         for i, (link, told) in enumerate(made):
             self._learn(i, told)
-            created(link.user(), plans[i].context)
+            self._created(link.user(), plans[i].context)
         self._side.check_spaces(self._name)
 
     def _rewind(self) -> None:
@@ -245,9 +240,10 @@ class RemoteRows:
     def _ask(self, i: int) -> None:
         """Send env ``i`` what it was answered, and listen to it until it has stepped."""
         link, sent, self._sent[i] = self._links[i], self._sent[i], []
-        if isinstance(link, Link):
+        limit = None
+        if not isinstance(link, Opening):
             link.ask(sent)
-        limit = self._rules.step_timeout if isinstance(link, Link) else None
+            limit = self._rules.step_timeout
         self._flying[i] = time.monotonic() + (limit or _TELL_S)
         self._selector.register(link, selectors.EVENT_READ, i)
 
@@ -370,7 +366,7 @@ class RemoteRows:
 
     def _link(self, i: int) -> Link:
         link = self._links[i]
-        assert isinstance(link, Link)
+        assert not isinstance(link, Opening)
         return link
 
     def _own_answer(self, i: int, ref: Any) -> Any:
@@ -390,7 +386,7 @@ class RemoteRows:
 
     def get_sub_environments(self) -> list[Any]:
         """By vector index, a ``RemoteEnv``, the handle that the creator returned, or None: not made yet."""
-        return [link.user() if isinstance(link, Link) else None for link in self._links]
+        return [None if isinstance(link, Opening) else link.user() for link in self._links]
 
     def get_state(self) -> State:
         """All envs at their newest rows; those that are stepping will begin new episodes.
@@ -406,17 +402,26 @@ class RemoteRows:
         if not self._started:
             return {"started": False, "seeds": list(self._seeds)}
         idle = [i for i in range(self.num_envs) if i not in self._flying]
-        states = dict(zip(idle, self._each(process.get_state, [()] * len(idle), idle), strict=True))
+        states = {i: self._link(i).between_steps(process.get_state) for i in idle}
         return {
             "started": True,
             "seeds": list(self._seeds),
             "env_steps": self.env_steps,
             "health": [dict(told.health) for told in self._newest],
-            "envs": [states.get(i) for i in range(self.num_envs)],
+            "envs": [self._state_of(i, states[i]) if i in states else None for i in range(self.num_envs)],
             "awaits": [sorted(slots) for slots in self._side.awaits],
             "before": list(self._side.before),
             **self._failures.state(),
         }
+
+    def _state_of(self, i: int, ref: Any) -> Any:
+        """Of env ``i``; None if it has died meanwhile, and will be made anew when it is to step."""
+        try:
+            return self._own_answer(i, ref)
+        except EnvError as error:
+            if error.code != "E501" or not self._rules.restarts:
+                raise
+        return None
 
     def set_state(self, state: State) -> list[str]:
         """Bring every env back, as it would be in this process; those that were stepping begin anew.
@@ -458,12 +463,13 @@ class RemoteRows:
             return
         self._closed = True
         try:
-            links = [(i, link) for i, link in enumerate(self._links) if isinstance(link, Link)]
-            calls = {link.between_steps(process.close): i for i, link in links}
+            open_ones = [i for i, link in enumerate(self._links) if not isinstance(link, Opening)]
+            calls = {self._link(i).between_steps(process.close): i for i in open_ones}
             done, _ = self._ray.wait(list(calls), num_returns=len(calls), timeout=_PATIENCE_S)
             for call in calls:
                 if call in done and self._failure is None:
-                    self._own_answer(calls[call], call)
+                    with contextlib.suppress(EnvError):  # its process has ended before
+                        self._own_answer(calls[call], call)
         finally:
             self._selector.close()
             for link in self._links:

@@ -6,7 +6,6 @@ import contextlib
 import secrets
 import socket
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -93,39 +92,6 @@ class Plan:
         return self.context.vector_index
 
 
-class Link(ABC):
-    """What a run has of one env; readable, for selectors, once :meth:`told` has something to do."""
-
-    @abstractmethod
-    def fileno(self) -> int:
-        """For selectors."""
-
-    @abstractmethod
-    def ask(self, sent: Sent) -> None:
-        """Send actions, and poll."""
-
-    @abstractmethod
-    def told(self) -> process.Told | None:
-        """What was asked for; None if it has not come as a whole yet.
-
-        Raises:
-            EnvError: the env's process ended, or the env broke its contract.
-            Exception: whatever the env raised.
-        """
-
-    @abstractmethod
-    def between_steps(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function in the env's process while the env does not step; a Ray reference to the result."""
-
-    @abstractmethod
-    def user(self) -> Any:
-        """What users have of the env."""
-
-    @abstractmethod
-    def end(self) -> None:
-        """End the env's process, and those that it has started; it answers nobody any more."""
-
-
 @final
 class Opening:
     """An env that is being made.
@@ -174,7 +140,7 @@ class Opening:
 
 
 @final
-class WireLink(Link):
+class WireLink:
     """An env whose rows come over a connection of their own, past Ray.
 
     Args:
@@ -205,7 +171,12 @@ class WireLink(Link):
             self._line.send(message)
 
     def told(self) -> process.Told | None:
-        """What was asked for; None if it has not come as a whole yet."""
+        """What was asked for; None if it has not come as a whole yet.
+
+        Raises:
+            EnvError: the env's process ended, or the env broke its contract.
+            Exception: whatever the env raised.
+        """
         try:
             message = self._line.receive(wait=False)
         except OSError as error:
@@ -214,7 +185,8 @@ class WireLink(Link):
         if message is None:
             return None
         if message:
-            self._newest = self._newest._replace(**wire.unpacked_answer(message)._asdict())
+            steps, env_steps, health = wire.unpacked_answer(message)
+            self._newest = self._newest._replace(steps=steps, env_steps=env_steps, health=health)
         else:
             self._newest = self._answer(process.unsent)
         return self._newest
@@ -223,7 +195,7 @@ class WireLink(Link):
         return answer_of(self._plan, self.between_steps(function), _PATIENCE_S)
 
     def between_steps(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Let the env's process leave the connection for one call."""
+        """Let the env's process leave the connection for one call; a Ray reference to its result."""
         with self._lock:
             with contextlib.suppress(OSError):
                 self._line.send(b"")
@@ -243,7 +215,7 @@ class WireLink(Link):
 
 
 @final
-class CallLink(Link):
+class CallLink:
     """An env in an actor of the user's own, whose methods they call when they like: Ray's calls step it.
 
     Args:
@@ -265,11 +237,10 @@ class CallLink(Link):
         self._owed = self._actor.__ray_call__.remote(process.poll, sent)
         self._bell.wait_for(self._owed)
 
-    def told(self) -> process.Told | None:
-        """What was asked for, if it has come."""
+    def told(self) -> Any:
+        """What was asked for; errors are those of a :class:`WireLink`."""
         self._bell.heard()
-        told: process.Told = answer_of(self._plan, self._owed)
-        return told
+        return answer_of(self._plan, self._owed)
 
     def between_steps(self, function: Callable[..., Any], *args: Any) -> Any:
         """The actor does one thing at a time."""
@@ -284,6 +255,10 @@ class CallLink(Link):
         self._bell.close()
         self._plan.ray.kill(self._actor)
         end_group(self._plan.ray, self._group)
+
+
+Link = WireLink | CallLink
+"""What a run has of one env; readable, for selectors, once ``told`` has something to do."""
 
 
 def answer_of(plan: Plan, ref: Any, timeout: float | None = None) -> Any:

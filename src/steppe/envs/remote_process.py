@@ -177,7 +177,7 @@ def _step(line: Wire, sent: Sequence[tuple[IntArray, Tree]]) -> None:
         told = _told(rows.poll())
         _unsent[:] = [told]
         if known == (len(told.spaces), len(told.agents)):
-            message = wire.packed_answer(wire.Answer(told.steps, told.env_steps, told.health))
+            message = wire.packed_answer(told.steps, told.env_steps, told.health)
     except wire.UnsendableError:
         pass
     except Exception as error:

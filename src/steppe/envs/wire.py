@@ -10,7 +10,7 @@ import socket
 import struct
 from collections.abc import Mapping, Sequence
 from types import NoneType
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import msgspec
 import numpy as np
@@ -30,14 +30,6 @@ TOKEN_SIZE = 32
 
 class UnsendableError(Exception):
     """A value that the wire cannot carry so that it arrives as it was."""
-
-
-class Answer(NamedTuple):
-    """What an env process says after a step."""
-
-    steps: Sequence[TimeStep]
-    env_steps: int
-    health: Mapping[str, int]
 
 
 def sendable(value: Any) -> Any:
@@ -97,30 +89,30 @@ def unpacked(message: bytes) -> Any:
     return _decode(message)
 
 
-def packed_answer(answer: Answer) -> bytes:
-    """An answer as a message.
+def packed_answer(steps: Sequence[TimeStep], env_steps: int, health: Mapping[str, int]) -> bytes:
+    """What an env's process says after a step, as a message.
 
     Raises:
         UnsendableError: see :func:`sendable`; an ``info`` may hold anything.
     """
-    if any(one.decided is not None for one in answer.steps):
+    if any(one.decided is not None for one in steps):
         raise UnsendableError("decided")
-    steps = [
+    columns = [
         (
             *(one.slot, one.t, one.obs, one.reward, one.terminated, one.truncated),
             [tuple(info) for info in one.opened],
             [tuple(end) for end in one.closed],
             *(dict(one.info), one.space),
         )
-        for one in answer.steps
+        for one in steps
     ]
-    return packed((steps, answer.env_steps, dict(answer.health)))
+    return packed((columns, env_steps, dict(health)))
 
 
-def unpacked_answer(message: bytes) -> Answer:
+def unpacked_answer(message: bytes) -> tuple[list[TimeStep], int, dict[str, int]]:
     """What :func:`packed_answer` was given."""
     steps, env_steps, health = unpacked(message)
-    return Answer([_step(*columns) for columns in steps], env_steps, health)
+    return [_step(*columns) for columns in steps], env_steps, health
 
 
 def _step(slot: Any, t: Any, obs: Any, reward: Any, terminated: Any, truncated: Any, *rest: Any) -> TimeStep:
