@@ -159,3 +159,32 @@ def test_where_nothing_fails_it_is_the_same_run():
             return {key: result[key] for key in ("episode_reward_mean", "info", "timesteps_total")}
 
     assert played("restart") == played("raise")
+
+
+class Unsaid(FlakyTeam):
+    """Says no spaces: those of the policies are its agents'."""
+
+    def __init__(self, env_config):
+        super().__init__(env_config)
+        del self.observation_space, self.action_space
+
+
+def chosen(agent_id, episode):
+    return f"p{(episode.env_index + episode.number) % 2}"
+
+
+class Checks(steppe.Callbacks):
+    def on_episode_end(self, *, episode):
+        which = f"p{(episode.env_index + episode.number) % 2}"
+        assert [episode.policy_for(agent) for agent in "ab"] == [which] * 2
+
+
+def test_the_mapping_is_asked_for_the_episodes_that_there_are():
+    inner = Flaky({})
+    spec = steppe.PolicySpec(observation_space=inner.observation_space, action_space=inner.action_space)
+    policies = {"p0": spec, "p1": spec}
+    config = ppo(env=Unsaid, policies=policies, policy_mapping_fn=chosen, callbacks_class=Checks)
+    with config.build() as algo:
+        result = train(algo, 2)[-1]
+    assert result["env_health"]["E503 FlakyError"] > 0
+    assert result["episodes_total"] > 3

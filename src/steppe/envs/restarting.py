@@ -67,7 +67,10 @@ def build(
     creator, name = registry.creator_of(env), registry.env_name(env)
     place = worker_index if seed_runner is None else seed_runner
 
-    def make(i: int, pair_for: Any) -> AsyncEnv:
+    def make(i: int, before: Sequence[int]) -> AsyncEnv:
+        def pair_of(info: SlotInfo) -> SpacePair:
+            return pair_for(info._replace(env=i, episode=info.episode + before[i]))  # type: ignore[misc]
+
         own = copied(dict(env_config or {}))
         context = EnvContext(own, worker_index, i, num_workers, num_envs=num_envs)
         made = registry.made_by(creator, context, name)
@@ -80,27 +83,13 @@ def build(
                 )
             if created is not None:
                 created(registry.user_env(made), context)
-            common = {"worker_index": worker_index, "pair_for": pair_for, **limits}
-            rows = registry.build(_again(made, name), num_envs=1, run_seed=0, **common)
+            common = {"worker_index": worker_index, "pair_for": pair_for and pair_of, **limits}
+            rows = registry.build(lambda _: made, num_envs=1, run_seed=0, **common)
             on_failure.pop_all()
         return rows
 
-    return RestartingRows(
-        make,
-        seed=lambda number: env_seed(run_seed, place, number),
-        num_envs=num_envs,
-        name=name,
-        most_restarts=most_restarts,
-        pair_for=pair_for,
-    )
-
-
-def _again(made: Any, name: str) -> Callable[[EnvContext], Any]:
-    def again(_: EnvContext) -> Any:
-        return made
-
-    again.__name__ = name
-    return again
+    seed = functools.partial(env_seed, run_seed, place)
+    return RestartingRows(make, seed, num_envs=num_envs, name=name, most_restarts=most_restarts)
 
 
 @final
@@ -114,12 +103,11 @@ class RestartingRows:
     same way (ten times in any) without a step between, and where it was restarted too often.
 
     Args:
-        make: an adapter of one env, by vector index, and with what says its agents' spaces.
+        make: an adapter of one env: by vector index, and of how many episodes each env had before it.
         seed: by number; the first ``num_envs`` are for the envs as they are built first.
         num_envs: how many.
         name: of the envs, for messages.
         most_restarts: of one env; None: any number.
-        pair_for: see :func:`steppe.envs.registry.build`.
 
     Raises:
         ConfigError: the spaces of envs of one agent differ.
@@ -130,15 +118,14 @@ class RestartingRows:
 
     def __init__(
         self,
-        make: Callable[[int, Any], AsyncEnv],
-        *,
+        make: Callable[[int, Sequence[int]], AsyncEnv],
         seed: Callable[[int], int],
+        *,
         num_envs: int,
         name: str,
         most_restarts: int | None = None,
-        pair_for: Callable[[SlotInfo], SpacePair] | None = None,
     ) -> None:
-        self._make, self._name, self._pair_for = make, name, pair_for
+        self._make, self._name = make, name
         self._failures = Failures(seed, num_envs, most_restarts)
         self.num_envs, self.env_steps, self._closed = num_envs, 0, False
         self.spaces = tuple[SpacePair, ...]()
@@ -164,14 +151,9 @@ class RestartingRows:
 
     def _made(self, i: int, seed: int, health: Mapping[str, int]) -> AsyncEnv:
         """An adapter of env ``i``, which says no oddity again that was said before."""
-        rows = self._make(i, None if self._pair_for is None else functools.partial(self._pair_of, i))
+        rows = self._make(i, self._side.before)
         rows.set_state({"started": False, "seeds": [seed], "health": dict(health)})
         return rows
-
-    def _pair_of(self, i: int, info: SlotInfo) -> SpacePair:
-        """The spaces of an agent of env ``i``, which its adapter calls 0."""
-        assert self._pair_for is not None
-        return self._pair_for(info._replace(env=i, episode=info.episode + self._side.before[i]))
 
     def _learn(self, i: int) -> None:
         """Keep what an adapter says of itself."""
