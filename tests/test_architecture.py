@@ -20,8 +20,17 @@ ABOVE_CORE = ("cli", "compat", "tune", "scaling", "algorithm.py", "resuming.py",
 ABOVE_CORE += ("serving", "offline", "doctor")
 COLLECTION = ("algorithms", "models", "policies", "learning", "buffers", "jaxenvs")
 """Bounded by the piece: docs/decisions/0006-what-everything-is.md."""
-LEAVES = {"compat": 1_100, "tune": 770, "scaling": 350}
-"""Bounded by themselves: docs/decisions/0008-what-a-leaf-is.md, 0009 and 0010."""
+LEAVES = {"compat": 1_100, "tune": 940, "scaling": 440}
+"""Bounded by themselves: docs/decisions/0008-what-a-leaf-is.md, and 0009 to 0011."""
+OF_LEAVES = {"tune.py": "tune", "bench.py": "scaling"}
+"""The commands that are there for a leaf alone."""
+
+
+def leaf_of(file):
+    """The leaf that a file is part of, if it is of one."""
+    *folders, name = file.relative_to(SOURCE).parts
+    leaf = OF_LEAVES.get(name) if folders == ["cli"] else (folders or [name])[0]
+    return leaf if leaf in LEAVES else None
 
 
 def docstring_lines(tree):
@@ -85,13 +94,13 @@ def test_the_whole_and_its_core_stay_small():
     core = [file for file in loaded if file.relative_to(SOURCE).parts[0] not in ABOVE_CORE]
     assert len(core) > 40
     assert sum(map(sloc, core)) <= 7_500
-    rest = [file for file in FILES if file.relative_to(SOURCE).parts[0] not in (*COLLECTION, *LEAVES)]
-    assert sum(map(sloc, rest)) <= 14_000
+    rest = [file for file in FILES if file.relative_to(SOURCE).parts[0] not in COLLECTION]
+    assert sum(sloc(file) for file in rest if leaf_of(file) is None) <= 14_000
 
 
 @pytest.mark.parametrize(("leaf", "limit"), LEAVES.items())
 def test_a_leaf_is_bounded_by_itself(leaf, limit):
-    assert 0 < sum(sloc(file) for file in FILES if file.relative_to(SOURCE).parts[0] == leaf) <= limit
+    assert 0 < sum(sloc(file) for file in FILES if leaf_of(file) == leaf) <= limit
 
 
 @pytest.mark.parametrize(
