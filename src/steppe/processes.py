@@ -49,7 +49,6 @@ def enter(ray: Any, address: str | None) -> bool:
         return False
     if not _users:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody was asked
-        os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "true")
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         with warnings.catch_warnings():
             # A fork that another program follows at once cannot hang.
