@@ -143,6 +143,25 @@ for env in (maze.Maze, "maze.py:Maze"):
     assert all(len(where) == 2 and "head" not in where for where, _ in (carried, named))
 
 
+def test_runners_on_other_hosts_tell_how_far_they_are_within_a_fragment(cluster):
+    """A fragment takes longer than ``env_step_timeout``; nobody is replaced, for the envs take their steps."""
+    code = f"""{MAZE}
+    def step(self, action):
+        time.sleep(0.2)
+        return super().step(action)
+
+slow = dict(num_env_runners=2, train_batch_size=50, minibatch_size=50, env_step_timeout=3)
+with config.copy(env=Maze, **slow).build() as algo:
+    hosts, began = algo.foreach_runner(where), time.monotonic()
+    tell(hosts, algo.train()["num_worker_restarts"], time.monotonic() - began)
+"""
+    ((hosts, restarts, seconds),) = told(cluster, code)
+    assert len(hosts) == 2
+    assert "head" not in hosts
+    assert restarts == 0
+    assert seconds > 5
+
+
 def test_remote_envs_are_on_several_hosts_and_say_what_one_lacks(cluster):
     code = f"""{MAZE}
     host = property(lambda self: platform.node())
