@@ -472,3 +472,43 @@ def test_an_env_that_comes_back_with_other_spaces_ends_the_run():
     plan = Plan(e1=[{"step 2": boom()}])
     with pytest.raises(steppe.ConfigError, match="spaces of its envs differ"):
         play(built(plan, env=Changing), 5)
+
+
+class Stateful(Walker):
+    """Gives its own state, of which env 1 says what no file can hold; takes none of env 2 back."""
+
+    def get_state(self):
+        return {"t": self.t, "episode": self.episode, "door": object() if self.life.get("door") else 0}
+
+    def set_state(self, state):
+        if self.index == 2:
+            raise SimulatorError("not taken back")
+        self.t, self.episode = state["t"], state["episode"]
+
+
+def save(env):
+    env.poll()
+    env.get_state()
+
+
+def test_what_cannot_be_saved_is_named_by_its_env_and_episode():
+    env = built(Plan(e1=[{"step 7": boom()}, {"door": True}]), env=Stateful)
+    play(env, 10)
+    with pytest.raises(EnvError, match=r"E402(.|\n)*env 1, episode 2, step 3") as raised:
+        save(env)
+    assert (raised.value.env, raised.value.episode) == (1, 2)
+
+
+def test_what_cannot_be_restored_begins_anew_and_is_named():
+    plan = Plan(e2=[{"step 3": boom()}])
+    env = built(plan, env=Stateful)
+    play(env, 8)
+    env.poll()
+    again = built(Plan(), env=Stateful)
+    (note,) = again.set_state(env.get_state())
+    assert note.startswith("E402 env 2 (Stateful) begins a new episode, it was at step ")
+    was, now = ({info.env: info for step in one.pending() for info in step.opened} for one in (env, again))
+    assert now[2].episode == was[2].episode + 1
+    assert (now[0], now[1]) == (was[0], was[1])
+    seen = play(again, 1)  # nothing is new, and everybody waits
+    assert [steps for steps in seen if steps] == []
