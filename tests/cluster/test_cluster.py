@@ -144,7 +144,7 @@ for env in (maze.Maze, "maze.py:Maze"):
 
 
 def test_runners_on_other_hosts_tell_how_far_they_are_within_a_fragment(cluster):
-    """A fragment takes longer than ``env_step_timeout``; nobody is replaced, for the envs take their steps."""
+    """A fragment takes longer than ``env_step_timeout``; nobody is replaced, for the envs do take steps."""
     code = f"""{MAZE}
     def step(self, action):
         time.sleep(0.2)
