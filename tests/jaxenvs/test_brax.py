@@ -95,7 +95,7 @@ def test_spaces_are_those_of_what_it_returns():
 
 @pytest.mark.parametrize("wrapped", [Slide({"first_obs": 0}), Slide(done=np.zeros(4))])
 def test_what_resets_itself_or_is_many_is_refused(wrapped):
-    with pytest.raises(steppe.ConfigError, match="Slide resets itself, or steps many.*leave out AutoReset"):
+    with pytest.raises(steppe.ConfigError, match=r"Slide resets itself, or steps many.*leave out AutoReset"):
         Brax(wrapped)
 
 
