@@ -56,6 +56,16 @@ def first_train(seed: int) -> dict[str, Any]:
     return {"peak_mb": _peak_mb()}
 
 
+def jax_cartpole(seed: int) -> dict[str, Any]:
+    """The first train() on CartPole in JAX, from build()."""
+    from benchmarks.jaxenvs import cartpole
+
+    start = time.perf_counter()
+    with cartpole().build() as algo:
+        algo.train()
+    return {"seconds": time.perf_counter() - start}
+
+
 def frames(seed: int) -> dict[str, Any]:
     """A replay of a million frames, 84x84, that is full; samples of 256 stacks of 4."""
     import numpy as np
@@ -80,5 +90,5 @@ def _peak_mb() -> float:
 
 
 if __name__ == "__main__":
-    run = {f.__name__: f for f in (tutorial, cartpole, first_train, frames)}[sys.argv[1]]
+    run = {f.__name__: f for f in (tutorial, cartpole, first_train, jax_cartpole, frames)}[sys.argv[1]]
     print(json.dumps(run(int(sys.argv[2]) if len(sys.argv) > 2 else 0)))
