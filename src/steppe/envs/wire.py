@@ -24,6 +24,9 @@ _encode = msgspec.msgpack.encode
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 """A host that went away without a word is noticed within half a minute."""
 
+_PIECE = 1 << 16
+"""Bytes that are read at once: for more, Python would ask the system for memory each time."""
+
 TOKEN_SIZE = 32
 """Bytes that a connection begins with, which only the run and its env know."""
 
@@ -157,7 +160,7 @@ class Wire:
         """
         while (message := self._whole()) is None:
             try:
-                some = self._connection.recv(1 << 20, 0 if wait else socket.MSG_DONTWAIT)
+                some = self._connection.recv(_PIECE, 0 if wait else socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return None
             if not some:
