@@ -174,7 +174,8 @@ class RayCrew(Crew):
 
     def close(self) -> None:
         """Close their envs, end their processes, and leave Ray."""
-        actors, self._actors = list(zip(self._actors, self._making, strict=True)), []
+        actors = list(zip(self._actors, self._making, strict=True))
+        self._actors, self._making = [], []
         room, self._room = self._room, None
         try:
             closing = [actor.call.remote("close") for actor, _ in actors]
