@@ -48,7 +48,7 @@ def test_one_runner_evaluates_what_this_process_does():
     assert found[0][0]["episodes_this_iter"] == 7
 
 
-@pytest.mark.parametrize("unit", ["episodes", "timesteps"])
+@pytest.mark.parametrize("unit", ["episodes", pytest.param("timesteps", marks=pytest.mark.slow)])
 def test_several_share_an_evaluation_out(unit, tmp_path):
     changes = {"evaluation_num_env_runners": 2, "evaluation_duration": 5, "evaluation_duration_unit": unit}
     results = []
@@ -67,6 +67,7 @@ def test_several_share_an_evaluation_out(unit, tmp_path):
         assert results[0][0]["timesteps_this_iter"] >= 5
 
 
+@pytest.mark.slow
 def test_beside_runners_that_sample_and_with_what_is_evaluated_otherwise():
     changes = {"num_env_runners": 1, "num_cpus_per_env_runner": 0.5, "evaluation_interval": 1}
     own = {"evaluation_config": {"max_episode_steps": 2}, "evaluation_num_env_runners": 2}

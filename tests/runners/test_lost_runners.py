@@ -98,7 +98,10 @@ def train_until(algo, met, seconds=30.0):
     raise AssertionError([{k: r[k] for k in ("num_healthy_workers", "discarded")} for r in results[-3:]])
 
 
-@pytest.mark.parametrize("how", ["dies", "hangs", "hangs in C"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("how", ["dies", pytest.param("hangs", marks=SLOW), "hangs in C"])
 def test_another_takes_the_place_of_a_runner(how, tmp_path, caplog):
     config = frail(how, tmp_path, env_step_timeout=0.6 if "hangs" in how else None)
     with caplog.at_level(logging.WARNING, "steppe"), config.build() as algo:
@@ -123,6 +126,7 @@ def test_another_takes_the_place_of_a_runner(how, tmp_path, caplog):
     assert all(np.isfinite(algo.get_weights()["default_policy"]))
 
 
+@SLOW
 def test_one_that_grows_is_replaced(tmp_path, caplog):
     with frail("grows", tmp_path, max_memory_mb_per_env_runner=550).build() as algo:
         train_until(algo, lambda r: r["num_worker_restarts"] == 1)
@@ -188,6 +192,7 @@ def test_one_that_never_took_a_step_is_not_replaced(tmp_path):
         assert "runner 2, of which 1 processes were made by now" in "\n".join(failed.value.__notes__)
 
 
+@SLOW
 def test_the_third_in_a_row_that_takes_no_step_ends_the_run(tmp_path):
     with frail("at reset", tmp_path, at=20).build() as algo:  # dies at step 20, and then at every reset
         with pytest.raises(RunnerError) as failed:
@@ -195,6 +200,7 @@ def test_the_third_in_a_row_that_takes_no_step_ends_the_run(tmp_path):
         assert "of which 4 processes were made by now" in "\n".join(failed.value.__notes__)
 
 
+@SLOW
 def test_without_restarts_the_first_loss_ends_the_run(tmp_path):
     config = frail("dies", tmp_path, restart_failed_env_runners=False)
     with config.build() as algo:
@@ -225,13 +231,14 @@ def test_a_slow_runner_holds_up_nobody():
 def test_staleness_is_measured_and_bounded():
     results = []
     for most in (None, 0):
-        with ahead(max_staleness=most).build() as algo:
+        with ahead(max_staleness=most, local_mode=True).build() as algo:
             results.append([adds_up(algo.train()) for _ in range(8)][-1])
     free, bounded = results
-    assert free["staleness_max"] >= 1 or free["staleness_mean"] >= 0
+    assert free["staleness_max"] >= 1
     assert "stale" not in free["discarded"]
     assert bounded["staleness_max"] == 0
-    assert bounded["discarded"].get("stale", 0) + bounded["trained"] == bounded["timesteps_total"]
+    assert bounded["discarded"]["stale"] > 0
+    assert bounded["discarded"]["stale"] + bounded["trained"] == bounded["timesteps_total"]
 
 
 @pytest.mark.parametrize("local", [True, False], ids=["here", "ray"])
@@ -245,6 +252,7 @@ def test_a_run_that_samples_ahead_is_saved_and_says_that_it_is_not_exact(local, 
         assert algo.train()["training_iteration"] == 2
 
 
+@SLOW
 def test_the_driver_holds_no_more_than_it_asked_for():
     with ahead(rollout_fragment_length=6, max_requests_in_flight_per_env_runner=2).build() as algo:
         runner = algo.runner
