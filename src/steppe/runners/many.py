@@ -25,6 +25,8 @@ _BEAT_S = 0.25
 """How often it is looked whether workers make progress."""
 _SLOW_S = 60.0
 """Without a limit of its own, so long a wait is said aloud."""
+_RENEWED_S = 10.0
+"""How long it may take a worker to make a remote env anew."""
 _MOST_FRUITLESS = 3
 """Processes in a row, of one place, that may end before they have taken a step."""
 
@@ -221,6 +223,8 @@ class ManyRunners:
                 text = f"it has {has:.0f} MB, and max_memory_mb_per_env_runner is {most:g}"
                 self._replace(index, LostError(f"the process of a runner is too large: {text}"))
         limit, now = self._config.env_step_timeout, monotonic()
+        if limit is not None and self._config.remote_worker_envs:
+            limit += _RENEWED_S  # the runner itself ends the env that hangs
         for index in sorted(set(self._flying.values())):
             idle = now - self._places[index].since
             if limit is not None and idle > limit:
