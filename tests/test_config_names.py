@@ -459,8 +459,8 @@ def test_messages_about_several_settings_use_the_names_that_were_written(caplog)
     workers = {"evaluation_num_workers": 2, "evaluation_envs": "shared"}
     old = {"env": "e", **workers, "sgd_minibatch_size": 64, "train_batch_size": 32}
     said = (
-        "PPOConfig: evaluation_num_workers=2 (evaluation_num_env_runners): evaluation_envs='shared' evaluates "
-        "in the training envs, which are not there; write evaluation_num_workers=0, or "
+        "PPOConfig: evaluation_num_workers=2 (evaluation_num_env_runners): evaluation_envs='shared' "
+        "evaluates in the training envs, which are not there; write evaluation_num_workers=0, or "
         "evaluation_envs='separate'"
     )
     by_dict = PPOConfig.from_dict(old)
