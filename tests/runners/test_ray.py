@@ -39,6 +39,9 @@ class Walk(gymnasium.Env):
 
     def __init__(self, env_config=None):
         self.config = env_config if env_config is not None else {}
+        if "built" in self.config:
+            with open(self.config["built"], "a") as file:
+                file.write(f"{os.getpid()}\n")
         if self.config.get("unbuilt") == getattr(env_config, "worker_index", 0):
             raise UnluckyError("built", 13)
 
@@ -293,13 +296,16 @@ def test_a_process_that_is_ended_from_outside_is_said():
 
 
 @PLACES
-def test_functions_go_to_where_the_envs_are(local):
-    with tiny(num_env_runners=2, local_mode=local).build() as algo:
+def test_functions_go_to_where_the_envs_are_which_are_built_once_and_nowhere_else(local, tmp_path):
+    built = {"env_config": {"built": str(tmp_path / "built")}}
+    with tiny(num_env_runners=2, local_mode=local, **built).build() as algo:
         places = algo.foreach_env(lambda env: (env.config.worker_index, env.config.vector_index))
         assert places == [(1, 0), (1, 1), (2, 0), (2, 1)]
         found = algo.foreach_runner(lambda runner: (runner.worker_index, os.getpid()))
         assert [index for index, _ in found] == [1, 2]
         assert len({process for _, process in found} | {os.getpid()}) == (1 if local else 3)
+        builders = [int(line) for line in (tmp_path / "built").read_text().split()]
+        assert sorted(builders) == sorted(2 * [process for _, process in found])
         assert algo.foreach_env(lambda env: env.config.num_workers) == [2] * 4
         with pytest.raises(ZeroDivisionError):
             algo.foreach_env(lambda env: 1 / 0)
