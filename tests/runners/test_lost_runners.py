@@ -128,7 +128,7 @@ def test_another_takes_the_place_of_a_runner(how, tmp_path, caplog):
 
 @SLOW
 def test_one_that_grows_is_replaced(tmp_path, caplog):
-    with frail("grows", tmp_path, max_memory_mb_per_env_runner=550).build() as algo:
+    with frail("grows", tmp_path, max_memory_mb_per_env_runner=350).build() as algo:
         train_until(algo, lambda r: r["num_worker_restarts"] == 1)
         train_until(algo, lambda r: r["num_healthy_workers"] == 2)
     assert "runner 2: the process of a runner is too large: it has" in caplog.text

@@ -11,8 +11,13 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple, final
 
-_EVERY_S = 0.25
+EVERY_S = 0.25
 _BEAT = struct.Struct("!16sIIQQ")
+
+
+def often(timeout: float | None) -> float:
+    """Seconds between beats, and between looks at them, where ``timeout`` without a step is too long."""
+    return EVERY_S if timeout is None else min(EVERY_S, timeout / 20)
 
 
 class Beat(NamedTuple):
@@ -24,11 +29,12 @@ class Beat(NamedTuple):
 
 
 class Where(NamedTuple):
-    """Where beats go: an address, and what shows that they belong there."""
+    """Where beats go: an address, what shows that they belong there, and how often in seconds."""
 
     host: str
     port: int
     token: bytes
+    every_s: float
 
 
 @final
@@ -37,13 +43,14 @@ class Listener:
 
     Args:
         host: the address of this machine that the runners reach.
+        every_s: seconds between the beats of a runner.
     """
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, every_s: float = EVERY_S) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind((host, 0))
         self._socket.setblocking(False)
-        self.where = Where(host, self._socket.getsockname()[1], os.urandom(16))
+        self.where = Where(host, self._socket.getsockname()[1], os.urandom(16), every_s)
 
     def heard(self) -> dict[int, Beat]:
         """By place the newest beat since it was asked last."""
@@ -70,13 +77,14 @@ def beat(where: Where, place: int, incarnation: int, executed: Callable[[], int]
             with contextlib.suppress(OSError):  # nobody listens, or the network is away for a moment
                 told = _BEAT.pack(where.token, place, incarnation, executed(), resident())
                 sender.sendto(told, where[:2])
-            time.sleep(_EVERY_S)
+            time.sleep(where.every_s)
 
     threading.Thread(target=forever, name="steppe-beats", daemon=True).start()
 
 
 def resident() -> int:
-    """Memory of this process in bytes; 0 where it is not known."""
+    """Memory of this process alone, without what it shares, in bytes; 0 where it is not known."""
     with contextlib.suppress(OSError), open("/proc/self/statm", "rb") as told:
-        return int(told.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        whole, shared = map(int, told.read().split()[1:3])
+        return (whole - shared) * os.sysconf("SC_PAGE_SIZE")
     return 0

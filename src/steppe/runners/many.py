@@ -13,6 +13,7 @@ import numpy as np
 
 from steppe.config import AlgorithmConfig
 from steppe.errors import ConfigError
+from steppe.runners.beats import often
 from steppe.runners.local import LocalRunner
 from steppe.runners.workers import LostError, Report, Worker, crew_of
 from steppe.sampling.metrics import Sample, Standing
@@ -21,8 +22,6 @@ from steppe.types import Policy, SpacePair, State, Weights
 
 logger = logging.getLogger("steppe")
 
-_BEAT_S = 0.25
-"""How often it is looked whether workers make progress."""
 _SLOW_S = 60.0
 """Without a limit of its own, so long a wait is said aloud."""
 _RENEWED_S = 10.0
@@ -106,6 +105,7 @@ class ManyRunners:
         self._share = 1 if config.local_mode else config.num_env_runners  # of the wall clock's seconds
         self._asynchronous = config.sample_async
         self._depth = config.max_requests_in_flight_per_env_runner if config.sample_async else 1
+        self._every_s = often(config.env_step_timeout)
         self._places = [_Place() for _ in range(self._crew.size)]
         self._flying: dict[Any, int] = {}  # what was asked for, in this order, and of whom
         self._coming: dict[Any, int] = {}  # workers that are being made
@@ -166,7 +166,7 @@ class ManyRunners:
                     raise self._failed.pop(min(self._failed))
                 if self._arrived:
                     return self._taken()
-            for ticket in self._crew.wait([*self._flying, *self._coming], _BEAT_S):
+            for ticket in self._crew.wait([*self._flying, *self._coming], self._every_s):
                 self._receive(ticket)
             self._watch()
 
@@ -351,7 +351,7 @@ class ManyRunners:
         """
         if self._asynchronous:
             while self._flying:
-                for ticket in self._crew.wait([*self._flying], _BEAT_S):
+                for ticket in self._crew.wait([*self._flying], self._every_s):
                     self._receive(ticket)
                 self._watch()
         elif self._flying or self._arrived:

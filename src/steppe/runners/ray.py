@@ -9,7 +9,7 @@ import pickle
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import cloudpickle
 import gymnasium
@@ -28,7 +28,7 @@ from steppe.processes import (
     unpacked,
     versions,
 )
-from steppe.runners.beats import Beat, Listener, Where, beat
+from steppe.runners.beats import Beat, Listener, Where, beat, often
 from steppe.runners.workers import Crew, Hire, Hired, LostError
 
 if TYPE_CHECKING:
@@ -40,6 +40,16 @@ Answer = tuple[Any, bytes | None, list[dict[str, Any]]]
 """What was asked for, or what was raised instead; and what was said meanwhile."""
 _PATIENCE_S = 8.0
 """How long Ray is given to find room for the runners, and the runners to close their envs."""
+
+
+_SMALL = 100_000
+"""Bytes that cost less to send again than to fetch."""
+
+
+class Sent(NamedTuple):
+    """A pickled argument."""
+
+    data: bytes
 
 
 @final
@@ -63,7 +73,7 @@ class RayCrew(Crew):
         self._room: PlacementGroup | None = None
         self._listener: Listener | None = None
         try:
-            self._listener = Listener(self._host())
+            self._listener = Listener(self._host(), often(config.env_step_timeout))
             self._rooms = self._find_room(config)
             for place in range(self.size):
                 self._hire(place, 0)
@@ -124,8 +134,9 @@ class RayCrew(Crew):
         ]
 
     def shared(self, value: Any) -> Any:
-        """Kept by Ray."""
-        return self._ray.put(value)
+        """Pickled once; what is small goes along with the call, and the rest is kept by Ray."""
+        sent = Sent(cloudpickle.dumps(value))
+        return sent if len(sent.data) < _SMALL else self._ray.put(sent)
 
     def send(self, place: int, method: str, *arguments: Any) -> Any:
         """Let one of them do something."""
@@ -234,6 +245,7 @@ class Process:
         answer, failed = None, self._failed
         try:
             if self._worker is not None:
+                arguments = tuple(pickle.loads(a.data) if isinstance(a, Sent) else a for a in arguments)
                 answer, failed = getattr(self._worker, method)(*arguments), None
         except Exception as error:
             failed = packed(error)
