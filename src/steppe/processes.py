@@ -49,6 +49,8 @@ def enter(ray: Any, address: str | None) -> bool:
         return False
     if not _users:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody was asked
+        # Its processes do this program's work, and are not to wait for others on this machine.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         # Fragments of a megabyte come 2 ms sooner past Ray's store.
         os.environ.setdefault("RAY_max_direct_call_object_size", "1000000")
         address = address or os.environ.get("RAY_ADDRESS") or "local"
