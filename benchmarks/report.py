@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PACKAGES = ("steppe", "jax", "equinox", "optax", "numpy", "gymnasium", "stable-baselines3", "sbx-rl", "torch")
+PACKAGES = ("steppe", "jax", "equinox", "optax", "numpy", "gymnasium", "ray")
+PACKAGES += ("stable-baselines3", "sbx-rl", "torch")
 
 
 @dataclass(frozen=True, kw_only=True)
