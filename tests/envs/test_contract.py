@@ -349,7 +349,10 @@ def remote_of(n, books):
     pytest.importorskip("ray", reason="envs in processes of their own need Ray")
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # tests are no modules of the processes
     created = remote.build(
-        lambda ctx: Counter(Books(), ctx.vector_index), num_envs=n, run_seed=3, wait_ms=60_000
+        lambda ctx: Counter(Books(), ctx.vector_index),
+        num_envs=n,
+        run_seed=3,
+        rules=remote.Rules(wait_ms=60_000),
     )
     return Far(created, books)
 
