@@ -9,7 +9,7 @@ from typing import Any, final
 from steppe.config import AlgorithmConfig
 from steppe.errors import ConfigError
 from steppe.runners.evaluation import Evaluator, evaluation_metrics
-from steppe.runners.policies import made_policies
+from steppe.runners.policies import acting_policies
 from steppe.runners.workers import LostError, crew_of
 from steppe.sampling.metrics import Sample
 from steppe.types import SpacePair, State, Weights
@@ -34,9 +34,9 @@ class EvaluationWorker:
 
     def start(self, spaces: Mapping[str, SpacePair]) -> None:
         """Make the policies for ``spaces``, and the envs."""
-        learners, scripted = made_policies(self._config, spaces)
-        policies = {id: learners[id].policy if id in learners else scripted[id] for id in spaces}
-        self._evaluator = Evaluator(self._config, policies, (), index=self._index)
+        self._evaluator = Evaluator(
+            self._config, acting_policies(self._config, spaces), (), index=self._index
+        )
 
     def evaluate(
         self, weights: Mapping[str, Weights], episodes: int | None, explore: bool | None

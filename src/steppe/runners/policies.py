@@ -215,6 +215,12 @@ def made_policies(
     return learners, fixed
 
 
+def acting_policies(config: AlgorithmConfig, spaces: Mapping[str, SpacePair]) -> dict[str, Policy]:
+    """What acts for each policy of a run, in a process that does not learn."""
+    learners, scripted = made_policies(config, spaces)
+    return {id: learners[id].policy if id in learners else scripted[id] for id in spaces}
+
+
 def specs_of(config: AlgorithmConfig) -> dict[str, PolicySpec]:
     """The policies of a config, the one of a config that names none included."""
     return dict(config.policies or {DEFAULT_POLICY: PolicySpec()})

@@ -40,8 +40,6 @@ Answer = tuple[Any, bytes | None, list[dict[str, Any]]]
 """What was asked for, or what was raised instead; and what was said meanwhile."""
 _PATIENCE_S = 8.0
 """How long Ray is given to find room for the runners, and the runners to close their envs."""
-
-
 _SMALL = 100_000
 """Bytes that cost less to send again than to fetch."""
 

@@ -13,7 +13,7 @@ from steppe.config import AlgorithmConfig
 from steppe.errors import RunnerError
 from steppe.runners.beats import Beat
 from steppe.runners.local import LocalRunner
-from steppe.runners.policies import made_policies
+from steppe.runners.policies import acting_policies
 from steppe.sampling.callbacks import get_callbacks_state, make_callbacks, set_callbacks_state
 from steppe.sampling.metrics import Sample
 from steppe.types import SpacePair, State, Weights
@@ -65,9 +65,7 @@ class Worker:
     def start(self, spaces: Mapping[str, SpacePair], how: Mapping[str, Any]) -> None:
         """Make the policies for ``spaces``; the rest is as :meth:`LocalRunner.start` takes it."""
         # Acting functions are compiled where they act: only weights travel.
-        learners, scripted = made_policies(self._config, spaces)
-        policies = {id: learners[id].policy if id in learners else scripted[id] for id in spaces}
-        self.runner.start(policies, **how)
+        self.runner.start(acting_policies(self._config, spaces), **how)
 
     def sample(self, weights: Mapping[str, Weights] | None) -> Report:
         """The next fragments, with new weights if there are any."""
