@@ -110,6 +110,14 @@ def leave(ray: Any) -> None:
         ray.shutdown()
 
 
+def node_address() -> str:
+    """Of this host, as Ray's others know it."""
+    import ray
+
+    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return address
+
+
 class Group(NamedTuple):
     """A process on a node of Ray, and all that it has started; number 0 stands for nothing."""
 

@@ -126,6 +126,38 @@ def test_another_takes_the_place_of_a_runner(how, tmp_path, caplog):
     assert all(np.isfinite(algo.get_weights()["default_policy"]))
 
 
+def test_another_process_begins_before_a_runner_is_given_up(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "import ctypes, time\n"
+        "from pathlib import Path\n"
+        "import gymnasium\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "class Own(CartPoleEnv):\n"
+        "    BEGAN = time.time()\n"
+        "    def __init__(self, env_config):\n"
+        "        super().__init__()\n"
+        "        self.mine, self.once = env_config.worker_index == 2, Path(env_config['once'])\n"
+        "    def step(self, action):\n"
+        "        if self.mine and not self.once.exists():\n"
+        "            self.once.touch()\n"
+        "            ctypes.PyDLL(None).sleep(1000)\n"
+        "        return super().step(action)\n"
+    )
+    once = tmp_path / "once"
+    once.touch()
+    env = {"env": f"{file}:Own", "env_config": {"once": str(once)}}
+    with steppe.PPOConfig(**env, **TINY, env_step_timeout=4.0).build() as algo:
+        algo.train()
+        once.unlink()
+        train_until(algo, lambda r: r["num_worker_restarts"] == 1)
+        given_up = time.time()
+        train_until(algo, lambda r: r["num_healthy_workers"] == 2)
+        began = algo.foreach_env(lambda env: env.unwrapped.BEGAN)
+    assert began[0] < given_up - 4
+    assert given_up - 3 < began[2] < given_up - 0.5
+
+
 @SLOW
 def test_one_that_grows_is_replaced(tmp_path, caplog):
     with frail("grows", tmp_path, max_memory_mb_per_env_runner=350).build() as algo:

@@ -27,7 +27,7 @@ from steppe.envs.guards import check_alive
 from steppe.envs.remote_link import Link, Opening, Plan, answer_of, late
 from steppe.envs.side_by_side import SideBySide
 from steppe.errors import CheckpointError, ConfigError, EnvError
-from steppe.processes import enter, imported_ray, leave, versions
+from steppe.processes import enter, imported_ray, leave, node_address, versions
 from steppe.seeding import env_seed
 from steppe.types import EpisodeEnd, IntArray, State, TimeStep, Tree
 
@@ -120,7 +120,7 @@ def build(
     ours, openings = enter(ray, ray_address), list[Opening]()
     try:
         packed, host = _packed_creator(env, name), ray.remote(num_cpus=0)(process.Host)
-        here = process.node_address()
+        here = node_address()
         plans = [Plan(ray, name, lambda _: host.remote(), packed, limits, one, here) for one in contexts]
         openings += [Opening(plan, _fresh(seed(i))) for i, plan in enumerate(plans)]
         made = _opened(openings)

@@ -21,7 +21,7 @@ from steppe.envs import registry, wire
 from steppe.envs.context import EnvContext
 from steppe.envs.wire import Wire
 from steppe.errors import ConfigError
-from steppe.processes import Group, end_children, own_group, packed, sent_from
+from steppe.processes import Group, end_children, node_address, own_group, packed, sent_from
 from steppe.types import AgentID, AsyncEnv, IntArray, SpacePair, State, TimeStep, Tree
 
 _PATIENCE_S = 30.0
@@ -43,14 +43,6 @@ class Told(NamedTuple):
     spaces: tuple[SpacePair, ...]
     agents: Mapping[AgentID, int]
     health: Mapping[str, int]
-
-
-def node_address() -> str:
-    """Of this host, as Ray's others know it."""
-    import ray
-
-    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-    return address
 
 
 _unsent: list[Told | Exception] = []

@@ -230,6 +230,8 @@ class ManyRunners:
             if limit is not None and idle > limit:
                 text = f"its envs took no step for {idle:.1f} s, and env_step_timeout is {limit:g}"
                 self._replace(index, LostError(f"the process of a runner hangs: {text}"))
+            elif limit is not None and idle > limit / 2:
+                self._crew.stand_by(index)
             elif limit is None and idle > _SLOW_S and not self._said_slow:
                 self._said_slow = True
                 logger.warning(

@@ -7,7 +7,7 @@ import logging
 import os
 import pickle
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
@@ -22,6 +22,7 @@ from steppe.processes import (
     enter,
     imported_ray,
     leave,
+    node_address,
     own_group,
     packed,
     sent_from,
@@ -68,10 +69,11 @@ class RayCrew(Crew):
         self._ours = enter(self._ray, config.ray_address)
         self.size = getattr(config, setting)
         self._actors, self._making = list[Any](), list[Any]()
+        self._standing_by: dict[int, Any] = {}
         self._room: PlacementGroup | None = None
         self._listener: Listener | None = None
         try:
-            self._listener = Listener(self._host(), often(config.env_step_timeout))
+            self._listener = Listener(node_address(), often(config.env_step_timeout))
             self._rooms = self._find_room(config)
             for place in range(self.size):
                 self._hire(place, 0)
@@ -81,21 +83,17 @@ class RayCrew(Crew):
             self.close()
             raise
 
-    def _host(self) -> str:
-        """The address of this machine, as Ray's other machines know it."""
-        own = self._ray.get_runtime_context().get_node_id()
-        hosts = {node["NodeID"]: str(node["NodeManagerAddress"]) for node in self._ray.nodes()}
-        return hosts.get(own, "127.0.0.1")
-
     def _hire(self, place: int, incarnation: int) -> None:
-        """Start the actor of a place, and let it make its worker."""
+        """Give a place to a new actor, and let it make its worker."""
         assert self._listener is not None
-        options = self._rooms[place]
-        actor = self._ray.remote(Process).options(**options)
-        made = actor.remote(str(Path.cwd()), sys.path, cpu_only=not options["num_gpus"])
-        self._actors[place : place + 1] = [made]
-        told = made.make.remote(self._made, self._kind, place, incarnation, self._listener.where)
+        actor = self._standing_by.pop(place, None) or self._begun(self._rooms[place])
+        self._actors[place : place + 1] = [actor]
+        told = actor.make.remote(self._kind, place, incarnation, self._listener.where)
         self._making[place : place + 1] = [told]
+
+    def _begun(self, options: Mapping[str, Any]) -> Any:
+        actor = self._ray.remote(Process).options(**options)
+        return actor.remote(str(Path.cwd()), sys.path, self._made, cpu_only=not options.get("num_gpus"))
 
     def _find_room(self, config: AlgorithmConfig) -> list[dict[str, Any]]:
         """By place, what Ray is told of its actor, once there is room for all of them."""
@@ -169,8 +167,13 @@ class RayCrew(Crew):
         """The newest beats."""
         return {} if self._listener is None else self._listener.heard()
 
+    def stand_by(self, place: int) -> None:
+        """Begin a process in the room of another, which holds its share of the machine."""
+        if place not in self._standing_by and not self._rooms[place]["num_gpus"]:
+            self._standing_by[place] = self._begun(self._rooms[place] | {"num_cpus": 0, "resources": {}})
+
     def renew(self, place: int, incarnation: int) -> None:
-        """End a process, and start another."""
+        """End a process, and put another in its place."""
         self._end(self._actors[place], self._making[place])
         self._hire(place, incarnation)
 
@@ -193,6 +196,8 @@ class RayCrew(Crew):
         finally:
             for actor, making in actors:
                 self._end(actor, making)
+            while self._standing_by:
+                self._ray.kill(self._standing_by.popitem()[1])
             if room is not None:
                 self._ray.util.remove_placement_group(room)
             if self._listener is not None:
@@ -210,10 +215,11 @@ class Process:
     Args:
         folder: that the program works in.
         path: where it looks for modules.
+        made: the config, as :func:`packed_config` packed it.
         cpu_only: whether JAX is to leave accelerators alone.
     """
 
-    def __init__(self, folder: str, path: Sequence[str], *, cpu_only: bool) -> None:
+    def __init__(self, folder: str, path: Sequence[str], made: bytes, *, cpu_only: bool) -> None:
         if cpu_only:  # before JAX is loaded; it would take memory of an accelerator that it sees
             os.environ["JAX_PLATFORMS"] = "cpu"
         if Path(folder).is_dir():
@@ -223,20 +229,27 @@ class Process:
         self._failed: bytes | None = None
         self._outbox = _Outbox()
         logger.addHandler(self._outbox)
+        self._group = own_group()
+        with self._trying():
+            from steppe.learning.startup import prepare_jax
 
-    def make(self, made: bytes, hire: Hire, place: int, incarnation: int, where: Where) -> Answer:
-        """Make the worker of a place, of what :func:`packed_config` packed, and let it tell how far it is."""
-        from steppe.learning.startup import prepare_jax
-
-        group = own_group()
-        try:
-            config = unpacked_config(made)
+            self._config = unpacked_config(made)
             prepare_jax()
-            worker = self._worker = hire(config, place + 1, incarnation)
-            beat(where, place, incarnation, lambda: worker.executed)
+
+    @contextlib.contextmanager
+    def _trying(self) -> Iterator[None]:
+        """What fails here is the answer to whatever is asked."""
+        try:
+            yield
         except Exception as error:
-            self._failed = packed(error)
-        return group, self._failed, self._outbox.taken()
+            self._failed = self._failed or packed(error)
+
+    def make(self, hire: Hire, place: int, incarnation: int, where: Where) -> Answer:
+        """Make the worker of a place, and let it tell how far it is."""
+        with self._trying():
+            worker = self._worker = hire(self._config, place + 1, incarnation)
+            beat(where, place, incarnation, lambda: worker.executed)
+        return self._group, self._failed, self._outbox.taken()
 
     def call(self, method: str, *arguments: Any) -> Answer:
         """What the worker answers, or what it raised; if it could not be made, why."""

@@ -160,6 +160,10 @@ class Crew(ABC):
         """By place what workers have told meanwhile."""
 
     @abstractmethod
+    def stand_by(self, place: int) -> None:
+        """The worker of a place may have to be renewed soon; may be called again and again."""
+
+    @abstractmethod
     def renew(self, place: int, incarnation: int) -> None:
         """End the worker of a place, whatever it does, and make another; what it was asked is never answered.
 
@@ -204,6 +208,9 @@ class HereCrew(Crew):
     def progress(self) -> Mapping[int, Beat]:
         """Nothing: nobody works meanwhile."""
         return {}
+
+    def stand_by(self, place: int) -> None:
+        """Nothing takes long to begin."""
 
     def renew(self, place: int, incarnation: int) -> None:
         """Make another worker."""
