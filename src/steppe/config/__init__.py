@@ -26,6 +26,7 @@ from steppe.config.checks import (
     FRAGMENT,
     FUNCTION,
     IDS,
+    INPUT,
     PARTS,
     POLICIES,
     POSTPROCESSING,
@@ -76,7 +77,7 @@ if TYPE_CHECKING:
 
 
 _RESOURCES = [f"{what}_per_env_runner" for what in ("num_cpus", "num_gpus", "custom_resources")]
-_RESOURCES += ["restart_failed_env_runners"]  # RLlib has it under fault_tolerance
+_RESOURCES += ["restart_failed_env_runners", "input"]  # RLlib has them under fault_tolerance, offline_data
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -167,6 +168,8 @@ class AlgorithmConfig(ABC):
     """A process that samples and has more memory is replaced: where an env loses some all the time."""
     env_step_timeout: float | None = run_field(None, section="env_runners", check=above(0))
     """Seconds without a step after which a process that samples, or that a remote env is in, hangs."""
+    input: Any = run_field(None, section="env_runners", check=INPUT)
+    """What brings experience where no env is stepped: a PolicyServer, or a function that makes one."""
     explore: bool = run_field(True, section="env_runners")
     """Actions are sampled while training; otherwise the policy's best one is taken."""
 

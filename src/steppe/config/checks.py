@@ -130,6 +130,11 @@ POSTPROCESSING = _function_of("policy", "batch", "other_agent_batches", "episode
 EXTRA_LOSS = _function_of("params", "batch")
 SPACE = Check("a Gymnasium space", lambda value: not isinstance(value, _NO_SPACE), whole=True)
 CALLABLE = Check("a function", callable, whole=True)
+INPUT = Check(
+    "a PolicyServer, or a function of a context that returns one (files cannot be learned from yet),",
+    lambda value: callable(value) or callable(getattr(value, "build", None)),
+    whole=True,
+)
 PARTS = Check(
     "a dict of encoder, pi, critic_encoder or vf: the name that the part is shared under",
     lambda value: value.keys() <= {"encoder", "pi", "critic_encoder", "vf"},
@@ -162,11 +167,12 @@ def check_together(config: AlgorithmConfig) -> list[str]:
         ConfigError: fields contradict each other, or ask for what is not there yet.
     """
     name = type(config).__name__
-    if config.env is None and (config.observation_space is None or config.action_space is None):
+    given = (config.observation_space, config.action_space)
+    if config.env is None and None in given and (config.input is None or config.policies is None):
         raise ConfigError(
             f'{name}: env is missing: {name}(env="CartPole-v1"), or a class, or "file.py:Class"'
         )
-    if config.evaluation_num_env_runners or config.env_step_timeout:
+    if config.evaluation_num_env_runners or config.env_step_timeout or config.input is not None:
         from steppe.config.elsewhere import check_processes  # most runs are in one process
 
         check_processes(config)

@@ -104,8 +104,8 @@ def creator_of(env: Any) -> Creator:
     """
     if env is None:
         raise ConfigError(
-            "env is None: nothing can be built; that is for served and offline training, "
-            "which take observation_space and action_space instead"
+            "env is None: nothing can be built; that is for served training, which takes observation_space "
+            "and action_space instead; evaluate it with evaluation_config={'env': ...}"
         )
     if isinstance(env, str):
         return _creator_of_name(env)

@@ -16,6 +16,8 @@ from steppe.types import Policy
 
 def make_runner(config: AlgorithmConfig, callbacks: Sequence[Callbacks]) -> Any:
     """The runner that samples for training; what each of them does is told in :class:`LocalRunner`."""
+    if config.input is not None:
+        return LocalRunner(config, callbacks=callbacks)
     if config.env is not None:
         registry.creator_of(config.env)  # a name may say what to import
     if "steppe.jaxenvs.protocol" in sys.modules:  # else nobody has written an env in JAX

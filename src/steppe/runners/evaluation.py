@@ -42,7 +42,7 @@ class Evaluator:
         changes = dict(config.evaluation_config)
         if "env_config" in changes:  # says what differs; the rest of the env's arguments stays
             changes["env_config"] = {**config.env_config, **changes["env_config"]}
-        own = config.copy(**changes)
+        own = config.copy(input=None, **changes)  # clients bring what is learned from
         self._own = make_callbacks(own.callbacks_class) if "callbacks_class" in changes else ()
         self._training = training if config.evaluation_envs == "shared" else None
         self._explore = bool(config.evaluation_config.get("explore", False))

@@ -66,7 +66,7 @@ class LocalRunner:
 
             self.observing = made_observing(self, config, policies_say=named)
         build: Callable[..., AsyncEnv] = registry.build
-        if config.remote_worker_envs or config.on_env_error != "raise":
+        if config.remote_worker_envs or config.on_env_error != "raise" or config.input is not None:
             from steppe.runners.building import builder  # most envs are stepped here, and errors end the run
 
             build = builder(config)
