@@ -1,0 +1,71 @@
+"""A server process for tests of what starts it: it echoes lines, and does as a line asks.
+
+``python echo_child.py CONTROL LISTENER``; "die" kills it, "deaf" lets it ignore the trainer, "pid" and
+"weights" tell what it knows.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+
+from steppe.serving.control import (
+    Beat,
+    Configure,
+    Consumed,
+    Frames,
+    Listening,
+    Map,
+    Mapped,
+    Publish,
+    Refused,
+    Stop,
+    framed,
+)
+
+
+def serve(listener, known, line):
+    while True:
+        connection, _ = listener.accept()
+        with connection, connection.makefile("rw") as lines:
+            for word in map(str.strip, lines):
+                if word == "die":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if word == "map":
+                    line.sendall(framed(Map("left", 3)))
+                answer = {"pid": os.getpid(), **known}.get(word, word)
+                print(answer, file=lines, flush=True)
+
+
+def main(control, listening):
+    line, listener = socket.socket(fileno=control), socket.socket(fileno=listening)
+    frames, known, deaf = Frames(), {"beats": 0}, False
+    while data := line.recv(1 << 16):
+        for message in frames.feed(data):
+            match message:
+                case Configure(settings=settings):
+                    if settings.episode_ttl == 1.0:
+                        line.sendall(framed(Refused("no")))
+                        return
+                    if settings.episode_ttl == 2.0:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    deaf = settings.episode_ttl == 3.0
+                    threading.Thread(target=serve, args=(listener, known, line), daemon=True).start()
+                    line.sendall(framed(Listening("log")))
+                case Publish(policies=policies):
+                    known |= {"weights": {id: packed.version for id, packed in policies.items()}}
+                case Consumed(position=position, saved=saved):
+                    known |= {"consumed": (position, saved)}
+                case Mapped(agent=agent, episode=episode, policy=policy):
+                    known |= {"mapped": (agent, episode, policy)}
+                case Beat():
+                    known["beats"] += 1
+                case Stop() if not deaf:
+                    return
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
