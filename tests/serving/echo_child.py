@@ -21,7 +21,7 @@ from steppe.serving.control import (
     Map,
     Mapped,
     Publish,
-    Refused,
+    Failed,
     Stop,
     framed,
 )
@@ -40,31 +40,38 @@ def serve(listener, known, line):
                 print(answer, file=lines, flush=True)
 
 
+def answered(message, known):
+    """Note what the trainer says."""
+    match message:
+        case Publish(policies=policies):
+            known["weights"] = {id: packed.version for id, packed in policies.items()}
+        case Consumed(position=position, saved=saved):
+            known["consumed"] = position, saved
+        case Mapped(agent=agent, episode=episode, policy=policy):
+            known["mapped"] = agent, episode, policy
+        case Beat():
+            known["beats"] += 1
+
+
 def main(control, listening):
     line, listener = socket.socket(fileno=control), socket.socket(fileno=listening)
     frames, known, deaf = Frames(), {"beats": 0}, False
     while data := line.recv(1 << 16):
         for message in frames.feed(data):
-            match message:
-                case Configure(settings=settings):
-                    if settings.episode_ttl == 1.0:
-                        line.sendall(framed(Refused("no")))
-                        return
-                    if settings.episode_ttl == 2.0:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    deaf = settings.episode_ttl == 3.0
-                    threading.Thread(target=serve, args=(listener, known, line), daemon=True).start()
-                    line.sendall(framed(Listening("log")))
-                case Publish(policies=policies):
-                    known |= {"weights": {id: packed.version for id, packed in policies.items()}}
-                case Consumed(position=position, saved=saved):
-                    known |= {"consumed": (position, saved)}
-                case Mapped(agent=agent, episode=episode, policy=policy):
-                    known |= {"mapped": (agent, episode, policy)}
-                case Beat():
-                    known["beats"] += 1
-                case Stop() if not deaf:
-                    return
+            answered(message, known)
+            if isinstance(message, Stop) and not deaf:
+                return
+            if not isinstance(message, Configure):
+                continue
+            ttl = message.settings.episode_ttl
+            if ttl == 1.0:
+                line.sendall(framed(Failed("no")))
+                return
+            if ttl == 2.0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            deaf = ttl == 3.0
+            threading.Thread(target=serve, args=(listener, known, line), daemon=True).start()
+            line.sendall(framed(Listening("log")))
 
 
 if __name__ == "__main__":

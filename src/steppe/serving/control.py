@@ -158,18 +158,18 @@ class Counts(msgspec.Struct, tag=True, frozen=True):
     counts: dict[str, int]
 
 
-class Refused(msgspec.Struct, tag=True, frozen=True):
+class Failed(msgspec.Struct, tag=True, frozen=True):
     """The server cannot begin; ``text`` says why, and what to do."""
 
     text: str
 
 
 ToServer: TypeAlias = Configure | Publish | Consumed | Mapped | Beat | Stop
-ToTrainer: TypeAlias = Listening | Synced | Map | Said | Counts | Refused
+ToTrainer: TypeAlias = Listening | Synced | Map | Said | Counts | Failed
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(
-    Configure | Publish | Consumed | Mapped | Beat | Stop | Listening | Synced | Map | Said | Counts | Refused
+    Configure | Publish | Consumed | Mapped | Beat | Stop | Listening | Synced | Map | Said | Counts | Failed
 ).decode
 
 

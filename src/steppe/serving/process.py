@@ -17,7 +17,7 @@ from typing import Any, final
 import steppe
 from steppe.errors import ConfigError, RunnerError
 from steppe.serving import control
-from steppe.serving.control import Beat, Configure, Consumed, Line, Listening, Publish, Refused, Stop
+from steppe.serving.control import Beat, Configure, Consumed, Line, Listening, Publish, Failed, Stop
 
 logger = logging.getLogger("steppe")
 
@@ -143,7 +143,7 @@ class ServerProcess:
             for messages in self._beats(line):
                 for message in messages:
                     listened = listened or isinstance(message, Listening)
-                    if isinstance(message, Refused):
+                    if isinstance(message, Failed):
                         self.failed = ConfigError(message.text)
                     self._heard(message)
         finally:
