@@ -16,12 +16,12 @@ from steppe.serving.control import (
     Beat,
     Configure,
     Consumed,
+    Failed,
     Frames,
     Listening,
     Map,
     Mapped,
     Publish,
-    Failed,
     Stop,
     framed,
 )

@@ -17,7 +17,7 @@ from typing import Any, final
 import steppe
 from steppe.errors import ConfigError, RunnerError
 from steppe.serving import control
-from steppe.serving.control import Beat, Configure, Consumed, Line, Listening, Publish, Failed, Stop
+from steppe.serving.control import Beat, Configure, Consumed, Failed, Line, Listening, Publish, Stop
 
 logger = logging.getLogger("steppe")
 
