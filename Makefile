@@ -91,7 +91,7 @@ $(RLLIB_STAMP):
 	touch $@
 
 lock: setup  ## Resolve requirements.lock anew
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra box2d --extra pettingzoo --extra ray --extra ray-tune --extra tune --universal \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra box2d --extra pettingzoo --extra ray --extra ray-tune --extra serve --extra tune --universal \
 		--python-version 3.11 --upgrade --no-header --no-annotate --quiet -o requirements.lock
 
 clean:  ## Remove what tools and runs left; the environments stay
