@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, final
 
-import gymnasium
 import numpy as np
 import numpy.typing as npt
 
@@ -262,8 +261,8 @@ def show(value: Any) -> str:
     return f"{short} ({type(value).__name__}{shape})"
 
 
-def shared_spec(envs: Sequence[gymnasium.Env[Any, Any]], name: str, given: Any, maximum: int | None) -> Spec:
-    """The spec that all envs share; ``given`` overrides them."""
+def shared_spec(envs: Sequence[Any], name: str, given: Any, maximum: int | None) -> Spec:
+    """The spec that all these Gymnasium envs share; ``given`` overrides them."""
     attribute = f"{name}_space"
     if given is not None:
         return spaces.spec_of(given, max_sequence_length=maximum, name=attribute)
