@@ -344,7 +344,7 @@ class _Calling:
     name: str
 
     def __call__(self, ctx: EnvContext) -> Any:
-        args, keywords = _arguments(self.creator, ctx, self.name)
+        args, keywords = arguments_for(self.creator, ctx, self.name)
         env = self.creator(*args, **keywords)
         if is_vector(env) or is_multi_agent(env) or is_base(env) or is_actor(env):
             return env
@@ -358,7 +358,7 @@ class _Calling:
 
     def check(self, ctx: EnvContext) -> None:
         """Raise ConfigError if the arguments do not fit."""
-        _arguments(self.creator, ctx, self.name)
+        arguments_for(self.creator, ctx, self.name)
 
 
 Creator: TypeAlias = _Making | _Calling
@@ -393,10 +393,14 @@ def _modern_step(result: Any) -> Any:
     return modern_step(result)
 
 
-def _arguments(
+def arguments_for(
     creator: Callable[..., Any], ctx: EnvContext, name: str
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments for a user's class or function."""
+    """Positional and keyword arguments for a user's class or function.
+
+    Raises:
+        ConfigError: ``env_config`` does not fit.
+    """
     signature = _signature(creator)
     if signature is None:
         return (ctx,), {}
