@@ -108,11 +108,11 @@ class Choices(ActionLeaf):
 
     def mode(self, head: FloatArray) -> Array:
         """Of the largest logit."""
-        return self._shaped(np.argmax(self._logits(head), -1))
+        return self._shaped(np.argmax(self.logits(head), -1))
 
     def sample(self, head: FloatArray, scale: FloatArray, noise: FloatArray) -> Array:
         """By the inverse of the cumulative distribution."""
-        logits = self._logits(head)
+        logits = self.logits(head)
         p = np.exp(logits - logits.max(-1, keepdims=True))
         cdf = np.cumsum(p, -1)
         reached = (cdf >= noise[..., None] * cdf[..., -1:]) & (p > 0.0)
@@ -126,7 +126,10 @@ class Choices(ActionLeaf):
         """Counted from 0."""
         return np.asarray(action - self.start, np.int32)
 
-    def _logits(self, head: FloatArray) -> FloatArray:
+    def logits(self, head: FloatArray) -> FloatArray:
+        """``(n, choices, width)``; padding is masked."""
+        if self.even:
+            return head.reshape(-1, self.noise, self.width)
         return np.where(self.present, head[..., self.index], np.float32(MASKED))
 
     def _shaped(self, choices: Array) -> Array:
@@ -192,7 +195,7 @@ class Numbers(ActionLeaf):
         """The mean and so many standard deviations as the uniform says."""
         from statistics import NormalDist  # numpy has no inverse of the normal distribution
 
-        normal = np.array([NormalDist().inv_cdf(u) for u in noise.ravel().tolist()], np.float32)
+        normal = np.array([*map(NormalDist().inv_cdf, noise.ravel().tolist())], np.float32)
         return (head + np.exp(scale) * normal.reshape(noise.shape)).reshape(-1, *self.shape)
 
     def to_env(self, action: Array) -> Array:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from steppe.models.actions import Actions
+from steppe.spaces import map_leaves
+from steppe.types import Tree
 
 
 class Memory(NamedTuple):
@@ -20,6 +24,11 @@ class Memory(NamedTuple):
     prev_action: bool = False
     prev_reward: bool = False
     length: int = 20
+
+
+def repeated(initial: Tree, n: int) -> Tree:
+    """The state of ``n`` fresh trajectories, which is zeros, of that of one."""
+    return map_leaves(lambda a: np.zeros((n, *a.shape), a.dtype), initial)
 
 
 def told(xp: Any, actions: Actions | None, reward: bool, before: Mapping[str, Any]) -> list[Any]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from steppe.errors import ConfigError
 from steppe.models.actions import LOG_STD_RANGE, MASKED, Actions
-from steppe.models.before import told
+from steppe.models.before import repeated, told
 from steppe.models.framestack import Frames, stacked_spec
 from steppe.models.numpy_cells import cell_of
 from steppe.models.observations import CLIP, EPSILON, MASK, normalized_leaves, visit
@@ -63,6 +63,7 @@ class Network:
         self._seen = without(seen, [MASK, *unseen] if self._masked else unseen)
         self._statistics = statistics(self._seen, arrays) if description["normalizer"] else []
         self._torso: _Torso | None = None
+        self._fresh = fresh_state(description, self.actions)
         if (torso := description.get("torso")) is not None:
             self._torso = _Torso(torso, self.actions, arrays)
             arrays = {name.removeprefix("out."): array for name, array in arrays.items()}
@@ -87,7 +88,7 @@ class Network:
 
     def initial_state(self, n: int) -> Tree:
         """What ``n`` fresh trajectories are met with; None without a memory."""
-        state = None if self._torso is None else self._torso.initial(n)
+        state = None if self._fresh is None else repeated(self._fresh, n)
         return state if self._frames is None else {**(state or {}), **self._frames.initial(n)}
 
     def params(self, column: Tree) -> FloatArray:
@@ -95,10 +96,10 @@ class Network:
 
         With a memory: of the first ones of their trajectories.
         """
-        return self._params(column, self.initial_state(len(leaves(column)[0])))[0]
+        return self.met(column, self.initial_state(len(leaves(column)[0])))[0]
 
-    def _params(self, column: Tree, state: Tree) -> tuple[FloatArray, dict[str, Any]]:
-        """These, and what is remembered from then on."""
+    def met(self, column: Tree, state: Tree) -> tuple[FloatArray, dict[str, Any]]:
+        """These, and what is remembered from then on: see :meth:`after`."""
         with np.errstate(all="ignore"):  # as compiled code is: silent, and the result says it
             column = map_leaves(_narrow, narrowed(self.observation, column))
             after: dict[str, Any] = {}
@@ -120,8 +121,9 @@ class Network:
             if self._bounded:
                 scales = np.clip(heads[:, -self._bounded :], *LOG_STD_RANGE)
                 return np.concatenate([heads[:, : -self._bounded], scales], axis=1), after
-            scales = np.broadcast_to(self._log_std, (len(heads), self._log_std.size))
-            return np.concatenate([heads, scales], axis=1), after
+            if self._log_std.size:
+                heads = np.concatenate([heads, self._log_std[None].repeat(len(heads), axis=0)], axis=1)
+            return heads, after
 
     def act(self, column: Tree, noise: FloatArray | None, state: Tree = None) -> tuple[Tree, Tree]:
         """A column of env actions: the likeliest, or those that the noise ``(n, K)`` picks; and the state.
@@ -129,14 +131,39 @@ class Network:
         Raises:
             BadLeaf: a mask allows nothing.
         """
-        if self._masked:
-            check_mask(column[MASK], self.actions)
-        params, found = self._params(column, state)
+        self.check(column)
+        params, found = self.met(column, state)
         with np.errstate(all="ignore"):
             action = self.actions.choose(params, None if self._greedy else noise)
-            found |= {"action": action, "reward": np.zeros(len(params), np.float32)}
-            after = None if state is None else {name: found[name] for name in state}
-            return self.actions.to_env_direct(action), after
+            return self.actions.to_env_direct(action), self.after(found, action, state)
+
+    def check(self, column: Tree) -> None:
+        """Judge the masks of a column.
+
+        Raises:
+            BadLeaf: one allows nothing.
+        """
+        if self._masked:
+            check_mask(column[MASK], self.actions)
+
+    @staticmethod
+    def after(found: dict[str, Any], action: Tree, state: Tree) -> Tree:
+        """The state behind rows that were met with ``state``, of what :meth:`met` found and was chosen."""
+        if state is None:
+            return None
+        found |= {"action": action, "reward": np.zeros(len(leaves(action)[0]), np.float32)}
+        return {name: found[name] for name in state}
+
+
+def fresh_state(description: Mapping[str, Any], actions: Actions) -> Tree:
+    """What one fresh trajectory of a network that is described is met with; None without a memory."""
+    if (torso := description.get("torso")) is None:
+        return None
+    state = {"memory": cell_of(torso["cell"], "", {}).initial()}
+    if torso["action"]:
+        params = np.zeros((1, actions.param_size), np.float32)
+        state["action"] = map_leaves(lambda a: np.zeros_like(a[0]), actions.choose(params, None))
+    return {**state, "reward": np.zeros((), np.float32)} if torso["reward"] else state
 
 
 @final
@@ -150,14 +177,6 @@ class _Torso:
             self._mlp, self._activation = _mlp(mlp, "torso.mlp", arrays), _ACTIVATIONS[mlp["activation"]]
         self._reward, self._cell = description["reward"], cell_of(description["cell"], "torso.cell", arrays)
         self._actions = actions if description["action"] else None
-
-    def initial(self, n: int) -> Tree:
-        state = {"memory": self._cell.initial()}
-        if self._actions is not None:
-            params = np.zeros((1, self._actions.param_size), np.float32)
-            state["action"] = map_leaves(lambda a: np.zeros_like(a[0]), self._actions.choose(params, None))
-        state |= {"reward": np.zeros((), np.float32)} if self._reward else {}
-        return map_leaves(lambda a: np.zeros((n, *a.shape), a.dtype), state)
 
     def __call__(self, column: Tree, state: Tree) -> tuple[FloatArray, Tree]:
         x = self._encoder(column)

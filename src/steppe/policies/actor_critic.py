@@ -127,7 +127,7 @@ class ActorCriticPolicy:
         return None
 
     def export(self, weights: Weights) -> State:
-        """What a :class:`~steppe.models.numpy_forward.Network` is made of: ``network``, ``arrays``."""
+        """What a :class:`~steppe.policies.numpy_policy.NumpyPolicy` is made of."""
         actor = self._layout.unravel(self._layout.flat(weights))[0]
         return exported(self._sight, self.action, self.options, actor, weights, actor.describe())
 
@@ -135,7 +135,7 @@ class ActorCriticPolicy:
 def exported(
     sight: Sight, action: Spec, options: Any, network: Any, weights: Weights, description: dict[str, Any]
 ) -> State:
-    """What acts elsewhere: the description of a network and its arrays by readable names.
+    """What acts elsewhere: a network's description, its arrays by readable names, and how it explores.
 
     Args:
         sight: what it observes.
@@ -158,7 +158,7 @@ def exported(
         "normalizer": bool(covered),
         "critic_only": [*sight.critic_only],
     }
-    return {"network": about | description, "arrays": arrays}
+    return {"network": about | description, "arrays": arrays, "exploration": {"kind": "sampled"}}
 
 
 @lru_cache(maxsize=64)

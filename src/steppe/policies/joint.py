@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from steppe.models.actions import Actions
+from steppe.models.before import repeated
 from steppe.models.encoders import normalize
 from steppe.models.members import STATE, Members, split
 from steppe.models.observations import normalized_leaves
@@ -18,7 +19,6 @@ from steppe.models.q_memory import MemoryQ
 from steppe.models.q_network import QNetwork
 from steppe.policies.actor_critic import Layout
 from steppe.policies.q import epsilon_greedy
-from steppe.policies.recurrent import repeated
 from steppe.spaces import Spec, describe, is_wide, leaves, map_leaves, narrowed, take
 from steppe.types import Array, Decision, FloatArray, State, Tree, Weights
 
@@ -114,7 +114,7 @@ class JointPolicy:
             "critic_only": [STATE] if self._members.stateful else [],
             "member": member,
         }
-        return {"network": about, "arrays": arrays}
+        return {"network": about, "arrays": arrays, "exploration": {"kind": "epsilon_greedy"}}
 
     def _statistics(self, weights: Weights) -> tuple[Array, ...]:
         if not self._normalized:

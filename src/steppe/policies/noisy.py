@@ -9,8 +9,7 @@ from typing import Any, final
 import numpy as np
 
 from steppe.models.actions import SQUASH_EDGE, Actions
-from steppe.policies.actor_critic import ActorCriticPolicy
-from steppe.types import Decision, FloatArray, Tree, Weights
+from steppe.types import Decision, FloatArray, Policy, State, Tree, Weights
 
 _normal = np.vectorize(NormalDist().inv_cdf, otypes=[np.float32])  # numpy has no inverse of the normal
 
@@ -35,7 +34,7 @@ class NoisyPolicy:
 
     def __init__(
         self,
-        policy: ActorCriticPolicy,
+        policy: Policy,
         actions: Actions,
         *,
         deviation: float,
@@ -45,8 +44,7 @@ class NoisyPolicy:
         self.observation, self.acting, self.action = policy.observation, policy.acting, policy.action
         self.to_env: Callable[[Tree], Tree] = policy.to_env
         self.from_env: Callable[[Tree], Tree] = policy.from_env
-        self.export, self.draws = policy.export, False
-        self._policy, self._actions, self._draws = policy, actions, draws
+        self._policy, self._actions, self._draws, self.draws = policy, actions, draws, False
         self._deviation, self._correlation = deviation, correlation
         self._size = actions.noise_size
         self.noise_size = 2 * self._size if draws else self._size
@@ -82,3 +80,8 @@ class NoisyPolicy:
     def initial_state(self, n: int) -> Tree:
         """The process begins at 0."""
         return {"noise": np.zeros((n, self._size), np.float32)} if self._correlation else None
+
+    def export(self, weights: Weights) -> State:
+        """The policy, and the noise."""
+        about = {"deviation": self._deviation, "correlation": self._correlation, "draws": self._draws}
+        return {**self._policy.export(weights), "exploration": {"kind": "added_noise", **about}}

@@ -17,7 +17,7 @@ from steppe.models.sight import read
 from steppe.policies.actor_critic import ActorCriticPolicy, Layout
 from steppe.seeding import stream
 from steppe.spaces import Spec, is_wide, leaves, map_leaves, narrowed, take
-from steppe.types import Decision, FloatArray, IntArray, Tree, Weights
+from steppe.types import Decision, FloatArray, IntArray, State, Tree, Weights
 
 _SIZE = 1 << 22
 
@@ -70,7 +70,7 @@ class PerturbedPolicy:
         deviation: float,
     ) -> None:
         self.observation, self.acting, self.action = policy.observation, policy.acting, policy.action
-        self.noise_size, self.draws, self.export = 1, False, policy.export
+        self.noise_size, self.draws = 1, False
         self.load: Callable[[Weights], Any] = lambda weights: jnp.asarray(layout.flat(weights))
         self._policy, to_env = policy, distribution.actions.to_env_direct
         self.to_env: Callable[[Tree], Tree] = lambda recorded: to_env(recorded["action"])
@@ -90,8 +90,9 @@ class PerturbedPolicy:
             BadLeaf: the mask of a row allows nothing.
         """
         if noise is None:
-            action, logp, _ = self._policy.act(weights, obs, None, None)
-            return Decision({"action": action, "perturbation": np.zeros_like(state)}, logp, state)
+            decision = self._policy.act(weights, obs, None, None)
+            unmoved = {"action": decision.action, "perturbation": np.zeros_like(state)}
+            return Decision(unmoved, decision.logp, state)
         if self._read is not None:
             obs = self._read(obs)
         if self._wide:
@@ -118,6 +119,10 @@ class PerturbedPolicy:
     def initial_state(self, n: int) -> Tree:
         """Nothing is drawn yet."""
         return np.zeros(n, np.int32)
+
+    def export(self, weights: Weights) -> State:
+        """The policy, as nothing moves it."""
+        return {**self._policy.export(weights), "exploration": {"kind": "perturbed"}}
 
 
 def _unmoved(from_env: Callable[[Tree], Tree], action: Tree) -> Tree:

@@ -79,12 +79,14 @@ class QPolicy:
         return None
 
     def export(self, weights: Weights) -> State:
-        """What a :class:`~steppe.models.numpy_forward.Network` is made of: ``network``, ``arrays``."""
+        """What a :class:`~steppe.policies.numpy_policy.NumpyPolicy` is made of."""
         flat = self._layout.flat(weights)
         network = self._layout.unravel(flat)[0]
         stack = dict(zip(("weights", "biases"), network.folded(), strict=True))
         arrays = {"encoder": network.encoder, "mlp": stack, "scores": network.scores}
-        return exported(self._sight, self.action, {}, arrays, weights, network.describe())
+        kind = "noisy_layers" if network.noise_size else "epsilon_greedy"
+        state = exported(self._sight, self.action, {}, arrays, weights, network.describe())
+        return {**state, "exploration": {"kind": kind}}
 
 
 @lru_cache(maxsize=64)

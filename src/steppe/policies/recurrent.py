@@ -9,6 +9,7 @@ from typing import Any, final
 import jax
 import numpy as np
 
+from steppe.models.before import repeated
 from steppe.models.distributions import Distribution
 from steppe.models.encoders import normalize
 from steppe.models.memory import MemoryActor
@@ -69,7 +70,7 @@ class RecurrentPolicy:
         return repeated(self._initial, n)
 
     def export(self, weights: Weights) -> State:
-        """What a :class:`~steppe.models.numpy_forward.Network` is made of: ``network``, ``arrays``."""
+        """What a :class:`~steppe.policies.numpy_policy.NumpyPolicy` is made of."""
         actor = self._layout.unravel(self._layout.flat(weights))[0]
         return exported(self._sight, self.action, self._options, actor, weights, actor.describe())
 
@@ -103,11 +104,6 @@ def remembered(
     action, logp, memory = map_leaves(lambda a: np.asarray(a)[:n], made)
     after = {"memory": memory, "action": action, "reward": np.zeros(n, np.float32)}
     return Decision(action, logp, {name: after[name] for name in initial})
-
-
-def repeated(initial: Tree, n: int) -> Tree:
-    """The state of ``n`` fresh trajectories, which is zeros, of that of one."""
-    return map_leaves(lambda a: np.zeros((n, *a.shape), a.dtype), initial)
 
 
 def fresh_state(distribution: Distribution, actor: MemoryActor) -> dict[str, Tree]:

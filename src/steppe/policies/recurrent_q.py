@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from steppe.models.actions import Actions
+from steppe.models.before import repeated
 from steppe.models.encoders import normalize
 from steppe.models.observations import MASK, Sight
 from steppe.models.q_memory import MemoryQ
 from steppe.models.q_network import scaled_noise
 from steppe.policies.actor_critic import Layout, exported
 from steppe.policies.q import epsilon_greedy
-from steppe.policies.recurrent import remembered, repeated
+from steppe.policies.recurrent import remembered
 from steppe.spaces import Spec, narrowed
 from steppe.types import Decision, FloatArray, State, Tree, Weights
 
@@ -74,13 +75,15 @@ class RecurrentQPolicy:
         return repeated(self._initial, n)
 
     def export(self, weights: Weights) -> State:
-        """What a :class:`~steppe.models.numpy_forward.Network` is made of: ``network``, ``arrays``."""
+        """What a :class:`~steppe.policies.numpy_policy.NumpyPolicy` is made of."""
         flat = self._layout.flat(weights)
         network: MemoryQ = self._layout.unravel(flat)[0]
         stack = dict(zip(("weights", "biases"), network.out.folded(), strict=True))
         head = {"encoder": network.out.encoder, "mlp": stack, "scores": network.out.scores}
         arrays = {"torso": network.torso, "out": head}
-        return exported(self._sight, self.action, {}, arrays, weights, network.describe())
+        kind = "noisy_layers" if network.out.noise_size else "epsilon_greedy"
+        state = exported(self._sight, self.action, {}, arrays, weights, network.describe())
+        return {**state, "exploration": {"kind": kind}}
 
 
 @lru_cache(maxsize=64)

@@ -113,7 +113,7 @@ class ScriptedPolicy:
 
     def export(self, weights: Weights) -> State:
         """Nothing that numpy alone could act on: the rule is the user's code."""
-        return {"network": {"kind": "scripted"}, "arrays": {}}
+        return {"network": {"kind": "scripted"}, "arrays": {}, "exploration": {"kind": "scripted"}}
 
 
 def _same(action: Tree) -> Tree:
