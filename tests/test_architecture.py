@@ -20,16 +20,17 @@ ABOVE_CORE = ("cli", "compat", "tune", "scaling", "algorithm.py", "resuming.py",
 ABOVE_CORE += ("serving", "offline", "doctor")
 COLLECTION = ("algorithms", "models", "policies", "learning", "buffers", "jaxenvs")
 """Bounded by the piece: docs/decisions/0006-what-everything-is.md."""
-LEAVES = {"compat": 1_100, "tune": 940, "scaling": 440, "serving": 2_900}
-"""Bounded by themselves: docs/decisions/0008-what-a-leaf-is.md, and 0009 to 0012."""
-OF_LEAVES = {"tune.py": "tune", "bench.py": "scaling", "serve.py": "serving"}
+LEAVES = {"compat": 1_100, "tune": 940, "scaling": 440, "serving": 2_900, "external": 900}
+"""Bounded by themselves: docs/decisions/0008-what-a-leaf-is.md, and 0009 to 0013."""
+OF_LEAVES = {"cli/tune.py": "tune", "cli/bench.py": "scaling", "cli/serve.py": "serving"}
 """The commands that are there for a leaf alone."""
+OF_LEAVES |= {f"envs/{name}.py": "external" for name in ("driven", "stories", "external")}
 
 
 def leaf_of(file):
     """The leaf that a file is part of, if it is of one."""
-    *folders, name = file.relative_to(SOURCE).parts
-    leaf = OF_LEAVES.get(name) if folders == ["cli"] else (folders or [name])[0]
+    path = file.relative_to(SOURCE)
+    leaf = OF_LEAVES.get(path.as_posix(), path.parts[0])
     return leaf if leaf in LEAVES else None
 
 

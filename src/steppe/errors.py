@@ -53,6 +53,10 @@ class RunnerError(SteppeError):
     """The process of a runner ended, or raised what cannot be sent from there."""
 
 
+class IdleError(SteppeError):
+    """Nobody came who could be sampled: an env's way to let a fragment end early."""
+
+
 class CheckpointError(SteppeError):
     """A checkpoint that is damaged, incomplete, or belongs to another configuration."""
 

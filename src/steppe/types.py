@@ -98,13 +98,15 @@ class Decision(NamedTuple):
     """What a policy chose for some rows.
 
     ``action`` is the policy's own sample, before squash, clip or scaling; ``logp`` its log-probability,
-    shape ``(n,)``; ``state`` the recurrent state after these rows, or None. Where somebody unknown chose,
-    ``logp`` is NaN, for all of the rows, and ``action`` is as the env has it.
+    shape ``(n,)``; ``state`` the recurrent state after these rows, or None; ``version`` ``(n,)`` of the
+    weights that chose, where that was not the sampler's own doing. Where somebody unknown chose, ``logp`` is
+    NaN, for all of the rows, and ``action`` is as the env has it.
     """
 
     action: Tree
     logp: FloatArray
     state: Tree = None
+    version: IntArray | None = None
 
 
 class Weights(NamedTuple):
@@ -269,4 +271,11 @@ class Policy(Protocol):
         """Recurrent state of ``n`` fresh trajectories, or None."""
 
     def export(self, weights: Weights) -> State:
-        """What acting needs elsewhere: ``network``, JSON values, and ``arrays`` by readable name."""
+        """What acting needs elsewhere: ``network`` and ``exploration``, JSON values, and ``arrays`` by name."""
+
+
+class Input(Protocol):
+    """Where experience comes from instead of an env that is stepped."""
+
+    def build(self, env: Any, env_config: Mapping[str, Any] | None = None, **how: Any) -> AsyncEnv:
+        """What delivers it; called as ``registry.build`` is, and told of ``decides`` likewise."""

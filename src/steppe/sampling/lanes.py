@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from steppe.errors import ConfigError
 from steppe.spaces import Spec, is_wide, leaves, map_leaves, narrowed, put, take, tupled, zeros
+from steppe.spaces.description import described, misfits
 from steppe.types import Array, BoolArray, Decision, IntArray, Policy, Rollout, State, TimeStep, Tree
 
 ENV, AGENT, EPISODE, T = range(4)  # columns of the identity of a row
@@ -141,7 +143,7 @@ class Lanes:
             self._resize(self._rows + max(self._rows // 2, 16), self._lanes)
 
     def write_decision(self, slots: IntArray, decision: Decision, version: int) -> None:
-        """Store what was chosen for the newest row of each slot."""
+        """Store what was chosen for the newest row of each slot; ``version`` acted if nothing else says."""
         lane = self.lane_of[slots]
         index = (self._used[lane] - 1) * self._lanes + lane
         if self.action is None:
@@ -151,7 +153,7 @@ class Lanes:
         else:
             put(self.action, index, decision.action)
         self.logp[index] = decision.logp
-        self.version[index] = version
+        self.version[index] = version if decision.version is None else decision.version
 
     def discard(self, slot: int) -> None:
         """Unfill the trajectory of ``slot``, back to its first row in this fragment, and free its lane."""
@@ -298,6 +300,17 @@ def in_order(ready: Sequence[Ready], identity: Array, edge: Array) -> list[Ready
     return merged
 
 
+def check_fits(policy: Policy, id: str, pair: tuple[Spec, Spec], who: str) -> None:
+    """Agents of a space pair are mapped to a policy for the first time; ``who`` they are.
+
+    Raises:
+        ConfigError: the policy observes or chooses something else.
+    """
+    wrong, _ = misfits(described(policy.observation, policy.action), described(*pair))
+    if wrong:  # other bounds of observations may be
+        raise ConfigError(f"{who} is mapped to policy {id!r}, which takes {wrong}")
+
+
 def in_own_units(policy: Policy, decision: Decision) -> Decision:
     """What was decided elsewhere, as ``policy`` would have drawn it."""
     if not np.isnan(decision.logp).all():
@@ -319,7 +332,8 @@ def select(step: TimeStep, index: IntArray) -> TimeStep:
     if decided is not None and decision is not None:
         row = (np.cumsum(decided) - 1)[index[decided[index]]]
         state = None if decision.state is None else take(decision.state, row)
-        decision = Decision(take(decision.action, row), decision.logp[row], state)
+        version = None if decision.version is None else decision.version[row]
+        decision = Decision(take(decision.action, row), decision.logp[row], state, version)
     if len(index) and index[-1] == len(index) - 1:
         index = slice(0, len(index))  # type: ignore[assignment]  # the first rows: views will do
     return TimeStep(

@@ -32,6 +32,13 @@ class Quota:
     def __contains__(self, episode: tuple[int, int]) -> bool:
         return episode in self._awaited
 
+    def admit(self, begun: Iterable[tuple[int, int]]) -> None:
+        """Await new episodes that go on without an answer, as long as some are yet to begin."""
+        for episode in begun:
+            if episode not in self._awaited and self._new[episode[0]] > 0:
+                self._new[episode[0]] -= 1
+                self._awaited.add(episode)
+
     def split(self, ready: Sequence[Ready], live: Mapping[int, SlotInfo]) -> list[Ready]:
         """Those of the rows that are to be answered; the others wait."""
         running = list[Ready]()

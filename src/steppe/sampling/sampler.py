@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steppe.errors import ConfigError
-from steppe.sampling.lanes import Lanes, Ready, T, in_order, in_own_units, select, state_after
+from steppe.errors import IdleError
+from steppe.sampling.lanes import Lanes, Ready, T, check_fits, in_order, in_own_units, select, state_after
 from steppe.sampling.metrics import EpisodeRecord, Sample, Tally
 from steppe.sampling.quota import Quota
 from steppe.seeding import SMALLEST_NOISE
-from steppe.spaces import BadLeaf, described, map_leaves, misfits, put, take, tupled
+from steppe.spaces import BadLeaf, map_leaves, put, take, tupled
 from steppe.types import AgentID, Array, AsyncEnv, IntArray, Policy, SlotInfo, State, TimeStep, Tree, Weights
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Sampler:
         cut_short: the env was left in the middle of something: only :meth:`set_state` repairs that.
         rng: the stream of noise.
         hooks: told of every poll; None when no hook of episodes or samples is set.
+        driven: others act in the env, so that nothing can be held back there.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Sampler:
         self._pending: list[Ready] = []
         self._edge = np.full((env.num_envs, 2), -1)  # each env's episode and step as the fragment began
         self._started, self.cut_short, self._sequence, self._tally = False, False, 0, Tally()
+        self.driven, self._idle = False, False
         self._policy_of = np.zeros(0, np.int64)
         self._identity, self._returns = np.zeros((0, 4), np.int32), np.zeros(0)
         for id, policy in policies.items():
@@ -160,12 +162,12 @@ class Sampler:
         """
         if self.cut_short:
             raise RuntimeError(CUT_SHORT)
-        self.cut_short = True  # until this fragment is closed
-        if not self._started:
-            self._begin()
+        self.cut_short, self._idle = True, False  # until this fragment is closed
+        if not self._started:  # the first poll resets the envs
+            self._pending, self._started = self._round(()), True
         before, ready = self.env.env_steps, self._pending
         earlier = self._under_way(ready) if self._complete and self.env.steps_together else set()
-        while self.env.env_steps < before + self._fragment_steps:
+        while self.env.env_steps < before + self._fragment_steps and not self._idle:
             ready = self._round(ready)
         if self._complete:
             ready = self._finish(ready, [0] * self.env.num_envs, self._under_way(ready) - earlier)
@@ -177,16 +179,12 @@ class Sampler:
         """Run ``quota[i]`` whole episodes in env ``i``; the first rows of further ones wait."""
         if self.cut_short:
             raise RuntimeError(CUT_SHORT)
-        self.cut_short = True
-        if not self._started:
-            self._begin()
+        self.cut_short, self._idle = True, False  # until this fragment is closed
+        if not self._started:  # the first poll resets the envs
+            self._pending, self._started = self._round(()), True
         before = self.env.env_steps
         self._pending = in_order(self._finish(self._pending, quota, set()), self._identity, self._edge)
         return self._close(self.env.env_steps - before)
-
-    def _begin(self) -> None:
-        """The first poll, which resets the envs."""
-        self._pending, self._started = self._receive(self.env.poll()), True
 
     def _round(self, ready: Sequence[Ready]) -> list[Ready]:
         """Choose, write, send: in this order, or lanes would hold the next observation. Then poll."""
@@ -212,7 +210,10 @@ class Sampler:
             self._tally.agent_steps += len(slots)
             self.env.send_actions(slots, actor.to_env(decision.action))
         acted = perf_counter()
-        steps = self.env.poll()
+        try:
+            steps = self.env.poll()
+        except IdleError:
+            self._idle, steps = True, ()
         self._tally.env_time += perf_counter() - acted
         self._tally.inference_time += acted - began
         if steps and steps[0].lost:
@@ -227,12 +228,14 @@ class Sampler:
         Envs that step together cannot be held back one by one: there all go on until the ``allowed`` episodes
         and the new ones are over, and the others are not counted.
         """
-        together, counted, began = self.env.steps_together, len(self._tally.episodes), self.env.env_steps
+        together, counted = self.env.steps_together or self.driven, len(self._tally.episodes)
+        began = self.env.env_steps
         patience: float = began + _PATIENCE * self.env.num_envs
         quota = Quota(new, allowed, together=together)
         while True:
             running = quota.split(ready, self._live)
-            if not running and not quota.owed(self._live, self._episodes):
+            quota.admit(self._episodes if self.driven else ())
+            if self._idle or (not running and not quota.owed(self._live, self._episodes)):
                 ended, tally = self._tally.episodes[counted:], self._tally.episodes
                 tally[counted:] = [e for e in ended if not together or (e.env, e.episode) in quota]
                 return quota.waiting
@@ -301,13 +304,8 @@ class Sampler:
         Raises:
             ConfigError: the policy observes or chooses something else.
         """
-        pair, actor = self.env.spaces[space], self._policies[policy]
-        wrong, _ = misfits(described(actor.observation, actor.action), described(*pair))
-        if wrong:  # other bounds of observations may be
-            raise ConfigError(
-                f"agent {info.agent!r} (env {info.env}, episode {info.episode}) is mapped to policy "
-                f"{self._ids[policy]!r}, which takes {wrong}"
-            )
+        who = f"agent {info.agent!r} (env {info.env}, episode {info.episode})"
+        check_fits(self._policies[policy], self._ids[policy], self.env.spaces[space], who)
         self._fits.add((policy, space))
 
     def policy_of(self, slot: int) -> str:
@@ -498,7 +496,9 @@ class Sampler:
             self._pending, self._started = self._resume(steps), True
 
     def _under_way(self, ready: Sequence[Ready]) -> set[tuple[int, int]]:
-        """(env, episode) of the rows that are not the first of their episodes."""
+        """(env, episode) of the rows that are not the first of their episodes; of all, where others act."""
+        if self.driven:
+            return set(self._episodes)
         slots = [slot for rows in ready for slot in rows.slots[rows.t > 0].tolist()]
         return {(self._live[slot].env, self._live[slot].episode) for slot in slots}
 
