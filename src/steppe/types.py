@@ -271,7 +271,7 @@ class Policy(Protocol):
         """Recurrent state of ``n`` fresh trajectories, or None."""
 
     def export(self, weights: Weights) -> State:
-        """What acting needs elsewhere: ``network`` and ``exploration``, JSON values, and ``arrays`` by name."""
+        """What acting needs elsewhere: ``network``, ``exploration`` (JSON values) and ``arrays`` by name."""
 
 
 class Input(Protocol):

@@ -10,6 +10,8 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from hypothesis import given
+from hypothesis import strategies as st
 
 import steppe
 from steppe.errors import ConfigError
@@ -220,6 +222,24 @@ def test_epsilon_by_hand():
     assert np.exp(logp).tolist() == pytest.approx([0.25, 0.25])
 
 
+@given(
+    legal=st.lists(st.booleans(), min_size=1, max_size=5).filter(any),
+    epsilon=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+    seed=st.integers(0, 99),
+)
+def test_actions_come_as_often_as_their_probabilities_say(legal, epsilon, seed):
+    """Over an even grid of uniforms."""
+    middles = (np.arange(60, dtype=np.float32) + 0.5) / 60
+    noise = np.stack(np.meshgrid(middles, middles), -1).reshape(-1, 2)
+    mask = np.broadcast_to(np.array(legal, np.int8), (len(noise), len(legal)))
+    values = np.random.default_rng(seed).normal(size=len(legal)).astype(np.float32)
+    values = np.where(mask, values, np.float32(-1e9))
+    actions, logp = epsilon_greedy(values, np.float32(epsilon), mask, noise)
+    for action in np.unique(actions):
+        assert legal[action]
+        assert (actions == action).mean() == pytest.approx(np.exp(logp[actions == action][0]), abs=0.02)
+
+
 def test_noise_is_added_by_hand():
     """All parameters are 0, so that the actions are the noise: deviations of 0.4, in units of the bounds."""
     policy, weights = noisy(draws=False, correlation=0.0)
@@ -257,8 +277,8 @@ def test_noisy_layers_are_refused_where_anything_is_explored():
     obs, noise = observed(policy.observation, masked(4), 0), np.full((N, policy.noise_size), 0.5, np.float32)
     wanted = policy.act(policy.load(weights), obs, None, None).action
     assert twin.noise_size == 0
-    for given in (None, noise):
-        np.testing.assert_array_equal(twin.act(loaded, obs, None, given).action, wanted)
+    for drawn in (None, noise):
+        np.testing.assert_array_equal(twin.act(loaded, obs, None, drawn).action, wanted)
 
 
 class Rule(Policy):

@@ -215,12 +215,12 @@ def _narrow(leaf: Array) -> Array:
 
 
 def statistics(spec: Spec, arrays: Arrays) -> list[tuple[Any, Any, Any]]:
-    """Per covered leaf ``(count, mean, one over the standard deviation)``."""
+    """Per covered leaf ``(whether it has statistics, mean, one over the standard deviation)``."""
     found = []
     for path in normalized_leaves(spec):
         count, mean, m2 = (arrays[f"normalizer.{path}.{name}"] for name in ("count", "mean", "m2"))
         variance = m2 / np.maximum(count, 1.0)
-        found.append((count, mean, 1.0 / np.sqrt(variance + EPSILON)))
+        found.append((bool(count >= 2.0), mean, 1.0 / np.sqrt(variance + EPSILON)))
     return found
 
 
@@ -229,8 +229,8 @@ def normalized(spec: Spec, found: list[tuple[Any, Any, Any]], column: Tree) -> T
     rest = iter(found)
 
     def scaled(leaf: BoxSpec, x: FloatArray, mask: Any) -> FloatArray:
-        count, mean, scale = next(rest)
-        return np.clip(x if count < 2.0 else (x - mean) * scale, -CLIP, CLIP)
+        known, mean, scale = next(rest)
+        return np.minimum(np.maximum((x - mean) * scale if known else x, -CLIP), CLIP)
 
     return visit(spec, column, np.ones((), np.bool_), scaled)
 
