@@ -9,7 +9,7 @@ import httptools
 
 from steppe.serving.gate import CLOSING, READ, TYPES, Admitted, Gate, Head, accepted, cors
 from steppe.serving.messages import PROTOCOL, Refused, refusal_body
-from steppe.serving.requests import HeaderList, Line, Request, Speech
+from steppe.serving.requests import Answer, HeaderList, Line, Request, Speech
 from steppe.serving.sockets import Socket
 
 _BODILESS = (204, 304)
@@ -33,8 +33,9 @@ class Http:
     def __init__(self, line: Line, gate: Gate, address: str, here: str) -> None:
         self._line, self._gate, self._address, self._here = line, gate, address, here
         self._parser = httptools.HttpRequestParser(self)
-        self._deaf = self._headless = self.unfinished = False
-        self._admitted: Admitted | None = None
+        self._deaf = False
+        self.on_message_begin()
+        self._headless = self.unfinished = False
 
     def feed(self, data: bytes) -> Speech:
         """See :class:`Speech`."""
@@ -59,7 +60,8 @@ class Http:
         self._target, self._repeated, self._size, self._fed = b"", b"", 0, 0
         self._headers: dict[bytes, bytes] = {}
         self._body: list[bytes] = []
-        self._admitted = None
+        self._admitted: Admitted | None = None
+        self._ready: Answer | None = None
         self._headless = self.unfinished = True
 
     def on_url(self, part: bytes) -> None:
@@ -85,13 +87,12 @@ class Http:
         head = Head(self._parser.get_method().decode(), self._target, self._headers, self._repeated)
         try:
             if (allowed := self._gate.preflight(head, self._here)) is not None:
-                self._line.heard(self._request(), (204, b"", allowed))
+                self._ready = 204, b"", allowed
                 return
             admitted = self._gate.admit(head, self._address, self._here, self._line.now())
             if (admitted.verb == "socket") != self._parser.should_upgrade():
-                raise Refused(
-                    "malformed", "GET /v1/socket is there for WebSockets, and they for nothing else"
-                )
+                wrong = "opens a WebSocket" if admitted.verb == "socket" else "is asked without an Upgrade"
+                raise Refused("malformed", f"{head.method} {head.target.decode('latin-1')[:200]} {wrong}")
         except Refused as refused:
             self._refuse(refused)
             return
@@ -107,12 +108,14 @@ class Http:
     def on_message_complete(self) -> None:
         """The request is there."""
         self.unfinished = False
-        if self._admitted is None or self._deaf or self._admitted.verb == "socket":
+        admitted = self._admitted
+        if self._deaf or (self._ready is None and (admitted is None or admitted.verb == "socket")):
             return
         request = self._request()
-        request.admit(self._admitted)
+        if admitted is not None:
+            request.admit(admitted)
         request.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._line.heard(request)
+        self._line.heard(request, self._ready)
         if request.last:
             self._deaf = True
             self._line.end()
@@ -120,7 +123,7 @@ class Http:
     def _request(self) -> Request:
         """One, with what concerns its answer."""
         request = self._line.request()
-        request.last = not self._parser.should_keep_alive()
+        request.last = not self._parser.should_keep_alive() or self._parser.get_http_version() != "1.1"
         request.bare = not self._headless and self._parser.get_method() == b"HEAD"
         named = self._headers.get(b"content-type", b"")
         request.accept = accepted(self._headers.get(b"accept", b""), accepted(named, "json"))
@@ -131,7 +134,7 @@ class Http:
         if self._deaf:
             return
         request = self._request()
-        request.last |= refused.code in CLOSING
+        request.last |= refused.code in CLOSING or self._parser.should_upgrade()
         body = refusal_body(request.accept, refused.code, str(refused), request.request_id)
         late = [("Retry-After", str(refused.retry_after))] if refused.status == 429 else []
         self._line.count(f"refused_{refused.code}")

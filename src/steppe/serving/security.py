@@ -104,7 +104,12 @@ def _state(path: Path) -> tuple[int, int, int]:
     return status.st_ctime_ns, status.st_size, status.st_ino
 
 
-def _new_file(path: Path, content: bytes) -> None:
+def new_file(path: Path, content: bytes) -> None:
+    """Write a file that only its owner can read.
+
+    Raises:
+        ConfigError: it exists.
+    """
     try:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
@@ -120,7 +125,7 @@ def make_token_file(path: Path) -> None:
         ConfigError: there is such a file.
     """
     lines = ["act,submit,weights clients", "admin operator"]
-    _new_file(path, "".join(f"{secrets.token_urlsafe(32)} {line}\n" for line in lines).encode())
+    new_file(path, "".join(f"{secrets.token_urlsafe(32)} {line}\n" for line in lines).encode())
 
 
 def is_loopback(host: str) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import socket
 import ssl
+import sys
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Coroutine
-from typing import final
+from typing import Any, final
 
 from steppe.errors import ConfigError
 from steppe.serving.gate import Gate
@@ -25,10 +27,14 @@ Say = Callable[[int, str], None]
 _LINGER = 2.0
 """Seconds that a client has to read why its connection ends."""
 _MINUTE = 60.0
+_OTHER_FILES = 128
+"""That a process has open beside its connections."""
+_PIECE = 1 << 16
+"""Bytes that are read at once."""
 
 
 @final
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """One, from its beginning to its end. Whoever speaks on it is fed, and tells of requests."""
 
     def __init__(self, owner: Transport) -> None:
@@ -43,13 +49,15 @@ class Connection(asyncio.Protocol):
         self._rests = owner.loop.time()
         self._begun: float | None = None
         self._unread: float | None = None
+        self._left = 0
         self._over: float | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See :class:`asyncio.Protocol`, here and below."""
+        """See :class:`asyncio.BufferedProtocol`, here and below."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._owner.opened(self)
+        if not self._owner.opened(self):
+            return
         if self._owner.tls is None:
             self._begin(transport)
         else:
@@ -75,11 +83,15 @@ class Connection(asyncio.Protocol):
         peer, here = (transport.get_extra_info(name) or ("",) for name in ("peername", "sockname"))
         self.speech = Http(self, self._owner.gate, str(peer[0]), str(here[0]))
 
-    def data_received(self, data: bytes) -> None:
-        """Whatever comes after the end is thrown away."""
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """One for all connections: what is in it is taken at once, and new ones cost as much as a request."""
+        return self._owner.buffer
+
+    def buffer_updated(self, size: int) -> None:
+        """Data is there; whatever comes after the end is thrown away."""
         if self._ending or self.speech is None:
             return
-        self.speech = self.speech.feed(data)
+        self.speech = self.speech.feed(bytes(self._owner.buffer[:size]))
         if not self.speech.unfinished:
             self._begun = None
         elif self._begun is None:
@@ -103,7 +115,7 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client does not read its answers: no more of its requests are begun."""
-        self._unread = self.now()
+        self._unread, self._left = self.now(), sys.maxsize
         self._go_on()
 
     def resume_writing(self) -> None:
@@ -177,30 +189,32 @@ class Connection(asyncio.Protocol):
         if (pause := bool(waiting) or self._unread is not None) is not self._paused:
             self._paused = pause
             (self._transport.pause_reading if pause else self._transport.resume_reading)()
+            self._begun = None if self._begun is None else self.now()
 
     def flush(self) -> None:
         """Send what is written, and close if that was all."""
         if (transport := self._transport) is None:
             return
+        done = self._ending and not self._waiting and not self._under_way and self._over is None
+        if done and self.speech is not None:
+            self.speech.leave()
         if self._out:
             transport.write(self._out[0] if len(self._out) == 1 else b"".join(self._out))
             self._out.clear()
-        if self._ending and not self._waiting and not self._under_way and self._over is None:
+        if done:
             self._over = self.now()
             if not self._linger:
                 transport.close()
             elif transport.can_write_eof():
                 transport.write_eof()
 
-    def leave(self) -> None:
-        """The server goes."""
-        if self.speech is not None:
-            self.speech.leave()
-        self.end()
-
     def check(self, now: float) -> None:
         """Close what has taken too long."""
-        limits = self.limits
+        limits, transport = self.limits, self._transport
+        if self._unread is not None and transport is not None:
+            left = transport.get_write_buffer_size()
+            if self._left - left >= _PIECE:  # a large answer may take its time
+                self._unread, self._left = now, left
         if self._over is not None:
             late = "ended" if now - self._over > _LINGER else ""
         elif self._unread is not None:
@@ -212,7 +226,7 @@ class Connection(asyncio.Protocol):
         if late:
             self.drop(late)
         elif isinstance(self.speech, Socket) and not self.speech.allowed():
-            self.leave()
+            self.end()
 
     def drop(self, why: str) -> None:
         """Close it now."""
@@ -251,6 +265,7 @@ class Transport:
         self._say, self._warning, self._warned = say, warning, float("-inf")
         self.loop = asyncio.get_running_loop()
         self.counts: Counter[str] = Counter()
+        self.buffer = memoryview(bytearray(_PIECE))
         # Those without a request under way, the one that has rested longest first.
         self._resting: OrderedDict[Connection, None] = OrderedDict()
         self._all: set[Connection] = set()
@@ -258,14 +273,16 @@ class Transport:
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._sweeping: asyncio.TimerHandle | None = None
+        self._most = _files_for(limits.connections)
         self._start, self._requests = secrets.token_hex(4), 0
 
-    async def listen(self, host: str, port: int) -> int:
+    async def listen(self, host: str = "", port: int = 0, *, sock: socket.socket | None = None) -> int:
         """Begin to accept connections.
 
         Args:
             host: a name or an address of this machine.
             port: 0 for one that is free.
+            sock: listens already, in place of both.
 
         Returns:
             The port.
@@ -274,8 +291,9 @@ class Transport:
             ConfigError: that cannot be listened on.
         """
         where = "127.0.0.1" if host == "localhost" else host.strip("[]")
+        at: Any = {"sock": sock} if sock is not None else {"host": where, "port": port}
         try:
-            self._server = await self.loop.create_server(lambda: Connection(self), where, port, backlog=1024)
+            self._server = await self.loop.create_server(lambda: Connection(self), **at, backlog=1024)
         except OSError as error:
             raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
         self._sweep()
@@ -286,7 +304,7 @@ class Transport:
         if self._server is not None:
             self._server.close()
         for connection in list(self._all):
-            connection.leave()
+            connection.end()
         until = self.loop.time() + seconds
         while self._all and self.loop.time() < until:
             await asyncio.sleep(0.01)
@@ -302,16 +320,17 @@ class Transport:
         self._requests += 1
         return f"{self._start}-{self._requests:x}"
 
-    def opened(self, connection: Connection) -> None:
-        """A connection is there; if it is one too many, another goes."""
-        if len(self._all) >= self.limits.connections:
+    def opened(self, connection: Connection) -> bool:
+        """A connection is there; if it is one too many, another goes, or it itself."""
+        if len(self._all) >= self._most:
             oldest = next(iter(self._resting), connection)
             oldest.drop("closed_crowd")
             if oldest is connection:
-                return
+                return False
         self._all.add(connection)
         self._resting[connection] = None
         self.counts["connections"] = len(self._all)
+        return True
 
     def closed(self, connection: Connection) -> None:
         """A connection is gone."""
@@ -363,3 +382,18 @@ class Transport:
             self._say(logging.INFO, "the tokens have been read anew")
         except ConfigError as error:
             self._say(logging.WARNING, f"the tokens stay what they were: {error}")
+
+
+def _files_for(connections: int) -> int:
+    """How many of so many connections the system lets this process have; each is a file to it."""
+    try:
+        import resource
+    except ImportError:  # there is no such limit
+        return connections
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_FILES
+    if most != resource.RLIM_INFINITY:
+        wanted = min(wanted, most)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+    return min(connections, wanted - _OTHER_FILES)
