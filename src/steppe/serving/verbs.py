@@ -1,0 +1,617 @@
+"""What the verbs do: requests are checked, acted upon in batches, logged, and only then noted in the books.
+
+Nothing here waits and nothing here knows of connections: many requests in, an outcome for each.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, final
+
+import numpy as np
+
+from steppe.envs.driven import Acted, Began, Dropped, Earned, Ended, Entry, Left
+from steppe.policies.actors import Actors
+from steppe.serving.books import Books, Draft, Episode, Sight
+from steppe.serving.facts import Facts, Settings
+from steppe.serving.log import Log, LogFullError
+from steppe.serving.messages import Refused, Told, as_kind, encoded
+from steppe.serving.records import Write, encode_write
+from steppe.serving.values import column_of, number, plain_rows, row_of, sample_space
+from steppe.serving.versions import Versions
+from steppe.spaces import BadLeaf, Spec, take
+from steppe.types import SINGLE_AGENT, AgentID, SpacePair, Tree
+
+logger = logging.getLogger("steppe.serving")
+
+_PATIENCE = 10.0
+"""Seconds that a request waits until somebody says who acts for an agent."""
+
+
+@dataclass(slots=True)
+class Row:
+    """One value that a client sent; from ``column`` on filled in once it was read."""
+
+    name: str
+    agent: AgentID
+    spec: Spec
+    value: Any
+    path: str
+    column: Tree = None
+    at: int = 0
+    refused: Refused | None = None
+
+    def tree(self) -> Tree:
+        """The value as a column of one row."""
+        return row_of(self.column, self.at)
+
+
+class Values(NamedTuple):
+    """The observations of one step by agent, and what was done there, if the client says that."""
+
+    obs: list[Row]
+    actions: list[Row]
+
+
+@dataclass(slots=True)
+class Job:
+    """A request on its way.
+
+    Attributes:
+        told: what it says.
+        kind: encoding of the answer.
+        given_up: when it no longer waits.
+        values: of each of its steps.
+        outcome: the answer's body, or why not; None: not yet.
+    """
+
+    told: Told
+    kind: str
+    given_up: float = math.inf
+    values: list[Values] = field(default_factory=list)
+    outcome: bytes | Refused | None = None
+
+
+class _Step(NamedTuple):
+    """An observation that is about to be acted upon."""
+
+    episode: str
+    row: Row
+    policy: str
+    t: int
+    state: Tree
+
+
+class _Plan(NamedTuple):
+    """A request for actions that was found good; ``steps`` by episode."""
+
+    job: Job
+    earned: list[Entry]
+    steps: list[list[_Step]]
+
+
+class _WaitsError(Exception):
+    """The request cannot be carried out yet."""
+
+
+@final
+class Verbs:
+    """Carries requests out.
+
+    Args:
+        facts: what is served.
+        actors: act.
+        settings: limits.
+        log: takes what was done, or None.
+        ask: called with an agent and the number of its episode; whoever knows says :meth:`mapped`.
+        clock: seconds.
+
+    Attributes:
+        books: episodes and clients.
+        versions: of the weights.
+        waiting: requests that wait for :meth:`mapped`.
+        taken: position in the log up to which the learner has taken what is there.
+        counts: what was odd, by name.
+    """
+
+    def __init__(
+        self,
+        facts: Facts,
+        actors: Actors,
+        settings: Settings,
+        log: Log | None,
+        ask: Callable[[AgentID, int], None] | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self._facts, self._actors, self._settings, self._log, self._ask = facts, actors, settings, log, ask
+        self._clock = clock
+        self.books, self.versions = Books(settings.most_clients, clock), Versions(actors, settings.guard)
+        self.books.on_end = self._ended
+        self.waiting: list[Job] = []
+        self.taken = 0
+        self.counts = dict.fromkeys(("stale", "expired", "rows"), 0)
+        self._mapped: dict[int, dict[AgentID, str | None]] = {}
+        self._names = {str(agent): agent for agent in facts.pairs}
+        self._samples = {pair.action: sample_space(pair.action) for pair in self._pairs()}
+        self._wave: list[_Plan] = []
+        self._in_wave: set[Any] = set()
+        self._do: Mapping[str, Callable[[Sight, Any, Sequence[Values]], tuple[list[Entry], Any]]] = {
+            "start": self._start,
+            "log_action": self._log_action,
+            "log_returns": self._log_returns,
+            "end": self._end,
+            "delete": self._delete,
+            "report": self._report,
+            "rollback": self._rollback,
+            "release": self._release,
+        }
+
+    def _pairs(self) -> Iterable[SpacePair]:
+        everyone = self._facts.everyone
+        return [*self._facts.pairs.values(), *([] if everyone is None else [everyone])]
+
+    # --- a tick ---------------------------------------------------------------------------------------------
+
+    def handle(self, jobs: Sequence[Job]) -> None:
+        """Carry out requests, in order. Afterwards each has its outcome or is among those waiting."""
+        self._read(jobs)
+        for job in jobs:
+            if job.outcome is None:
+                self._attempt(job)
+        self._flush()
+
+    def _attempt(self, job: Job) -> None:
+        try:
+            self._carry_out(job)
+        except _WaitsError:
+            if job.given_up == math.inf:
+                job.given_up = self._clock() + _PATIENCE
+            self.waiting.append(job)
+        except Exception as error:
+            job.outcome = _reason(error)
+
+    def _carry_out(self, job: Job) -> None:
+        verb, _, message, digest = job.told
+        # What was asked for actions in this tick is not in the books yet; others seldom need what it changes.
+        if verb not in ("act", "act_many") or (message.client, message.seq) in self._in_wave:
+            self._flush()
+        stored = self.books.repeated(message.client, message.epoch, message.seq, digest)
+        if stored is not None:
+            job.outcome = as_kind(job.kind, stored)
+            return
+        if self._log is not None and self._log.end - self.taken > self._settings.queue_bytes:
+            text = "the learner is behind: send this again after the seconds that Retry-After says"
+            raise Refused("busy", text)
+        if verb == "act":
+            self._plan(job, [message])
+        elif verb == "act_many":
+            self._plan(job, message.acts)
+        else:
+            entries, reply = self._do[verb](self.books, message, job.values)
+            self._commit(job, entries, reply)
+
+    def _commit(self, job: Job, entries: list[Entry], reply: Any) -> None:
+        message, body = job.told.message, encoded(job.kind, reply)
+        self._note(Write(message.client, message.epoch, message.seq, job.told.digest, body, entries))
+        job.outcome = body
+
+    def _note(self, write: Write) -> None:
+        """Log, then the books: a snapshot that the log takes is of what came before."""
+        if self._log is not None:
+            try:
+                record = encode_write(write)
+            except (TypeError, OverflowError, ValueError, RecursionError) as error:
+                raise Refused("malformed", f"info: cannot be kept: {error}") from None
+            try:
+                self._log.append(record)
+            except LogFullError as error:
+                raise Refused("not_ready", f"the server's log takes no more: {error}", 10) from None
+        self.books.apply(write)
+
+    # --- what came, as columns ------------------------------------------------------------------------------
+
+    def _read(self, jobs: Sequence[Job]) -> None:
+        """The values of all requests, in one column for each space."""
+        groups: dict[Spec, list[Row]] = {}
+        for job in jobs:
+            try:
+                job.values = self._values_of(job.told)
+            except Exception as error:
+                job.outcome = _reason(error)
+                continue
+            for values in job.values:
+                for rows in values:
+                    for row in rows:
+                        groups.setdefault(row.spec, []).append(row)
+        for spec, rows in groups.items():
+            column, why = column_of(spec, [row.value for row in rows], [row.path for row in rows])
+            for at, (row, reason) in enumerate(zip(rows, why, strict=True)):
+                row.column, row.at, row.refused = column, at, reason
+        for job in jobs:
+            if job.outcome is None:
+                all_rows = (row for values in job.values for part in values for row in part)
+                job.outcome = next((row.refused for row in all_rows if row.refused is not None), None)
+
+    def _values_of(self, told: Told) -> list[Values]:
+        message = told.message
+        match told.verb:
+            case "act":
+                return [Values(self._by_agent(message.obs, "obs"), [])]
+            case "act_many":
+                return [
+                    Values(self._by_agent(one.obs, f"acts[{i}].obs"), [])
+                    for i, one in enumerate(message.acts)
+                ]
+            case "log_action" | "end":
+                return [self._values(told.verb, message, "")]
+            case "report":
+                return [
+                    self._values(item.__struct_config__.tag, item, f"items[{i}].")
+                    for i, item in enumerate(message.items)
+                ]
+            case _:
+                return []
+
+    def _values(self, verb: str, message: Any, path: str) -> Values:
+        if verb == "end":
+            return Values([] if message.obs is None else self._by_agent(message.obs, f"{path}obs"), [])
+        if verb not in ("act", "log_action"):
+            return Values([], [])
+        obs, name = self._by_agent(message.obs, f"{path}obs"), "action" if verb == "log_action" else "sample"
+        actions = self._by_agent(getattr(message, name), path + name, of="action")
+        if verb == "act":
+            for row in actions:
+                row.spec = self._samples[row.spec]
+        if {row.name for row in actions} != {row.name for row in obs}:
+            raise Refused("malformed", f"{path}{name}: expected one for each agent of obs")
+        by_name = {row.name: row for row in actions}
+        return Values(obs, [by_name[row.name] for row in obs])
+
+    def _by_agent(self, value: Any, path: str, of: str = "observation") -> list[Row]:
+        if not self._facts.multi_agent:
+            pair = self._facts.pairs[SINGLE_AGENT]
+            return [
+                Row("", SINGLE_AGENT, pair.observation if of == "observation" else pair.action, value, path)
+            ]
+        rows = []
+        for name, part in self._named(value, path):
+            agent = self._agent(name, path)
+            pair = self._facts.pairs.get(agent) or self._facts.everyone  # type: ignore[assignment]
+            spec = pair.observation if of == "observation" else pair.action
+            rows.append(Row(name, agent, spec, part, f'{path}["{name}"]'))
+        return rows
+
+    def _named(self, value: Any, path: str) -> list[tuple[str, Any]]:
+        if type(value) is not dict or not value or not all(type(name) is str for name in value):
+            raise Refused("malformed", f"{path}: expected an object by agent with one agent at least")
+        return list(value.items())
+
+    def _agent(self, name: str, path: str) -> AgentID:
+        agent = self._names.get(name)
+        if agent is None and self._facts.everyone is None:
+            known = ", ".join(sorted(self._names)[:20])
+            raise Refused("unknown_agent", f"{path}: there is no agent {name!r}; there are {known}")
+        return name if agent is None else agent
+
+    # --- acting ---------------------------------------------------------------------------------------------
+
+    def _plan(self, job: Job, ones: Sequence[Any]) -> None:
+        """Check a request for actions; it is acted upon with the others of this tick."""
+        ids = [one.episode_id for one in ones]
+        if len(ids) > 1 and len(set(ids)) < len(ids):
+            raise Refused("malformed", "acts: an episode can be in there once; send the next step afterwards")
+        if not self._in_wave.isdisjoint(ids):
+            self._flush()
+        earned: list[Entry] = []
+        steps = []
+        for one, values in zip(ones, job.values, strict=True):
+            episode = self.books.find(one.episode_id)
+            if one.reward is not None:
+                earned += self._earned(episode, one, "reward")
+            steps.append([self._step(one.episode_id, episode, row) for row in values.obs])
+        self._wave.append(_Plan(job, earned, steps))
+        self._in_wave.update(ids)
+        self._in_wave.add((job.told.message.client, job.told.message.seq))
+
+    def _step(self, id: str, episode: Episode, row: Row) -> _Step:
+        seat = episode.seats.get(row.agent)
+        if seat is None:
+            policy = self._policy_of(episode, row.agent)
+            state = self._actors.initial_state(policy)
+        elif seat.done:
+            raise Refused("agent_done", f"{row.path}: agent {row.name!r} is done in this episode")
+        else:
+            policy, state = seat.policy, seat.state
+        if policy not in self.versions.newest:
+            raise Refused("not_ready", f"policy {policy!r} has no weights yet: come back in a moment")
+        return _Step(id, row, policy, episode.t, state)
+
+    def _policy_of(self, episode: Episode, agent: AgentID) -> str:
+        """Who acts for an agent that appears."""
+        known = self._facts.policy_of.get(agent)
+        if known is not None:
+            return known
+        if self._ask is None:
+            if len(self._facts.policies) == 1:
+                return next(iter(self._facts.policies))
+            raise Refused("unknown_agent", f"nobody says which policy acts for agent {agent!r}")
+        answers = self._mapped.setdefault(episode.number, {})
+        if agent not in answers:
+            answers[agent] = None
+            self._ask(agent, episode.number)
+        if (policy := answers[agent]) is None:
+            raise _WaitsError
+        return policy
+
+    def mapped(self, agent: AgentID, number: int, policy: str) -> None:
+        """Who acts for an agent; those who waited for it can go on."""
+        self._mapped.setdefault(number, {})[agent] = policy
+        self.go_on()
+
+    def go_on(self) -> list[Job]:
+        """Try those again that waited, and give up what waited for too long; returns what has an outcome."""
+        waited, self.waiting = self.waiting, []
+        now = self._clock()
+        for job in waited:
+            if job.given_up <= now:
+                text = "the learner did not say which policy acts for a new agent: send this again later"
+                job.outcome = Refused("not_ready", text)
+        self.handle([job for job in waited if job.outcome is None])
+        return [job for job in waited if job.outcome is not None]
+
+    def _flush(self) -> None:
+        """Act for all that was planned, one batch for each policy."""
+        if not self._wave:
+            return
+        wave, self._wave = self._wave, []
+        self._in_wave.clear()
+        try:
+            chosen = self._chosen([step for plan in wave for steps in plan.steps for step in steps])
+        except Exception as error:  # most likely a mask that allows nothing
+            if len(wave) == 1:
+                wave[0].job.outcome = _reason(error)
+            for plan in wave if len(wave) > 1 else ():
+                self._wave = [plan]
+                self._flush()
+            return
+        for plan in wave:
+            entries = [*plan.earned, *(chosen[id(step)][0] for steps in plan.steps for step in steps)]
+            self.counts["rows"] += len(entries) - len(plan.earned)
+            try:
+                self._commit(plan.job, entries, self._reply(plan, chosen))
+            except Exception as error:
+                plan.job.outcome = _reason(error)
+
+    def _chosen(self, steps: Sequence[_Step]) -> dict[int, tuple[Acted, Any]]:
+        """What was chosen for each step, by identity: the entry, and the action as JSON."""
+        groups: dict[str, list[_Step]] = {}
+        for step in steps:
+            groups.setdefault(step.policy, []).append(step)
+        chosen = {}
+        for policy, group in groups.items():
+            # All observations of a space are in one column.
+            column, index = group[0].row.column, [step.row.at for step in group]
+            if index != [*range(_length(column))]:
+                column = take(column, np.array(index))
+            decision, env_actions, states = self._actors.act(policy, column, [step.state for step in group])
+            actions = plain_rows(self._facts.policies[policy].action, env_actions)
+            assert decision.version is not None
+            logps, versions = decision.logp.tolist(), decision.version.tolist()
+            for i, step in enumerate(group):
+                acted = Acted(
+                    *(step.episode, step.row.agent, policy, step.t),
+                    *(row_of(column, i), row_of(decision.action, i), logps[i], versions[i], states[i]),
+                )
+                chosen[id(step)] = acted, actions[i]
+        return chosen
+
+    def _reply(self, plan: _Plan, chosen: Mapping[int, tuple[Acted, Any]]) -> dict[str, Any]:
+        message = plan.job.told.message
+        many = plan.job.told.verb == "act_many"
+        alone = not self._facts.multi_agent
+
+        def told(steps: Sequence[_Step], value: Callable[[_Step], Any]) -> Any:
+            return value(steps[0]) if alone else {step.row.name: value(step) for step in steps}
+
+        def of_all(value: Callable[[Sequence[_Step]], Any]) -> Any:
+            return [value(steps) for steps in plan.steps] if many else value(plan.steps[0])
+
+        ending = "s" if many else ""
+        reply = {f"action{ending}": of_all(lambda steps: told(steps, lambda step: chosen[id(step)][1]))}
+        if message.full:
+            reply[f"step{ending}"] = of_all(lambda steps: steps[0].t)
+            reply[f"logp{ending}"] = of_all(lambda steps: told(steps, lambda step: chosen[id(step)][0].logp))
+            reply["weights_version" + ending] = of_all(
+                lambda steps: told(steps, lambda step: chosen[id(step)][0].version)
+            )
+        return reply
+
+    # --- the other verbs ------------------------------------------------------------------------------------
+
+    def _start(self, sight: Sight, message: Any, values: Sequence[Values]) -> tuple[list[Entry], Any]:
+        id = secrets.token_hex(8) if message.episode_id is None else message.episode_id
+        if sight.is_known(id):
+            raise Refused(
+                "episode_exists", f"there is or was an episode {id!r}: choose another id, or leave it out"
+            )
+        if sight.open >= self._settings.most_episodes:
+            text = f"{self._settings.most_episodes} episodes are open: end some, or come back later"
+            raise Refused("too_many_episodes", text, 10)
+        return [Began(id, message.training_enabled)], {"episode_id": id}
+
+    def _log_action(self, sight: Sight, message: Any, values: Sequence[Values]) -> tuple[list[Entry], Any]:
+        episode = sight.find(message.episode_id)
+        if episode.training and self._facts.training and not self._facts.off_policy:
+            text = "the algorithm learns from its policy's own actions alone: ask for them with act, "
+            raise Refused("off_policy", f"{text}or start the episode with training_enabled false")
+        entries = self._earned(episode, message, "reward") if message.reward is not None else []
+        for row, action in zip(*values[0], strict=True):
+            step = self._step(message.episode_id, episode, row)
+            version = self.versions.acting(step.policy)
+            at = (message.episode_id, row.agent, step.policy, episode.t)
+            entries.append(Acted(*at, row.tree(), action.tree(), math.nan, version, step.state))
+        return entries, {}
+
+    def _decided(self, sight: Sight, message: Any, values: Sequence[Values]) -> tuple[list[Entry], Any]:
+        """A step of a report."""
+        episode = sight.find(message.episode_id)
+        entries = self._earned(episode, message, "reward") if message.reward is not None else []
+        for row, sample in zip(*values[0], strict=True):
+            step = self._step(message.episode_id, episode, row)
+            logp, version = message.logp, message.weights_version
+            if self._facts.multi_agent:
+                logp, version = _of(row, logp, "logp"), _of(row, version, "weights_version")
+            self._check_version(step.policy, version)
+            logp = number(logp, "logp", "out_of_space")
+            at = (message.episode_id, row.agent, step.policy, episode.t)
+            entries.append(Acted(*at, row.tree(), sample.tree(), logp, version, step.state))
+        return entries, {}
+
+    def _check_version(self, policy: str, version: Any) -> None:
+        newest, lag = self.versions.newest[policy], self._facts.max_weight_lag
+        if not self._facts.policies[policy].local:
+            raise Refused("not_local", f"policy {policy!r} cannot be computed by clients: ask for actions")
+        if type(version) is not int or not 0 <= version <= newest:
+            raise Refused(
+                "unknown_version", f"weights_version: expected at most {newest}, got {str(version)[:40]}"
+            )
+        if lag is not None and newest - version > lag and version != self.versions.acting(policy):
+            self.counts["stale"] += 1
+            text = f"weights_version {version} is more than {lag} older than the newest, {newest}"
+            raise Refused("weights_too_old", f"{text}: fetch the weights again, and discard the rows")
+
+    def _log_returns(self, sight: Sight, message: Any, values: Sequence[Values]) -> tuple[list[Entry], Any]:
+        episode = sight.find(message.episode_id)
+        entries = self._earned(episode, message, "reward", message.step, message.info)
+        return entries + self._left(episode, message), {}
+
+    def _left(self, episode: Episode, message: Any) -> list[Entry]:
+        """Who is done."""
+        dones = dict(message.dones or {})
+        if dones and not self._facts.multi_agent:
+            raise Refused("malformed", "dones: this env has one agent: say with `end` that it is done")
+        if dones.pop("__all__", False):
+            dones = dict.fromkeys(map(str, episode.seats), True)
+        left: list[Entry] = []
+        for name, done in dones.items():
+            agent = self._agent(name, "dones")
+            seat = episode.seats.get(agent)
+            if seat is None and done:
+                raise Refused("unknown_agent", f"dones: agent {name!r} has observed nothing in this episode")
+            if seat is not None and done and not seat.done:
+                left.append(Left(message.episode_id, agent))
+        return left
+
+    def _end(self, sight: Sight, message: Any, values: Sequence[Values]) -> tuple[list[Entry], Any]:
+        episode = sight.find(message.episode_id)
+        entries = self._earned(episode, message, "reward") if message.reward is not None else []
+        here = {agent for agent, seat in episode.seats.items() if not seat.done}
+        last = {row.agent: row.tree() for row in values[0].obs if row.agent in here}
+        return [*entries, Ended(message.episode_id, message.truncated, last)], {}
+
+    def _delete(self, sight: Sight, message: Any, values: Sequence[Values]) -> tuple[list[Entry], Any]:
+        number = sight.find(message.episode_id).number
+        self._mapped.pop(number, None)
+        return [Dropped(message.episode_id)], {}
+
+    def _report(self, sight: Sight, message: Any, values: Sequence[Values]) -> tuple[list[Entry], Any]:
+        """All or none: what one item changes, the next one sees in a draft."""
+        if not self._facts.training:
+            raise Refused("not_training", "this server only acts: ask it for actions, and report nothing")
+        draft, entries = Draft(self.books), list[Entry]()
+        for i, (item, one) in enumerate(zip(message.items, values, strict=True)):
+            verb = item.__struct_config__.tag
+            do = self._decided if verb == "act" else self._do[verb]
+            try:
+                some, _ = do(draft, item, [one])
+            except Refused as refused:
+                raise Refused(refused.code, f"items[{i}]: {refused.message}", refused.retry_after) from None
+            for entry in some:
+                draft.take(entry)
+            entries += some
+        self.counts["rows"] += sum(isinstance(entry, Acted) for entry in entries)
+        return entries, {"weights_version": max(self.versions.newest.values(), default=0)}
+
+    def _rollback(self, sight: Sight, message: Any, values: Sequence[Values]) -> tuple[list[Entry], Any]:
+        self.versions.use(message.version)
+        return [], self.versions.told()
+
+    def _release(self, sight: Sight, message: Any, values: Sequence[Values]) -> tuple[list[Entry], Any]:
+        self.versions.release()
+        return [], self.versions.told()
+
+    # --- rewards, and time that passes ----------------------------------------------------------------------
+
+    def _earned(
+        self, episode: Episode, message: Any, path: str, step: int | None = None, info: Any = None
+    ) -> list[Entry]:
+        """What a message says that was earned."""
+        id = message.episode_id
+        if not self._facts.multi_agent:
+            if step is not None:
+                self._check_step(episode, SINGLE_AGENT, step)
+            return [Earned(id, SINGLE_AGENT, number(message.reward, path), step, info)]
+        if type(message.reward) is not dict:
+            raise Refused("reward", f"{path}: expected an object by agent, got {str(message.reward)[:80]!r}")
+        entries: list[Entry] = []
+        for name, reward in message.reward.items():
+            agent = self._agent(name, path)
+            seat = episode.seats.get(agent)
+            if seat is not None and seat.done:
+                raise Refused("agent_done", f"{path}: agent {name!r} is done in this episode")
+            if step is not None:
+                self._check_step(episode, agent, step)
+            about = None if info is None else info.get(name)
+            if about is not None and type(about) is not dict:
+                raise Refused("malformed", f"info: expected an object for agent {name!r}")
+            entries.append(Earned(id, agent, number(reward, f'{path}["{name}"]'), step, about))
+        return entries
+
+    def _check_step(self, episode: Episode, agent: AgentID, step: int) -> None:
+        seat = episode.seats.get(agent)
+        if seat is None or not seat.first <= step <= seat.last:
+            raise Refused(
+                "step_unknown", f"step: agent {agent!r} decided nothing at step {step} of this episode"
+            )
+        if step <= episode.t - 1 - self._settings.held_rows:
+            text = f"step {step} is not among the newest {self._settings.held_rows} of its episode"
+            raise Refused(
+                "step_learned", f"{text}: it was handed to the learner, and cannot be credited any more"
+            )
+
+    def expire(self) -> None:
+        """End the episodes that nobody touched for too long."""
+        for id in self.books.silent(self._settings.episode_ttl):
+            self._note(Write("", 0, 0, b"", b"", [Ended(id, True, {})]))
+            self.counts["expired"] += 1
+
+    def _ended(self, episode: Episode) -> None:
+        self._mapped.pop(episode.number, None)
+        if episode.version >= 0:
+            self.versions.ended(episode.version, episode.reward)
+
+
+def _reason(error: Exception) -> Refused:
+    """Why a request is not carried out; a fault of the server's own is said in its log."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, BadLeaf):
+        return Refused("out_of_space", f"{error.leaf}: expected {error.expected}, got {error.got}")
+    logger.error("a request failed inside the server", exc_info=error)
+    return Refused("internal", f"a fault of the server's own, which its log tells of: {type(error).__name__}")
+
+
+def _length(column: Tree) -> int:
+    while not isinstance(column, np.ndarray):
+        column = next(iter(column.values())) if isinstance(column, dict) else column[0]
+    return len(column)
+
+
+def _of(row: Row, value: Any, path: str) -> Any:
+    if type(value) is not dict or row.name not in value:
+        raise Refused("malformed", f"{path}: expected an object by agent with {row.name!r}")
+    return value[row.name]
