@@ -149,9 +149,10 @@ class Log:
             return self.end
 
     def touch(self) -> None:
-        """Append what is no record, so that the next ``sync()`` tries the disk."""
+        """Append what is no record, if nothing waits, so that the next ``sync()`` tries the disk."""
         with self._lock:
-            self._add(b"")
+            if not self._waiting:
+                self._add(b"")
 
     def sync(self) -> int:
         """Write all that was appended before this call; returns ``synced``. Any thread, one at a time.
@@ -206,7 +207,8 @@ class Log:
         if self._locked < 0:
             return
         try:
-            self.touch()  # behind a mark, no later damage looks like a group that was never finished
+            self.sync()
+            self.touch()  # before a mark, no later damage looks like a group that was never finished
             self.sync()
         finally:
             os.close(self._file)
