@@ -12,7 +12,11 @@ RLLIB_STAMP := .venv-rllib/.steppe-setup
 SCALE := scale remote-envs jaxenvs
 DEMO := examples/hot_and_cold
 
-.PHONY: help setup check format test test-slow test-cluster learn pictures docs bench bench-scale demo lock clean
+# What must be there, and the package of Debian that brings it.
+TOOLS := node:nodejs mcs:mono-mcs mono:mono-runtime /usr/lib/mono/4.5/System.Net.Http.dll:libmono-system-net-http4.0-cil \
+	chromium:chromium chromedriver:chromium-driver
+
+.PHONY: help setup setup-serving check format test test-slow test-cluster learn pictures docs bench bench-scale demo lock clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +29,13 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
+
+setup-serving: setup  ## What tests of clients and pages need: Node, a C# compiler, Chromium (Debian, root)
+	@there() { command -v "$$1" || test -e "$$1"; }; missing=; \
+	for tool in $(TOOLS); do there "$${tool%%:*}" > /dev/null || missing="$$missing $${tool##*:}"; done; \
+	test -z "$$missing" || apt-get update -qq; export DEBIAN_FRONTEND=noninteractive; \
+	for package in $$missing; do apt-get install -y -qq --no-install-recommends $$package > /dev/null || true; done; \
+	for tool in $(TOOLS); do there "$${tool%%:*}" || echo "no $${tool%%:*} ($${tool##*:}): tests of it are skipped"; done
 
 check: setup  ## Format, lint, types, layers
 	$(BIN)/ruff format --check .

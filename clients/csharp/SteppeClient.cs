@@ -357,7 +357,8 @@ namespace Steppe
 
         /// <summary>To be called once a frame: sends what was observed when nothing is under way, and returns whether new
         /// actions have come.</summary>
-        /// <exception cref="PolicyClientException">A request failed; its observations were not answered.</exception>
+        /// <exception cref="PolicyClientException">A request failed: its observations were not answered, and the rewards
+        /// with them may not count. The episode is better given up, and another Crowd made.</exception>
         public bool Poll()
         {
             bool came = false;
