@@ -42,7 +42,6 @@ _MARK_LENGTH = struct.pack("<I", 1 + _POSITION.size)
 _MARK_SIZE = _HEAD.size + 1 + _POSITION.size
 _PIECE = 1 << 18
 """Bytes that a reader asks for at once."""
-_LONGEST = (1 << 32) - 2
 _NEW = "segment.new"
 _fdatasync: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
 
@@ -114,7 +113,6 @@ class Log:
         most_bytes: int = 4 << 30,
         snapshot: Callable[[], bytes] | None = None,
     ) -> None:
-        self.cut = 0
         self._folder, self._snapshot = folder, snapshot
         self._segment_bytes, self._most_bytes = min(segment_bytes, most_bytes // 4), most_bytes
         self._file = -1
@@ -129,7 +127,7 @@ class Log:
             self.id = _begin(folder) or _id_of(folder)
             self._salt = crc32(self.id.encode())
             self._starts = _starts(folder)
-            self.end = self.synced = self._go_on()
+            self.end = self.synced = self._go_on(undo)
             undo.pop_all()
 
     def append(self, record: bytes) -> int:
@@ -138,8 +136,6 @@ class Log:
         Raises:
             LogFullError: there is no room; the log is as it was.
         """
-        if len(record) > _LONGEST:
-            raise LogFullError(f"a record of {len(record):,} bytes: at most {_LONGEST:,} are possible")
         self._check_room(len(record) + _HEAD.size + 1 + _MARK_SIZE)
         if self.end >= self._turn:
             self._turn_over()
@@ -249,13 +245,13 @@ class Log:
             _write_at(self._file, group.data, group.start - self._starts[-1])
             _fdatasync(self._file)
             return
-        file = _write_segment(self._folder, group.start, group.data)
+        file = _write_new(_segment(self._folder, group.start), group.data)
         os.close(self._file)
         self._file = file
         with self._lock:
             self._starts.append(group.start)
 
-    def _go_on(self) -> int:
+    def _go_on(self, undo: contextlib.ExitStack) -> int:
         """Open the newest segment, without what was never finished in it; returns where it ends."""
         for start, following in zip(self._starts, self._starts[1:], strict=False):
             path = _segment(self._folder, start)
@@ -264,16 +260,12 @@ class Log:
         start = self._starts[-1]
         path = _segment(self._folder, start)
         self._file = os.open(path, os.O_RDWR)
-        size = os.fstat(self._file).st_size
-        try:
-            intact, first = _intact(self._file, path, start, self._salt)
-            if intact < size:
-                os.ftruncate(self._file, intact)
-                _fdatasync(self._file)
-        except BaseException:
-            os.close(self._file)
-            raise
-        self.cut = size - intact
+        undo.callback(os.close, self._file)
+        intact, first = _intact(self._file, path, start, self._salt)
+        self.cut = os.fstat(self._file).st_size - intact
+        if self.cut:
+            os.ftruncate(self._file, intact)
+            _fdatasync(self._file)
         self._turn = start + first + max(self._segment_bytes, first)
         return start + intact
 
@@ -468,9 +460,9 @@ def _begin(folder: Path) -> str | None:
     if any(start or _segment(folder, 0).stat().st_size > _MARK_SIZE for start in _starts(folder)):
         raise LogDamagedError(folder / "log.json", 0, "it is missing, and there are segments")
     identity = uuid.uuid4().hex
-    os.close(_write_segment(folder, 0, _mark(0, crc32(identity.encode()))))
+    os.close(_write_new(_segment(folder, 0), _mark(0, crc32(identity.encode()))))
     about = json.dumps({"format": "steppe-log", "version": VERSION, "id": identity}) + "\n"
-    os.close(_write_new(folder, "log.json", about.encode()))
+    os.close(_write_new(folder / "log.json", about.encode()))
     return identity
 
 
@@ -506,26 +498,18 @@ def _lock(folder: Path) -> int:
     return file
 
 
-def _write_segment(folder: Path, start: int, data: bytes | bytearray) -> int:
-    return _write_new(folder, _segment(folder, start).name, data)
-
-
-def _write_new(folder: Path, name: str, data: bytes | bytearray) -> int:
+def _write_new(path: Path, data: bytes | bytearray) -> int:
     """A file that is there as a whole, or not at all; returns it open."""
-    file = os.open(folder / _NEW, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
+    with contextlib.ExitStack() as undo:
+        file = os.open(path.with_name(_NEW), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        undo.callback(os.close, file)
         _write_at(file, data, 0)
         os.fsync(file)
-        os.rename(folder / _NEW, folder / name)
-        entry = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(entry)
-        finally:
-            os.close(entry)
-    except BaseException:
-        os.close(file)
-        raise
-    return file
+        os.rename(path.with_name(_NEW), path)
+        entry = os.open(path.parent, os.O_RDONLY)
+        undo.callback(os.close, entry)
+        os.fsync(entry)
+        return os.dup(file)
 
 
 def _write_at(file: int, data: bytes | bytearray, offset: int) -> None:
