@@ -1,10 +1,12 @@
 """Writes the parts of the docs that are made from the code: ``python docs/generate.py``, or ``make docs``.
 
-A page is written by hand down to its line ``MARK``; what stands below is made anew.
+A page is written by hand down to its line ``MARK``; what stands below is made anew. The schema of the
+protocol is made as a whole.
 """
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -15,6 +17,7 @@ from steppe.algorithms import ALGORITHMS, config_class
 from steppe.config import AlgorithmConfig, field_docs, field_specs
 from steppe.config.fields import FieldSpec
 from steppe.config.names import GROUPS, KEYS, Key
+from steppe.serving.messages import schema
 
 DOCS = Path(__file__).resolve().parent
 MARK = "<!-- From here on made by docs/generate.py: make docs -->"
@@ -27,7 +30,8 @@ def pages() -> dict[str, str]:
         "features.md": feature_table(),
         "from-rllib.md": keys_of_rllib(),
     }
-    return {name: f"{by_hand(DOCS / name)}{MARK}\n\n{part}" for name, part in parts.items()}
+    made = {name: f"{by_hand(DOCS / name)}{MARK}\n\n{part}" for name, part in parts.items()}
+    return made | {"protocol.schema.json": json.dumps(schema(), indent=2) + "\n"}
 
 
 def by_hand(page: Path) -> str:

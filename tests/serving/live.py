@@ -47,7 +47,8 @@ class Live:
             self.server.recover()
         if self.version is not None:
             self.publish(self.version)
-        self.transport = Transport(self.server, Gate(Tokens(self.tokens), self.limits), self.limits)
+        gate = Gate(Tokens(self.tokens, self.limits.rate), self.limits)
+        self.transport = Transport(self.server, gate, self.limits)
         self.port = await self.transport.listen("127.0.0.1", 0)
         self.running = asyncio.create_task(self.server.run())
         return self
@@ -89,7 +90,7 @@ class Live:
         lines = "".join(f"{name}: {value}\r\n" for name, value in given.items() if value is not None)
         return await self.raw(f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode() + content)
 
-    async def post(self, verb, *, kind="application/json", **fields):
+    async def post(self, verb, /, *, kind="application/json", **fields):
         return await self.http("POST", f"/v1/{verb}", self.numbered(fields), kind=kind)
 
     def socket(self, **headers):
