@@ -135,10 +135,10 @@ class Algorithm:
         assert not config.write_run or self.run is not None  # made now: nothing is trained that is not kept
         samples: list[Sample] = []
         stats: dict[str, dict[str, float]] = {}
-        learning, steps, learner = 0.0, 0, self._ahead or self._learner
+        learning, steps, new, learner = 0.0, 0, -1, self._ahead or self._learner
         self._iterating = True
         try:
-            while (
+            while new and (  # else nobody came
                 set(stats) != set(self._learner.trained)
                 or steps < config.min_sample_timesteps_per_iteration
                 or perf_counter() - began < config.min_time_s_per_iteration
@@ -406,12 +406,9 @@ class Algorithm:
             CheckpointError: an iteration or evaluation is under way.
         """
         self._check_between("save", CheckpointError)
+        own = {"iteration": self._iteration, "best_evaluation": self._best_evaluation}
         owners: dict[str, State] = {
-            "algorithm": {
-                **self._account.get_state(),
-                "iteration": self._iteration,
-                "best_evaluation": self._best_evaluation,
-            },
+            "algorithm": {**self._account.get_state(), **own},
             "actions": {"rng": self._noise.bit_generator.state},
             "callbacks": callbacks.get_callbacks_state(self._callbacks),
             "learner": self._learner.get_state(),

@@ -127,10 +127,11 @@ def build(
     worker_index: int = 0,
     num_workers: int = 0,
     seed_runner: int | None = None,
-    created: Callable[[Any, EnvContext], None] | None = None,
+    created: Callable[[Any, EnvContext], object] = lambda env, context: None,
     pair_for: Callable[[SlotInfo], SpacePair] | None = None,
     observing: Observing | None = None,
     action_mask: str = "observation",
+    decides: Callable[[Any], None] | None = None,
     **limits: Any,
 ) -> AsyncEnv:
     """Build exactly ``num_envs`` envs of one runner, each with a seed of its own.
@@ -149,6 +150,7 @@ def build(
         pair_for: the spaces of an agent of a multi-agent env that does not say them.
         observing: what is done to the observations of many agents.
         action_mask: ``"info"`` takes masks of the actions out of the infos.
+        decides: is called with the :class:`~steppe.envs.driven.Decider` of envs that act by themselves.
         limits: see :class:`~steppe.envs.guards.Limits`, but for ``runner``.
 
     Raises:
@@ -168,8 +170,7 @@ def build(
             on_failure.callback(envs[-1].close)
             if is_vector(envs[-1]) or is_base(envs[-1]):
                 num_envs, wanted = _counted(envs, num_envs, env_name(env)), 1
-            if created is not None:
-                created(user_env(envs[-1]), context)
+            created(user_env(envs[-1]), context)
         seeds = [env_seed(run_seed, place, i) for i in range(num_envs)]
         built: AsyncEnv
         every: dict[str, Any] = {"seeds": seeds, "runner": worker_index, **limits}
@@ -180,7 +181,9 @@ def build(
                 f"{env_name(env)} is no env of many agents: leave out observation_fn and add_agent_id, and "
                 "change what it observes in the env, or in a Gymnasium wrapper around it"
             )
-        if is_vector(envs[0]):
+        if is_external(envs[0]):
+            built = envs[0].rows_of(envs, decides, **many)
+        elif is_vector(envs[0]):
             from steppe.envs.vector import VectorRows  # most runs never see one
 
             built = VectorRows(envs[0], **every)
@@ -254,6 +257,11 @@ def is_made(env: Any) -> bool:
 def is_multi_agent(env: Any) -> bool:
     """Whether this is an env of many agents."""
     return _is_our(env, "envs.multi_agent", "MultiAgentEnv")
+
+
+def is_external(env: Any) -> bool:
+    """Whether this is an env that runs by itself."""
+    return _is_our(env, "envs.external", "ExternalEnv")
 
 
 def is_actor(env: Any) -> bool:
@@ -346,7 +354,7 @@ class _Calling:
     def __call__(self, ctx: EnvContext) -> Any:
         args, keywords = arguments_for(self.creator, ctx, self.name)
         env = self.creator(*args, **keywords)
-        if is_vector(env) or is_multi_agent(env) or is_base(env) or is_actor(env):
+        if any(of_kind(env) for of_kind in (is_vector, is_multi_agent, is_base, is_actor, is_external)):
             return env
         if _is_our(env, "jaxenvs.protocol", "JaxEnv"):
             env = env.as_gymnasium()

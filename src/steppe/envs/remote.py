@@ -78,6 +78,7 @@ def build(
     created: Callable[[Any, EnvContext], None] | None = None,
     pair_for: Any = None,
     observing: Any = None,
+    decides: Any = None,
     **limits: Any,
 ) -> RemoteRows:
     """What :func:`steppe.envs.registry.build` builds, with each env in a process of its own.
@@ -97,6 +98,7 @@ def build(
             that takes another's place.
         pair_for: is not asked: the envs say their spaces, or the config does.
         observing: None; observations are as the envs return them.
+        decides: is not told of anybody.
         limits: as there.
 
     Raises:

@@ -37,6 +37,7 @@ def build(
     created: Callable[[Any, EnvContext], None] | None = None,
     pair_for: Callable[[SlotInfo], SpacePair] | None = None,
     observing: Any = None,
+    decides: Any = None,
     **limits: Any,
 ) -> RestartingRows:
     """What :func:`steppe.envs.registry.build` builds, of envs that are made anew where they fail.
@@ -53,6 +54,7 @@ def build(
         created: is called with each env that takes another's place, too.
         pair_for: as there.
         observing: None; observations are as the envs return them.
+        decides: is not told of anybody.
         limits: as there.
 
     Raises:

@@ -93,8 +93,7 @@ class Evaluator:
             explore: draw actions instead of taking the most likely ones; None for what the config says.
         """
         sampler = self.runner.sampler
-        sampler.explore = self._explore if explore is None else explore
-        sampler.set_weights(weights)
+        self.runner.set_weights(weights, self._explore if explore is None else explore)
         if self._training is None:
             return self._play(episodes)
         try:

@@ -20,6 +20,7 @@ from steppe.seeding import EVALUATION_RUNNER, stream
 from steppe.types import AsyncEnv, Policy, SpacePair, State, Weights
 
 if TYPE_CHECKING:
+    from steppe.envs.driven import Decider
     from steppe.runners.chance import GlobalChance
 
 
@@ -70,6 +71,7 @@ class LocalRunner:
             from steppe.runners.building import builder  # most envs are stepped here, and errors end the run
 
             build = builder(config)
+        self._deciders: list[Decider] = []
         self.env: AsyncEnv = env or build(
             config.env,
             config.env_config,
@@ -87,6 +89,7 @@ class LocalRunner:
             pair_for=(lambda info: self.spaces[self.mapping.ahead(info)]) if named else None,
             observing=self.observing,
             action_mask=config.action_mask,
+            decides=self._deciders.append,
         )
         # They may draw from the global generators.
         drawn = config.policy_mapping_fn is not None or config.observation_fn is not None
@@ -134,10 +137,10 @@ class LocalRunner:
         Raises:
             ConfigError: episodes cannot be completed one by one in envs that step together.
         """
-        if self.env.steps_together and self._config.evaluation_envs == "shared":
+        if (self.env.steps_together or self._deciders) and self._config.evaluation_envs == "shared":
             raise ConfigError(
-                "evaluation_envs='shared': the envs of a vector env step together, so that evaluation would "
-                "leave episodes half played to training; use 'separate'"
+                "evaluation_envs='shared': the envs of a vector env step together, and external ones by "
+                "themselves, so that evaluation would leave episodes half played to training; use 'separate'"
             )
         if complete and trained and self.env.steps_together:
             raise ConfigError(
@@ -156,6 +159,9 @@ class LocalRunner:
             rng=self._stream("noise"),
             runner=self.worker_index,
         )
+        for decider in self._deciders:
+            self.sampler.driven, how = True, {"whole": complete, "evaluation": self.in_evaluation}
+            decider.begin(policies, self.mapping, self._stream("decisions"), **how)
         if any(hook_of(self._callbacks, name) for name in OF_EPISODES):
             from steppe.sampling.episodes import EpisodeHooks  # most runs have none
 
@@ -193,9 +199,12 @@ class LocalRunner:
             raise
         del self.spaces[id]
 
-    def set_weights(self, weights: Mapping[str, Weights]) -> None:
-        """Act with these from now on."""
+    def set_weights(self, weights: Mapping[str, Weights], explore: bool | None = None) -> None:
+        """Act with these from now on, and ``explore``, or as before."""
+        self.sampler.explore = self.sampler.explore if explore is None else explore
         self.sampler.set_weights(weights)
+        for decider in self._deciders:
+            decider.set_weights(weights, self.sampler.explore)
 
     def weights_of(self, policy: str) -> Any:
         """What ``policy`` acts with now, as its ``load`` made it."""

@@ -235,14 +235,8 @@ class Lanes:
         slots = self.live_slots()
         live = self.lane_of[slots]
         rows = {name: take(column, live) for name, column in self._columns().items()}
-        return {
-            "lanes": self._lanes,
-            "rows": self._rows,
-            "slots": slots,
-            "live": live,
-            "columns": rows,
-            "free": self._free,
-        }
+        about = {"lanes": self._lanes, "rows": self._rows, "free": self._free}
+        return {**about, "slots": slots, "live": live, "columns": rows}
 
     def set_state(self, state: State) -> None:
         """Go on from :meth:`get_state`."""

@@ -418,15 +418,12 @@ class Sampler:
             "policy_of": [self._ids[index] for index in self._policy_of[slots]],
             "returns": self._returns[slots],
             "recurrent": [
-                None if table is None else take(table, self._slots_of(index))
-                for index, table in enumerate(self._states)
+                None if t is None else take(t, self._slots_of(i)) for i, t in enumerate(self._states)
             ],
             "lanes": [None if lanes is None else lanes.get_state() for lanes in self._lanes],
             "episodes": [asdict(record) for record in self._episodes.values()],
             "agents": list(self._agents),
-            "started": self._started,
-            "sequence": self._sequence,
-            "reward": self._tally.reward,
+            **{"started": self._started, "sequence": self._sequence, "reward": self._tally.reward},
             "hooks": [] if self.hooks is None else self.hooks.get_state(),
         }
 
