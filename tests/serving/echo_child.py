@@ -71,7 +71,7 @@ def main(control, listening):
                 os.kill(os.getpid(), signal.SIGKILL)
             deaf = ttl == 3.0
             threading.Thread(target=serve, args=(listener, known, line), daemon=True).start()
-            line.sendall(framed(Listening("log")))
+            line.sendall(framed(Listening("log", 0)))
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ MESSAGES = [
     Mapped(3, 1, None),
     Beat(),
     Stop(),
-    Listening("id"),
+    Listening("id", 7),
     Synced(1 << 40),
     Map("left", 2),
     Said(30, "careful"),

@@ -68,7 +68,6 @@ class Configure(msgspec.Struct, tag=True, frozen=True, kw_only=True):
         off_policy: whether actions are welcome that somebody else chose.
         max_weight_lag: versions that a client's row may be behind the newest; None: any number.
         held_rows: newest rows of an open episode whose decisions can still be credited.
-        seed: of the noise; None: nobody's.
     """
 
     settings: Settings
@@ -81,7 +80,6 @@ class Configure(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     off_policy: bool = False
     max_weight_lag: int | None = None
     held_rows: int = 1000
-    seed: int | None = None
 
 
 class Packed(msgspec.Struct, frozen=True):
@@ -127,9 +125,15 @@ class Stop(msgspec.Struct, tag=True, frozen=True):
 
 
 class Listening(msgspec.Struct, tag=True, frozen=True):
-    """Clients are let in; ``log`` is the id of the log, which was recovered."""
+    """Clients are let in.
+
+    Attributes:
+        log: id of the log, which was recovered.
+        end: where it ended then.
+    """
 
     log: str
+    end: int
 
 
 class Synced(msgspec.Struct, tag=True, frozen=True):

@@ -1,0 +1,263 @@
+"""The server process: ``python -m steppe.serving.child CONTROL LISTENER``, file descriptors of a trainer's.
+
+It serves with what the trainer publishes, until that ends. It imports neither JAX nor Gymnasium nor Ray: it
+begins in a moment, because it may have to do so often.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from steppe.errors import ConfigError, SteppeError
+from steppe.policies.actors import Actors
+from steppe.policies.numpy_policy import Exported, NumpyPolicy
+from steppe.serving import control, security
+from steppe.serving.control import Configure, Frames, framed
+from steppe.serving.facts import Facts, PolicyFacts, Settings
+from steppe.serving.gate import Gate
+from steppe.serving.limits import Limits
+from steppe.serving.log import Log
+from steppe.serving.security import Tokens
+from steppe.serving.server import Server
+from steppe.serving.transport import Transport
+from steppe.spaces import from_description, leaves, zeros
+from steppe.types import SpacePair
+
+_DRAIN_S = 1.5
+"""How long what is under way may take when the server ends; and the connections afterwards, half of it."""
+_TOLD_S = 0.005
+"""Between two words to the trainer about how far the log is on disk."""
+_LOCK_S = 4.0
+"""How long a log may still be another process's, which is ending."""
+
+
+def facts_of(configure: Configure, policies: Mapping[str, NumpyPolicy], *, training: bool = True) -> Facts:
+    """What is served, as the server has it."""
+    pairs = [SpacePair(*map(from_description, pair)) for pair in configure.pairs]
+    told = {
+        id: PolicyFacts(
+            from_description(one.observation),
+            from_description(one.action),
+            one.network,
+            one.exploration,
+            recurrent=policies[id].initial_state(1) is not None,
+        )
+        for id, one in configure.policies.items()
+    }
+    return Facts(
+        {agent: pairs[index] for agent, index, _ in configure.agents},
+        told,
+        {agent: policy for agent, _, policy in configure.agents if policy is not None},
+        everyone=None if configure.everyone is None else pairs[configure.everyone],
+        multi_agent=configure.multi_agent,
+        training=training,
+        off_policy=configure.off_policy,
+        max_weight_lag=configure.max_weight_lag,
+    )
+
+
+def limits_of(configure: Configure) -> tuple[Settings, Limits]:
+    """Limits of the server and of its connections; a body may hold an observation of everyone, four times."""
+    told = configure.settings
+    everyone = [configure.pairs[index] for _, index, _ in configure.agents] or configure.pairs
+    columns = [zeros(from_description(observation), 1) for observation, _ in everyone]
+    size = 4 * sum(leaf.nbytes for column in columns for leaf in leaves(column))
+    limits = Limits(**told.limits)  # type: ignore[arg-type]  # whole numbers are numbers
+    limits = dataclasses.replace(limits, body=max(limits.body, size))
+    settings = Settings(
+        episode_ttl=told.episode_ttl,
+        queue_bytes=told.queue_bytes,
+        held_rows=configure.held_rows,
+        guard=told.guard,
+        body_limit=limits.body,
+    )
+    return settings, limits
+
+
+def gate_of(settings: control.Settings, limits: Limits) -> tuple[Gate, dict[str, Any]]:
+    """Who is let in, and how the transport is to be made.
+
+    Raises:
+        ConfigError: the tokens or the certificate are of no use, or the server would be open to anybody.
+    """
+    tokens = Tokens(None if settings.token_file is None else Path(settings.token_file), limits.rate)
+    tls = settings.tls_cert is not None and settings.tls_key is not None
+    warning = security.check_exposure(
+        settings.host, tokens=settings.token_file is not None, tls=tls, insecure=settings.insecure
+    )
+    context = None
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        context = security.tls_context(Path(settings.tls_cert), Path(settings.tls_key))
+    hosts = (settings.host, *settings.allow_hosts)
+    return Gate(tokens, limits, hosts, settings.allow_origins), {"tls": context, "warning": warning}
+
+
+@final
+class _Told(logging.Handler):
+    """Lets the trainer say what this process has to say."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        super().__init__(logging.INFO)
+        self._writer, self._loop = writer, asyncio.get_running_loop()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """From whatever thread."""
+        message = framed(control.Said(record.levelno, record.getMessage()))
+        self._loop.call_soon_threadsafe(self._writer.write, message)
+
+
+@final
+class _Child:
+    """A server, and its line to the trainer.
+
+    Args:
+        configure: what to serve.
+        writer: to the trainer.
+
+    Raises:
+        SteppeError: something of it cannot be served, or the log is damaged.
+    """
+
+    def __init__(self, configure: Configure, writer: asyncio.StreamWriter) -> None:
+        self._writer, self._synced = writer, 0
+        self._telling = self.listening = False
+        self.server: Server
+        policies = {id: NumpyPolicy(one.network, one.exploration) for id, one in configure.policies.items()}
+        settings, limits = limits_of(configure)
+        gate, how = gate_of(configure.settings, limits)
+        assert configure.settings.log_dir is not None
+        self.log = _opened(Path(configure.settings.log_dir), lambda: self.server.snapshot())
+        actors = Actors(policies, explore=configure.explore, rng=np.random.default_rng())
+        facts = facts_of(configure, policies)
+        self.server = Server(
+            facts, actors, settings, log=self.log, ask=self._ask, synced=self._note, say=_say
+        )
+        self.server.recover()
+        self.transport = Transport(self.server, gate, limits, **how)
+        self.server.gauges = lambda: self.transport.counts
+
+    def take(self, message: Any) -> None:
+        """Do what the trainer says."""
+        match message:
+            case control.Publish(policies=policies):
+                for id, packed in policies.items():
+                    self.server.publish(id, exported(packed))
+            case control.Consumed(position=position, saved=saved):
+                self.server.taken(position)
+                self.server.consumed(saved)
+            case control.Mapped(agent=agent, episode=episode, policy=str() as policy):
+                self.server.mapped(agent, episode, policy)
+            case control.Beat():
+                self.server.beat()
+                self._tell(control.Counts(self.server.counts()))
+
+    async def begin(self, listener: socket.socket) -> None:
+        """Let clients in."""
+        await self.transport.listen(sock=listener)
+        self.listening = True
+        self._tell(control.Listening(self.log.id, self.log.end))
+        self._note(self.log.synced)
+
+    async def end(self) -> None:
+        """Answer what is under way, and leave the log as it should be."""
+        await self.server.drain(_DRAIN_S)
+        await self.transport.drain(_DRAIN_S / 2)
+        self.log.close()
+        self._synced = self.log.synced
+        self._tell_synced()
+
+    def _tell(self, message: control.ToTrainer) -> None:
+        self._writer.write(framed(message))
+
+    def _ask(self, agent: Any, number: int) -> None:
+        self._tell(control.Map(agent, number))
+
+    def _note(self, position: int) -> None:
+        """The log is on disk up to here: the trainer is told often, but not thousands of times a second."""
+        self._synced = position
+        if not self._telling:
+            self._telling = True
+            asyncio.get_running_loop().call_later(_TOLD_S, self._tell_synced)
+
+    def _tell_synced(self) -> None:
+        """Let the trainer read what is on disk."""
+        self._telling = False
+        self._tell(control.Synced(self._synced))
+
+
+def exported(packed: control.Packed) -> Exported:
+    """Weights as they came over the line."""
+    arrays = {name: np.ndarray(shape, dtype, data) for name, (dtype, shape, data) in packed.arrays.items()}
+    return Exported(packed.version, arrays, packed.scalars)
+
+
+def _say(level: int, text: str) -> None:
+    logging.getLogger("steppe.serving").log(level, "%s", text)
+
+
+def _opened(folder: Path, snapshot: Any) -> Log:
+    """The log, which a process that is ending may still have."""
+    until = time.monotonic() + _LOCK_S
+    while True:
+        try:
+            return Log(folder, snapshot=snapshot)
+        except ConfigError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
+
+
+async def _serve(line: socket.socket, listener: socket.socket) -> None:
+    reader, writer = await asyncio.open_connection(sock=line)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, reader.feed_eof)
+    logging.getLogger("steppe").addHandler(_Told(writer))
+    logging.getLogger("steppe").setLevel(logging.INFO)
+    messages = _messages(reader)
+    try:
+        child = _Child(await anext(messages), writer)
+    except StopAsyncIteration:
+        return  # the trainer has ended
+    except SteppeError as error:
+        writer.write(framed(control.Failed(str(error))))
+        await writer.drain()
+        return
+    running = asyncio.create_task(child.server.run())
+    async for message in messages:
+        if isinstance(message, control.Stop):
+            break
+        child.take(message)
+        if isinstance(message, control.Publish) and not child.listening:
+            await child.begin(listener)
+    await child.end()
+    running.cancel()
+    writer.close()
+
+
+async def _messages(reader: asyncio.StreamReader) -> AsyncIterator[Any]:
+    """What the trainer says, until it ends."""
+    frames = Frames()
+    while data := await reader.read(1 << 16):
+        for message in frames.feed(data):
+            yield message
+
+
+def main(arguments: list[str]) -> None:
+    """Serve until the trainer ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to understand
+    line, listener = (socket.socket(fileno=int(number)) for number in arguments)
+    asyncio.run(_serve(line, listener))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
