@@ -416,6 +416,8 @@ class Connection {
     this.#socket = socket;
     this.#ended = ended;
     socket.onmessage = ({ data }) => this.#hear(data);
+    // Before it is open some platforms only tell of an error.
+    socket.onerror = () => this.drop(unreachable(base, "the WebSocket failed"));
     socket.onclose = ({ code, reason }) =>
       this.drop(unreachable(base, `the WebSocket was closed (${code}${reason ? `: ${reason}` : ""})`));
   }
@@ -431,7 +433,7 @@ class Connection {
   }
 
   drop(error) {
-    this.#socket.onclose = this.#socket.onmessage = null;
+    this.#socket.onclose = this.#socket.onerror = this.#socket.onmessage = null;
     this.#socket.close();
     this.#ended(error);
     for (const { reject, timer } of this.#waiting.values()) {

@@ -1,5 +1,5 @@
-// Carries out calls that it reads, a line of JSON each, with the C# client, and prints what came of them. The first line
-// has the client's address and options. `Drive json` instead reads JSON texts and prints them as it would write them.
+// Carries out calls that it reads, a line of JSON each, with the C# client, and prints what came of them. A line with an
+// address and options makes another client. `Drive json` instead reads JSON texts and prints them as it would write them.
 using System;
 using System.Collections.Generic;
 using System.Globalization;
@@ -36,29 +36,34 @@ internal static class Drive
 
     private static async Task Calls()
     {
-        var first = (Item)Json.Read(Console.ReadLine());
-        using (PolicyClient client = Client(first, new Item()))
+        Item first = null;
+        PolicyClient client = null;
+        for (string line; (line = Console.ReadLine()) != null;)
         {
-            for (string line; (line = Console.ReadLine()) != null;)
+            var command = (Item)Json.Read(line);
+            object answer;
+            if (command.ContainsKey("address"))
             {
-                var command = (Item)Json.Read(line);
-                object answer;
-                if (command.ContainsKey("together"))
-                {
-                    var each = ((List<object>)command["together"]).Select(one => Result(client, (Item)one)).ToArray();
-                    answer = await Task.WhenAll(each);
-                }
-                else if (command.ContainsKey("client"))
-                {
-                    using (PolicyClient other = Client(first, (Item)command["client"])) answer = await Result(other, command);
-                }
-                else
-                {
-                    answer = await Result(client, command);
-                }
-                Console.WriteLine(Json.Write(answer));
+                client?.Dispose();
+                client = Client(first = command, new Item());
+                continue;
             }
+            if (command.ContainsKey("together"))
+            {
+                var each = ((List<object>)command["together"]).Select(one => Result(client, (Item)one)).ToArray();
+                answer = await Task.WhenAll(each);
+            }
+            else if (command.ContainsKey("client"))
+            {
+                using (PolicyClient other = Client(first, (Item)command["client"])) answer = await Result(other, command);
+            }
+            else
+            {
+                answer = await Result(client, command);
+            }
+            Console.WriteLine(Json.Write(answer));
         }
+        client?.Dispose();
     }
 
     private static PolicyClient Client(Item first, Item changes)

@@ -1,5 +1,5 @@
 // Carries out calls that it reads, a line of JSON each, with the JavaScript client, and prints what came of them.
-// The first line has the client's address and options.
+// A line with an address and options makes another client.
 import { createInterface } from "node:readline";
 
 const { PolicyClient } = await import(process.argv[2]);
@@ -40,7 +40,8 @@ async function answer(command) {
 let main, first;
 for await (const line of createInterface({ input: process.stdin })) {
   const command = JSON.parse(line);
-  if (first === undefined) {
+  if (command.address) {
+    main?.close();
     first = command;
     main = new PolicyClient(first.address, first.options);
   } else {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import math
 import random
@@ -18,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.serving.conforming import SCENARIOS, check, serving
 from tests.serving.unreliable import LOST, UNHEARD, Answer, Said, stub
 
 HERE = Path(__file__).resolve().parent
@@ -28,9 +30,13 @@ TOOLS = {"javascript": ("node",), "csharp": ("mcs", "mono")}
 class Driver:
     """A client in a process of its own: calls go in, what came of them comes out, in lines of JSON."""
 
-    def __init__(self, command: list[str], address: str, **options: Any) -> None:
+    def __init__(self, command: list[str]) -> None:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._say({"address": address, "options": options})
+
+    def connect(self, address: str, **options: Any) -> Driver:
+        """Makes another client, and closes the one before it."""
+        self._say({"address": address, "options": {"timeout": 5, **options}})
+        return self
 
     def _say(self, line: Any) -> None:
         assert self._process.stdin is not None
@@ -75,23 +81,31 @@ class Driver:
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory) -> Callable[[str], list[str]]:
+def command(tmp_path_factory) -> Callable[[str], list[str]]:
     """What starts the driver of a language; compiled once."""
-    made: dict[str, list[str]] = {}
 
+    @functools.cache
     def command(language: str) -> list[str]:
         for tool in TOOLS[language]:
             if shutil.which(tool) is None:
                 pytest.skip(f"no {tool} on this machine: `make setup-serving` installs it")
-        if language not in made and language == "javascript":
-            made[language] = _node()
-        elif language not in made:
-            program = tmp_path_factory.mktemp("csharp") / "drive.exe"
-            compiled(program, HERE / "Drive.cs", CLIENTS / "csharp/SteppeClient.cs")
-            made[language] = ["mono", str(program)]
-        return made[language]
+        if language == "javascript":
+            return _node()
+        program = tmp_path_factory.mktemp("csharp") / "drive.exe"
+        compiled(program, HERE / "Drive.cs", CLIENTS / "csharp/SteppeClient.cs")
+        return ["mono", str(program)]
 
     return command
+
+
+@pytest.fixture(scope="module")
+def driver(command) -> Iterator[Callable[[str], Driver]]:
+    """The driver of a language: one process for all tests, as they take long to begin."""
+    driver = functools.cache(lambda language: drivers.append(Driver(command(language))) or drivers[-1])
+    drivers: list[Driver] = []
+    yield driver
+    for each in drivers:
+        each.end()
 
 
 def _node() -> list[str]:
@@ -115,17 +129,9 @@ def language(request) -> str:
 
 
 @pytest.fixture
-def drive(commands, language) -> Iterator[Callable[..., Driver]]:
-    """Starts clients, which end with the test."""
-    drivers: list[Driver] = []
-
-    def started(address: str, **options: Any) -> Driver:
-        drivers.append(Driver(commands(language), address, **{"timeout": 5, **options}))
-        return drivers[-1]
-
-    yield started
-    for driver in drivers:
-        driver.end()
+def drive(driver, language) -> Callable[..., Driver]:
+    """Connects a client of the language."""
+    return lambda address, **options: driver(language).connect(address, **options)
 
 
 def kind(said: Said, _: int = 0) -> Answer:
@@ -141,6 +147,19 @@ def kind(said: Said, _: int = 0) -> Answer:
 def scheme(request) -> str:
     """Over HTTP and over a WebSocket."""
     return request.param
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("lossy", [False, True])
+def test_the_script_that_all_clients_pass(drive, scheme, name, lossy, tmp_path):
+    """Against the server itself; what its log has is what the script says, also over a bad network."""
+    scenario = SCENARIOS[name]
+    with serving(scenario["server"], tmp_path, lossy=lossy) as served:
+        client = drive(f"{scheme}://127.0.0.1:{served.port}", token=scenario["server"]["token"])
+        for step in scenario["steps"]:
+            check(step, client.result(step["call"], step.get("client"), **step["with"]))
+    assert served.told() == scenario["then"]
+    assert bool(served.lost) == lossy
 
 
 def test_messages_are_those_of_the_protocol(drive, scheme):
@@ -312,7 +331,7 @@ def test_at_most_64_requests_are_unanswered_and_those_of_an_episode_keep_their_o
         assert server.connections <= 3  # the socket, and who asked whether there is a server
 
 
-def test_a_crowd_asks_for_all_agents_at_once(commands):
+def test_a_crowd_asks_for_all_agents_at_once(driver):
     def answer(said: Said, _: int) -> Answer:
         if said.verb != "act":
             return kind(said)
@@ -324,9 +343,7 @@ def test_a_crowd_asks_for_all_agents_at_once(commands):
         {"seen": {"goalie": [5.0]}, "earned": {"striker": 1.0}, "left": ["striker"]},
     ]
     with stub(answer) as server:
-        driver = Driver(commands("csharp"), f"ws://127.0.0.1:{server.port}")
-        taken = driver.gives("crowd", frames=frames)
-        driver.end()
+        taken = driver("csharp").connect(f"ws://127.0.0.1:{server.port}").gives("crowd", frames=frames)
     assert taken == [{"goalie": [1, 2], "striker": [2, 2]}, {"goalie": [3, 2]}, {"goalie": [5, 2]}]
     sent = [{name: said.message.get(name) for name in ("obs", "reward", "dones")} for said in server.done[1:]]
     assert sent == [
@@ -338,14 +355,14 @@ def test_a_crowd_asks_for_all_agents_at_once(commands):
     ]
 
 
-def test_no_frame_of_the_game_in_unity_waits_for_an_answer(commands, tmp_path):
+def test_no_frame_of_the_game_in_unity_waits_for_an_answer(command, tmp_path):
     """The sample plays, in as much of Unity as it uses, with a server that takes 0.15 s for each answer."""
 
     def answer(said: Said, _: int) -> Answer:
         acts = Answer({"action": {agent: [0, 1, 2] for agent in said.message.get("obs") or {}}})
         return (acts if said.verb == "act" else kind(said))._replace(delay=0.15)
 
-    commands("csharp")
+    command("csharp")
     program = tmp_path / "game.exe"
     compiled(program, HERE / "UnityEngine.cs", *(CLIENTS / "csharp").glob("*.cs"))
     with stub(answer) as server:
@@ -369,13 +386,13 @@ def test_no_frame_of_the_game_in_unity_waits_for_an_answer(commands, tmp_path):
     assert end["truncated"] is False
 
 
-def _json_texts(commands, texts: list[str]) -> list[str]:
-    command = [*commands("csharp"), "json"]
+def _json_texts(command, texts: list[str]) -> list[str]:
+    command = [*command("csharp"), "json"]
     done = subprocess.run(command, input="\n".join(texts) + "\n", capture_output=True, text=True, check=True)
     return done.stdout.split("\n")[:-1]
 
 
-def test_json_in_c_sharp_reads_and_writes_what_python_does(commands):
+def test_json_in_c_sharp_reads_and_writes_what_python_does(command):
     leaf = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(max_size=8)
     number = st.floats(allow_nan=False, allow_infinity=False)
     values = st.recursive(
@@ -398,7 +415,7 @@ def test_json_in_c_sharp_reads_and_writes_what_python_does(commands):
 
     collect()
     texts = [json.dumps(value, ensure_ascii=bool(i % 2)) for i, value in enumerate(made)]
-    assert [_about(json.loads(text)) for text in _json_texts(commands, texts)] == [
+    assert [_about(json.loads(text)) for text in _json_texts(command, texts)] == [
         _about(value) for value in made
     ]
 
@@ -412,7 +429,7 @@ def _about(value: Any) -> Any:
     return [_about(item) for item in value] if isinstance(value, list) else value
 
 
-def test_json_in_c_sharp_refuses_what_python_refuses(commands):
+def test_json_in_c_sharp_refuses_what_python_refuses(command):
     """Nothing that is damaged is taken for something else."""
     whole = '{"a": [1, -2.5e-3, "x\\u00fc\\n", true, null], "b": {"c": 0}}'
     drawn = random.Random(0)
@@ -464,7 +481,7 @@ def test_json_in_c_sharp_refuses_what_python_refuses(commands):
     def finite(text: str) -> float:
         return float(text) if math.isfinite(float(text)) else 1 / 0
 
-    answers = _json_texts(commands, texts)
+    answers = _json_texts(command, texts)
     assert len(answers) == len(texts)
     found = ["refused" if answer.startswith("not JSON: ") else json.loads(answer) for answer in answers]
     assert found == [read(text) for text in texts]
