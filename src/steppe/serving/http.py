@@ -41,6 +41,7 @@ class Http:
         """See :class:`Speech`."""
         if self._deaf:
             return self
+        self.unfinished = True  # also by empty lines, which may come before a request
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:

@@ -43,6 +43,7 @@ class Connection(asyncio.BufferedProtocol):
         self.speech: Speech | None = None
         self._waiting: deque[tuple[Request, Answer | None]] = deque()
         self._out: list[bytes] = []
+        self._out_size = 0
         self._under_way = 0
         self._going = self._ending = self._linger = self._paused = False
         # Since when: it rests, a request is not complete, answers are not read, its end is awaited.
@@ -100,7 +101,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         """Who has said all it has to say may still wait for answers."""
-        if self._over is not None or not self._under_way:
+        self.flush()  # what is written is not to be lost with the connection
+        if self._over is not None or not (self._under_way or self._waiting):
             return False
         self._ending = True
         return self._owner.tls is None
@@ -145,6 +147,7 @@ class Connection(asyncio.BufferedProtocol):
         if not self._out:
             self._owner.flush_later(self)
         self._out.append(data)
+        self._out_size += len(data)
 
     def encourage(self) -> None:
         """Say that the body may come."""
@@ -175,7 +178,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._going or speech is None or self._transport is None:
             return
         self._going = True
-        while waiting and self._under_way < speech.most and self._unread is None:
+        room = self.limits.write_buffer
+        while waiting and self._under_way < speech.most and self._unread is None and self._out_size <= room:
             request, ready = waiting.popleft()
             if not self._under_way:
                 self._owner.works(self)
@@ -201,12 +205,15 @@ class Connection(asyncio.BufferedProtocol):
         if self._out:
             transport.write(self._out[0] if len(self._out) == 1 else b"".join(self._out))
             self._out.clear()
+            self._out_size = 0
+            if self._waiting:
+                self._go_on()
         if done:
             self._over = self.now()
-            if not self._linger:
-                transport.close()
-            elif transport.can_write_eof():
+            if self._linger and transport.can_write_eof():
                 transport.write_eof()
+            else:  # which over TLS waits for the client by itself
+                transport.close()
 
     def check(self, now: float) -> None:
         """Close what has taken too long."""
@@ -314,6 +321,7 @@ class Transport:
             self._sweeping.cancel()
         for task in self._tasks:
             task.cancel()
+        await asyncio.sleep(0)  # until then the system does not know
 
     def request_id(self) -> str:
         """Another one for each request."""
