@@ -8,7 +8,8 @@ from steppe.policies.actors import Actors
 from steppe.policies.numpy_policy import Exported
 from steppe.serving import messages
 from steppe.serving.facts import Facts, PolicyFacts, Settings
-from steppe.serving.verbs import Job, Verbs
+from steppe.serving.rows import Job
+from steppe.serving.verbs import Verbs
 from steppe.spaces import BadLeaf, BoxSpec, DictSpec, DiscreteSpec, MultiBinarySpec
 from steppe.types import DEFAULT_POLICY, SINGLE_AGENT, Decision, SpacePair
 

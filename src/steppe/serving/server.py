@@ -21,7 +21,8 @@ from steppe.serving.log import Log, LogWriteError
 from steppe.serving.messages import PROTOCOL, READS, SCOPES, WAITING, Refused, Told
 from steppe.serving.metrics import Metrics
 from steppe.serving.records import decode_write
-from steppe.serving.verbs import Job, Verbs
+from steppe.serving.rows import Job
+from steppe.serving.verbs import Verbs
 from steppe.spaces import describe
 from steppe.types import DEFAULT_POLICY, SINGLE_AGENT, AgentID
 

@@ -34,7 +34,9 @@ _ARRAY = {"dtype", "shape", "bytes"}
 _FORM = '{"dtype": "float32", "shape": [2], "bytes": ...}'
 
 
-def column_of(spec: Spec, values: Sequence[Any], roots: Sequence[str]) -> tuple[Tree, list[Refused | None]]:
+def column_of(
+    spec: Spec, values: Sequence[Any], roots: Sequence[str]
+) -> tuple[Tree, Sequence[Refused | None]]:
     """The column of all values that fit, which is all of them nearly always.
 
     Args:
@@ -43,10 +45,11 @@ def column_of(spec: Spec, values: Sequence[Any], roots: Sequence[str]) -> tuple[
         roots: what each is called in a message.
 
     Returns:
-        A column with a row for each value, and for each None or why it does not fit (its row is arbitrary).
+        A column with a row for each value; and nothing, or for each None or why it does not fit (its row is
+        arbitrary).
     """
     try:
-        return _column(spec, values, roots[0]), [None] * len(values)
+        return _column(spec, values, roots[0]), []
     except Refused as refused:
         if len(values) == 1:
             return None, [refused]
@@ -67,7 +70,9 @@ def column_of(spec: Spec, values: Sequence[Any], roots: Sequence[str]) -> tuple[
 
 def _column(spec: Spec, values: Sequence[Any], root: str) -> Tree:
     try:
-        column = collect(spec, [_plain(spec, value, root) for value in values], None, root)
+        if not (isinstance(spec, BoxSpec) and set(map(type, values)) == {list}):  # what nearly all send
+            values = [_plain(spec, value, root) for value in values]
+        column = collect(spec, values, None, root)
     except BadLeaf as bad:
         raise Refused("out_of_space", f"{bad.leaf}: expected {bad.expected}, got {bad.got}") from None
     except (ValueError, TypeError, OverflowError, RecursionError) as error:

@@ -5,11 +5,9 @@ Nothing here waits and nothing here knows of connections: many requests in, an o
 
 from __future__ import annotations
 
-import logging
 import math
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -19,79 +17,24 @@ from steppe.policies.actors import Actors
 from steppe.serving.books import Books, Draft, Episode, Sight
 from steppe.serving.facts import Facts, Settings
 from steppe.serving.log import Log, LogFullError
-from steppe.serving.messages import Refused, Told, as_kind, encoded
+from steppe.serving.messages import Refused, as_kind, encoded
 from steppe.serving.records import Write, encode_write
-from steppe.serving.values import column_of, number, plain_rows, row_of, sample_space
+from steppe.serving.rows import Job, Reader, Row, Values, reason_of
+from steppe.serving.values import number, plain_rows, row_of
 from steppe.serving.versions import Versions
-from steppe.spaces import BadLeaf, Spec, take
-from steppe.types import SINGLE_AGENT, AgentID, SpacePair, Tree
-
-logger = logging.getLogger("steppe.serving")
+from steppe.spaces import take
+from steppe.types import SINGLE_AGENT, AgentID, Tree
 
 _PATIENCE = 10.0
 """Seconds that a request waits until somebody says who acts for an agent."""
 
 
-@dataclass(slots=True)
-class Row:
-    """One value that a client sent; from ``column`` on filled in once it was read."""
-
-    name: str
-    agent: AgentID
-    spec: Spec
-    value: Any
-    path: str
-    column: Tree = None
-    at: int = 0
-    refused: Refused | None = None
-
-    def tree(self) -> Tree:
-        """The value as a column of one row."""
-        return row_of(self.column, self.at)
-
-
-class Values(NamedTuple):
-    """The observations of one step by agent, and what was done there, if the client says that."""
-
-    obs: list[Row]
-    actions: list[Row]
-
-
-@dataclass(slots=True)
-class Job:
-    """A request on its way.
-
-    Attributes:
-        told: what it says.
-        kind: encoding of the answer.
-        given_up: when it no longer waits.
-        values: of each of its steps.
-        outcome: the answer's body, or why not; None: not yet.
-    """
-
-    told: Told
-    kind: str
-    given_up: float = math.inf
-    values: list[Values] = field(default_factory=list)
-    outcome: bytes | Refused | None = None
-
-
-class _Step(NamedTuple):
-    """An observation that is about to be acted upon."""
-
-    episode: str
-    row: Row
-    policy: str
-    t: int
-    state: Tree
-
-
 class _Plan(NamedTuple):
-    """A request for actions that was found good; ``steps`` by episode."""
+    """A request for actions that was found good; rows by episode."""
 
     job: Job
     earned: list[Entry]
-    steps: list[list[_Step]]
+    steps: list[list[Row]]
 
 
 class _WaitsError(Exception):
@@ -135,8 +78,7 @@ class Verbs:
         self.taken = 0
         self.counts = dict.fromkeys(("stale", "expired", "rows"), 0)
         self._mapped: dict[int, dict[AgentID, str | None]] = {}
-        self._names = {str(agent): agent for agent in facts.pairs}
-        self._samples = {pair.action: sample_space(pair.action) for pair in self._pairs()}
+        self._reader = Reader(facts)
         self._wave: list[_Plan] = []
         self._in_wave: set[Any] = set()
         self._do: Mapping[str, Callable[[Sight, Any, Sequence[Values]], tuple[list[Entry], Any]]] = {
@@ -150,15 +92,11 @@ class Verbs:
             "release": self._release,
         }
 
-    def _pairs(self) -> Iterable[SpacePair]:
-        everyone = self._facts.everyone
-        return [*self._facts.pairs.values(), *([] if everyone is None else [everyone])]
-
     # --- a tick ---------------------------------------------------------------------------------------------
 
     def handle(self, jobs: Sequence[Job]) -> None:
         """Carry out requests, in order. Afterwards each has its outcome or is among those waiting."""
-        self._read(jobs)
+        self._reader.read(jobs)
         for job in jobs:
             if job.outcome is None:
                 self._attempt(job)
@@ -172,7 +110,7 @@ class Verbs:
                 job.given_up = self._clock() + _PATIENCE
             self.waiting.append(job)
         except Exception as error:
-            job.outcome = _reason(error)
+            job.outcome = reason_of(error)
 
     def _carry_out(self, job: Job) -> None:
         verb, _, message, digest = job.told
@@ -212,91 +150,6 @@ class Verbs:
                 raise Refused("not_ready", f"the server's log takes no more: {error}", 10) from None
         self.books.apply(write)
 
-    # --- what came, as columns ------------------------------------------------------------------------------
-
-    def _read(self, jobs: Sequence[Job]) -> None:
-        """The values of all requests, in one column for each space."""
-        groups: dict[Spec, list[Row]] = {}
-        for job in jobs:
-            try:
-                job.values = self._values_of(job.told)
-            except Exception as error:
-                job.outcome = _reason(error)
-                continue
-            for values in job.values:
-                for rows in values:
-                    for row in rows:
-                        groups.setdefault(row.spec, []).append(row)
-        for spec, rows in groups.items():
-            column, why = column_of(spec, [row.value for row in rows], [row.path for row in rows])
-            for at, (row, reason) in enumerate(zip(rows, why, strict=True)):
-                row.column, row.at, row.refused = column, at, reason
-        for job in jobs:
-            if job.outcome is None:
-                all_rows = (row for values in job.values for part in values for row in part)
-                job.outcome = next((row.refused for row in all_rows if row.refused is not None), None)
-
-    def _values_of(self, told: Told) -> list[Values]:
-        message = told.message
-        match told.verb:
-            case "act":
-                return [Values(self._by_agent(message.obs, "obs"), [])]
-            case "act_many":
-                return [
-                    Values(self._by_agent(one.obs, f"acts[{i}].obs"), [])
-                    for i, one in enumerate(message.acts)
-                ]
-            case "log_action" | "end":
-                return [self._values(told.verb, message, "")]
-            case "report":
-                return [
-                    self._values(item.__struct_config__.tag, item, f"items[{i}].")
-                    for i, item in enumerate(message.items)
-                ]
-            case _:
-                return []
-
-    def _values(self, verb: str, message: Any, path: str) -> Values:
-        if verb == "end":
-            return Values([] if message.obs is None else self._by_agent(message.obs, f"{path}obs"), [])
-        if verb not in ("act", "log_action"):
-            return Values([], [])
-        obs, name = self._by_agent(message.obs, f"{path}obs"), "action" if verb == "log_action" else "sample"
-        actions = self._by_agent(getattr(message, name), path + name, of="action")
-        if verb == "act":
-            for row in actions:
-                row.spec = self._samples[row.spec]
-        if {row.name for row in actions} != {row.name for row in obs}:
-            raise Refused("malformed", f"{path}{name}: expected one for each agent of obs")
-        by_name = {row.name: row for row in actions}
-        return Values(obs, [by_name[row.name] for row in obs])
-
-    def _by_agent(self, value: Any, path: str, of: str = "observation") -> list[Row]:
-        if not self._facts.multi_agent:
-            pair = self._facts.pairs[SINGLE_AGENT]
-            return [
-                Row("", SINGLE_AGENT, pair.observation if of == "observation" else pair.action, value, path)
-            ]
-        rows = []
-        for name, part in self._named(value, path):
-            agent = self._agent(name, path)
-            pair = self._facts.pairs.get(agent) or self._facts.everyone  # type: ignore[assignment]
-            spec = pair.observation if of == "observation" else pair.action
-            rows.append(Row(name, agent, spec, part, f'{path}["{name}"]'))
-        return rows
-
-    def _named(self, value: Any, path: str) -> list[tuple[str, Any]]:
-        if type(value) is not dict or not value or not all(type(name) is str for name in value):
-            raise Refused("malformed", f"{path}: expected an object by agent with one agent at least")
-        return list(value.items())
-
-    def _agent(self, name: str, path: str) -> AgentID:
-        agent = self._names.get(name)
-        if agent is None and self._facts.everyone is None:
-            known = ", ".join(sorted(self._names)[:20])
-            raise Refused("unknown_agent", f"{path}: there is no agent {name!r}; there are {known}")
-        return name if agent is None else agent
-
     # --- acting ---------------------------------------------------------------------------------------------
 
     def _plan(self, job: Job, ones: Sequence[Any]) -> None:
@@ -312,23 +165,26 @@ class Verbs:
             episode = self.books.find(one.episode_id)
             if one.reward is not None:
                 earned += self._earned(episode, one, "reward")
-            steps.append([self._step(one.episode_id, episode, row) for row in values.obs])
+            for row in values.obs:
+                self._meet(row, one.episode_id, episode)
+            steps.append(values.obs)
         self._wave.append(_Plan(job, earned, steps))
         self._in_wave.update(ids)
         self._in_wave.add((job.told.message.client, job.told.message.seq))
 
-    def _step(self, id: str, episode: Episode, row: Row) -> _Step:
+    def _meet(self, row: Row, id: str, episode: Episode) -> None:
+        """Find out who acts for an observation, and with which memory."""
         seat = episode.seats.get(row.agent)
         if seat is None:
-            policy = self._policy_of(episode, row.agent)
-            state = self._actors.initial_state(policy)
+            row.policy = self._policy_of(episode, row.agent)
+            row.state = self._actors.initial_state(row.policy)
         elif seat.done:
             raise Refused("agent_done", f"{row.path}: agent {row.name!r} is done in this episode")
         else:
-            policy, state = seat.policy, seat.state
-        if policy not in self.versions.newest:
-            raise Refused("not_ready", f"policy {policy!r} has no weights yet: come back in a moment")
-        return _Step(id, row, policy, episode.t, state)
+            row.policy, row.state = seat.policy, seat.state
+        if row.policy not in self.versions.newest:
+            raise Refused("not_ready", f"policy {row.policy!r} has no weights yet: come back in a moment")
+        row.episode, row.t = id, episode.t
 
     def _policy_of(self, episode: Episode, agent: AgentID) -> str:
         """Who acts for an agent that appears."""
@@ -370,65 +226,64 @@ class Verbs:
         wave, self._wave = self._wave, []
         self._in_wave.clear()
         try:
-            chosen = self._chosen([step for plan in wave for steps in plan.steps for step in steps])
+            self._choose([row for plan in wave for rows in plan.steps for row in rows])
         except Exception as error:  # most likely a mask that allows nothing
             if len(wave) == 1:
-                wave[0].job.outcome = _reason(error)
+                wave[0].job.outcome = reason_of(error)
             for plan in wave if len(wave) > 1 else ():
                 self._wave = [plan]
                 self._flush()
             return
         for plan in wave:
-            entries = [*plan.earned, *(chosen[id(step)][0] for steps in plan.steps for step in steps)]
-            self.counts["rows"] += len(entries) - len(plan.earned)
+            entries = plan.earned
+            for rows in plan.steps:
+                self.counts["rows"] += len(rows)
+                entries += [row.acted for row in rows if row.acted is not None]
             try:
-                self._commit(plan.job, entries, self._reply(plan, chosen))
+                self._commit(plan.job, entries, self._reply(plan))
             except Exception as error:
-                plan.job.outcome = _reason(error)
+                plan.job.outcome = reason_of(error)
 
-    def _chosen(self, steps: Sequence[_Step]) -> dict[int, tuple[Acted, Any]]:
-        """What was chosen for each step, by identity: the entry, and the action as JSON."""
-        groups: dict[str, list[_Step]] = {}
-        for step in steps:
-            groups.setdefault(step.policy, []).append(step)
-        chosen = {}
-        for policy, group in groups.items():
+    def _choose(self, all_rows: Sequence[Row]) -> None:
+        """Act, in one batch for each policy."""
+        groups: dict[str, list[Row]] = {}
+        for row in all_rows:
+            groups.setdefault(row.policy, []).append(row)
+        for policy, rows in groups.items():
             # All observations of a space are in one column.
-            column, index = group[0].row.column, [step.row.at for step in group]
+            column, index = rows[0].column, [row.at for row in rows]
             if index != [*range(_length(column))]:
                 column = take(column, np.array(index))
-            decision, env_actions, states = self._actors.act(policy, column, [step.state for step in group])
-            actions = plain_rows(self._facts.policies[policy].action, env_actions)
+            decision, env_actions, states = self._actors.act(policy, column, [row.state for row in rows])
             assert decision.version is not None
-            logps, versions = decision.logp.tolist(), decision.version.tolist()
-            for i, step in enumerate(group):
-                acted = Acted(
-                    *(step.episode, step.row.agent, policy, step.t),
-                    *(row_of(column, i), row_of(decision.action, i), logps[i], versions[i], states[i]),
-                )
-                chosen[id(step)] = acted, actions[i]
-        return chosen
-
-    def _reply(self, plan: _Plan, chosen: Mapping[int, tuple[Acted, Any]]) -> dict[str, Any]:
-        message = plan.job.told.message
-        many = plan.job.told.verb == "act_many"
-        alone = not self._facts.multi_agent
-
-        def told(steps: Sequence[_Step], value: Callable[[_Step], Any]) -> Any:
-            return value(steps[0]) if alone else {step.row.name: value(step) for step in steps}
-
-        def of_all(value: Callable[[Sequence[_Step]], Any]) -> Any:
-            return [value(steps) for steps in plan.steps] if many else value(plan.steps[0])
-
-        ending = "s" if many else ""
-        reply = {f"action{ending}": of_all(lambda steps: told(steps, lambda step: chosen[id(step)][1]))}
-        if message.full:
-            reply[f"step{ending}"] = of_all(lambda steps: steps[0].t)
-            reply[f"logp{ending}"] = of_all(lambda steps: told(steps, lambda step: chosen[id(step)][0].logp))
-            reply["weights_version" + ending] = of_all(
-                lambda steps: told(steps, lambda step: chosen[id(step)][0].version)
+            several = zip(
+                *(rows, plain_rows(self._facts.policies[policy].action, env_actions)),
+                *(decision.logp.tolist(), decision.version.tolist(), states),
+                strict=True,
             )
-        return reply
+            for i, (row, row.action, logp, version, state) in enumerate(several):
+                at = (row.episode, row.agent, policy, row.t)
+                row.acted = Acted(*at, row_of(column, i), row_of(decision.action, i), logp, version, state)
+
+    def _reply(self, plan: _Plan) -> dict[str, Any]:
+        message, many = plan.job.told.message, plan.job.told.verb == "act_many"
+        if not (message.full or many or self._facts.multi_agent):
+            return {"action": plan.steps[0][0].action}
+
+        def told(value: Callable[[Row], Any]) -> Any:
+            if self._facts.multi_agent:
+                several = [{row.name: value(row) for row in rows} for rows in plan.steps]
+            else:
+                several = [value(rows[0]) for rows in plan.steps]
+            return several if many else several[0]
+
+        reply: dict[str, Any] = {"action": told(lambda row: row.action)}
+        if message.full:
+            steps = [rows[0].t for rows in plan.steps]
+            reply["step"] = steps if many else steps[0]
+            reply["logp"] = told(lambda row: row.acted and row.acted.logp)
+            reply["weights_version"] = told(lambda row: row.acted and row.acted.version)
+        return {f"{name}s": value for name, value in reply.items()} if many else reply
 
     # --- the other verbs ------------------------------------------------------------------------------------
 
@@ -450,10 +305,10 @@ class Verbs:
             raise Refused("off_policy", f"{text}or start the episode with training_enabled false")
         entries = self._earned(episode, message, "reward") if message.reward is not None else []
         for row, action in zip(*values[0], strict=True):
-            step = self._step(message.episode_id, episode, row)
-            version = self.versions.acting(step.policy)
-            at = (message.episode_id, row.agent, step.policy, episode.t)
-            entries.append(Acted(*at, row.tree(), action.tree(), math.nan, version, step.state))
+            self._meet(row, message.episode_id, episode)
+            version = self.versions.acting(row.policy)
+            at = (row.episode, row.agent, row.policy, row.t)
+            entries.append(Acted(*at, row.tree(), action.tree(), math.nan, version, row.state))
         return entries, {}
 
     def _decided(self, sight: Sight, message: Any, values: Sequence[Values]) -> tuple[list[Entry], Any]:
@@ -461,14 +316,14 @@ class Verbs:
         episode = sight.find(message.episode_id)
         entries = self._earned(episode, message, "reward") if message.reward is not None else []
         for row, sample in zip(*values[0], strict=True):
-            step = self._step(message.episode_id, episode, row)
+            self._meet(row, message.episode_id, episode)
             logp, version = message.logp, message.weights_version
             if self._facts.multi_agent:
                 logp, version = _of(row, logp, "logp"), _of(row, version, "weights_version")
-            self._check_version(step.policy, version)
+            self._check_version(row.policy, version)
             logp = number(logp, "logp", "out_of_space")
-            at = (message.episode_id, row.agent, step.policy, episode.t)
-            entries.append(Acted(*at, row.tree(), sample.tree(), logp, version, step.state))
+            at = (row.episode, row.agent, row.policy, row.t)
+            entries.append(Acted(*at, row.tree(), sample.tree(), logp, version, row.state))
         return entries, {}
 
     def _check_version(self, policy: str, version: Any) -> None:
@@ -498,7 +353,7 @@ class Verbs:
             dones = dict.fromkeys(map(str, episode.seats), True)
         left: list[Entry] = []
         for name, done in dones.items():
-            agent = self._agent(name, "dones")
+            agent = self._reader.agent(name, "dones")
             seat = episode.seats.get(agent)
             if seat is None and done:
                 raise Refused("unknown_agent", f"dones: agent {name!r} has observed nothing in this episode")
@@ -559,7 +414,7 @@ class Verbs:
             raise Refused("reward", f"{path}: expected an object by agent, got {str(message.reward)[:80]!r}")
         entries: list[Entry] = []
         for name, reward in message.reward.items():
-            agent = self._agent(name, path)
+            agent = self._reader.agent(name, path)
             seat = episode.seats.get(agent)
             if seat is not None and seat.done:
                 raise Refused("agent_done", f"{path}: agent {name!r} is done in this episode")
@@ -593,16 +448,6 @@ class Verbs:
         self._mapped.pop(episode.number, None)
         if episode.version >= 0:
             self.versions.ended(episode.version, episode.reward)
-
-
-def _reason(error: Exception) -> Refused:
-    """Why a request is not carried out; a fault of the server's own is said in its log."""
-    if isinstance(error, Refused):
-        return error
-    if isinstance(error, BadLeaf):
-        return Refused("out_of_space", f"{error.leaf}: expected {error.expected}, got {error.got}")
-    logger.error("a request failed inside the server", exc_info=error)
-    return Refused("internal", f"a fault of the server's own, which its log tells of: {type(error).__name__}")
 
 
 def _length(column: Tree) -> int:
