@@ -195,12 +195,13 @@ class Server:
         if request.verb and request.verb not in messages.WRITES:
             self._read_only(asked)
             return
-        if not self._inbox:
+        # What comes while the disk is busy has to wait for it anyway: so it is carried out together then.
+        if not self._inbox and not self._syncing:
             asyncio.get_running_loop().call_soon(self._turn)
         self._inbox.append(asked)
 
     def _turn(self) -> None:
-        """Carry out what came in this turn of the event loop."""
+        """Carry out what came in this turn of the event loop, or since the disk was asked for the last time."""
         inbox, self._inbox = self._inbox, []
         jobs = []
         for asked in inbox:
@@ -274,9 +275,11 @@ class Server:
 
     # --- the disk -------------------------------------------------------------------------------------------
 
-    def _sync(self) -> None:
-        """Write what was appended, in a thread; meanwhile the next group gathers."""
-        if self._syncing or self._log is None or not (self._unsynced or self._log.end > self._log.synced):
+    def _sync(self, *, again: bool = False) -> None:
+        """Write what was appended, in a thread; ``again``: also where the disk did not take it just now."""
+        if self._syncing or self._log is None or (self._unwritable and not again):
+            return
+        if not self._unsynced and self._log.end == self._log.synced:
             return
         self._syncing = True
         group, self._unsynced = self._unsynced, deque()
@@ -286,14 +289,13 @@ class Server:
 
     def _synced(self, done: asyncio.Future[int], group: deque[_Asked], began: float) -> None:
         self._syncing = False
-        if isinstance(error := done.exception(), LogWriteError):
+        if (error := done.exception()) is not None:
             if not self._unwritable:
                 self._say(logging.ERROR, f"{error}; no request is answered until the disk takes it")
             self._unwritable = str(error)
             self._unsynced.extendleft(reversed(group))
+            self._turn()
             return
-        if error is not None:
-            raise error
         if self._unwritable:
             self._say(logging.WARNING, "the disk takes the log again")
         self._unwritable, self._last_sync = "", self._clock()
@@ -301,7 +303,7 @@ class Server:
         for asked in group:
             self._answer(asked, 200, asked.body)
         self._tell(done.result())
-        self._sync()
+        self._turn()
 
     async def run(self) -> None:
         """Do what has its time: episodes that nobody touches, requests that wait, a disk that is full."""
@@ -319,6 +321,7 @@ class Server:
         if self._log is not None and not self._syncing and self._clock() - self._last_sync > 4 * _TICK:
             self._log.touch()
         self._settle()
+        self._sync(again=True)
 
     async def drain(self, timeout: float) -> None:
         """Take nothing new, and answer what is under way, for so many seconds at most."""
@@ -327,6 +330,7 @@ class Server:
         while (self._inbox or self._by_job or self._unsynced or self._syncing) and time.monotonic() < until:
             self._verbs.go_on()
             self._settle()
+            self._sync(again=True)
             await asyncio.sleep(0.01)
         if self._executor is not None:
             self._executor.shutdown(wait=False)
