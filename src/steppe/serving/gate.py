@@ -34,6 +34,11 @@ _PREFLIGHT = (
 )
 
 
+@final
+class Unwelcome(Refused):
+    """A refusal that ends the connection, whatever its code."""
+
+
 class Route(NamedTuple):
     """What a method and a path ask for.
 
@@ -189,7 +194,7 @@ class Gate:
             self._wrong.clear()
         bucket = self._wrong.setdefault(address, Bucket(self._limits.wrong_tokens))
         if wait := bucket.take(now):
-            raise Refused("rate", "too many wrong tokens from this address", math.ceil(wait))
+            raise Unwelcome("rate", "too many wrong tokens from this address", math.ceil(wait))
         raise Refused("unauthorized", "send 'Authorization: Bearer TOKEN' with a token that the server knows")
 
     def _place(self, headers: Mapping[bytes, bytes], here: str) -> str:

@@ -7,7 +7,7 @@ from typing import final
 
 import httptools
 
-from steppe.serving.gate import CLOSING, READ, TYPES, Admitted, Gate, Head, accepted, cors
+from steppe.serving.gate import CLOSING, READ, TYPES, Admitted, Gate, Head, Unwelcome, accepted, cors
 from steppe.serving.messages import PROTOCOL, Refused, refusal_body
 from steppe.serving.requests import Answer, HeaderList, Line, Request, Speech
 from steppe.serving.sockets import Socket
@@ -135,7 +135,8 @@ class Http:
         if self._deaf:
             return
         request = self._request()
-        request.last |= refused.code in CLOSING or self._parser.should_upgrade()
+        unwelcome = refused.code in CLOSING or isinstance(refused, Unwelcome)
+        request.last |= unwelcome or self._parser.should_upgrade()
         body = refusal_body(request.accept, refused.code, str(refused), request.request_id)
         late = [("Retry-After", str(refused.retry_after))] if refused.status == 429 else []
         self._line.count(f"refused_{refused.code}")

@@ -43,7 +43,7 @@ class Connection(asyncio.BufferedProtocol):
         self.speech: Speech | None = None
         self._waiting: deque[tuple[Request, Answer | None]] = deque()
         self._out: list[bytes] = []
-        self._out_size = 0
+        self._out_size = self._thrown = 0
         self._under_way = 0
         self._going = self._ending = self._linger = self._paused = False
         # Since when: it rests, a request is not complete, answers are not read, its end is awaited.
@@ -91,6 +91,9 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, size: int) -> None:
         """Data is there; whatever comes after the end is thrown away."""
         if self._ending or self.speech is None:
+            self._thrown += size
+            if self._thrown > self.limits.body and self._transport is not None:
+                self._transport.pause_reading()  # it costs time that others need
             return
         self.speech = self.speech.feed(bytes(self._owner.buffer[:size]))
         if not self.speech.unfinished:
