@@ -9,7 +9,8 @@
  *     await client.logReturns(episode, 1.0);
  *     await client.endEpisode(episode, [0.3, -0.1]);
  *
- * What goes over the wire is told in docs/protocol.md.
+ * What goes over the wire is told in docs/protocol.md. A certificate of the server's own, as `steppe serve --make-cert`
+ * makes it, is trusted by Node where the variable NODE_EXTRA_CA_CERTS names it, and by browsers where it is installed.
  */
 
 const PROTOCOL = "1";

@@ -74,6 +74,7 @@ internal static class Drive
         if (fields.ContainsKey("token")) options.Token = (string)fields["token"];
         if (fields.ContainsKey("client")) options.Client = (string)fields["client"];
         if (fields.ContainsKey("epoch")) options.Epoch = (long)fields["epoch"];
+        if (fields.ContainsKey("certificate")) options.Certificate = (string)fields["certificate"];
         if (fields.ContainsKey("timeout")) options.Timeout = TimeSpan.FromSeconds(Convert.ToDouble(fields["timeout"]));
         return new PolicyClient((string)first["address"], options);
     }

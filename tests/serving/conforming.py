@@ -44,8 +44,8 @@ class Served:
         lost: requests and answers that the network lost.
     """
 
-    def __init__(self, server: dict[str, Any], folder: Path, *, lossy: bool) -> None:
-        self.server, self.folder, self.lossy = server, folder, lossy
+    def __init__(self, server: dict[str, Any], folder: Path, *, lossy: bool, **how: Any) -> None:
+        self.server, self.folder, self.lossy, self.how = server, folder, lossy, how
         self.port = self.lost = self.end = 0
         self.tokens = folder / "tokens"
         self.tokens.touch(0o600)
@@ -70,7 +70,8 @@ class Served:
         server = Server(facts, actors, log=log)
         arrays = {name: np.array(array, np.float32) for name, array in self.server["arrays"].items()}
         server.publish(DEFAULT_POLICY, Exported(0, arrays))
-        transport = Transport(server, Gate(Tokens(self.tokens), Limits()), Limits())
+        gate = Gate(Tokens(self.tokens), Limits(), origins=self.how.get("origins", ()))
+        transport = Transport(server, gate, Limits(), tls=self.how.get("tls"))
         self.port = await transport.listen("127.0.0.1", 0)
         running = asyncio.create_task(server.run())
         network = BadNetwork(self.port) if self.lossy else None
@@ -189,7 +190,7 @@ class Books:
         }
         if self._multi_agent:
             return by_agent
-        return {id: episode[SINGLE_AGENT] for id, episode in by_agent.items()}
+        return {id: episode.get(SINGLE_AGENT, {}) for id, episode in by_agent.items()}
 
 
 def _seen(one: dict[str, Any], obs: Any, t: int | None) -> None:
@@ -205,9 +206,9 @@ def _plain(column: Any) -> Any:
 
 
 @contextmanager
-def serving(server: dict[str, Any], folder: Path, *, lossy: bool = False) -> Iterator[Served]:
-    """A scenario's server; what it was told can be asked for afterwards."""
-    served, loop = Served(server, folder, lossy=lossy), asyncio.new_event_loop()
+def serving(server: dict[str, Any], folder: Path, *, lossy: bool = False, **how: Any) -> Iterator[Served]:
+    """A scenario's server, with ``origins`` and ``tls``; what it was told can be asked for afterwards."""
+    served, loop = Served(server, folder, lossy=lossy, **how), asyncio.new_event_loop()
     over, begun = asyncio.Event(), threading.Event()
 
     async def serve() -> None:

@@ -19,6 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from steppe.serving.certificates import make_cert
+from steppe.serving.security import tls_context
 from tests.serving.conforming import SCENARIOS, check, serving
 from tests.serving.unreliable import LOST, UNHEARD, Answer, Said, stub
 
@@ -384,6 +386,24 @@ def test_no_frame_of_the_game_in_unity_waits_for_an_answer(command, tmp_path):
     (end,) = (message for verb, message in told if verb == "end")
     assert end["reward"] == {"goalie": -1, "striker": 1}
     assert end["truncated"] is False
+
+
+@pytest.mark.parametrize("trusted", ["its own", "another's", None])
+def test_only_the_server_s_own_certificate_is_trusted(driver, trusted, tmp_path):
+    """Mono's WebSockets cannot be told whom to trust: over HTTP alone."""
+    own = make_cert(tmp_path / "own", ["127.0.0.1"])
+    files = {"its own": own, "another's": make_cert(tmp_path / "other", ["127.0.0.1"])}
+    options = {} if trusted is None else {"certificate": str(files[trusted][0])}
+    scenario = SCENARIOS["one agent"]
+    with serving(scenario["server"], tmp_path, tls=tls_context(*own)) as served:
+        address = f"https://127.0.0.1:{served.port}"
+        client = driver("csharp").connect(address, token=scenario["server"]["token"], timeout=1, **options)
+        result = client.result("start_episode", episode_id="e")
+    if trusted == "its own":
+        assert result == {"gives": "e"}
+    else:
+        assert result["raises"]["code"] == "unreachable"
+    assert list(served.told()) == (["e"] if trusted == "its own" else [])
 
 
 def _json_texts(command, texts: list[str]) -> list[str]:
