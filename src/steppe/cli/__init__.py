@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": "Play episodes with a trained policy and print their rewards.",
     "rollout": "Step an env with a trained policy, one line a step.",
     "baseline": "Play episodes with random actions, to know what is no success.",
+    "serve": "Serve a policy over a network, and let it learn from what its clients do.",
     "tune": "Search for good settings: many short trainings.",
     "bench": "Measure this machine, and predict how far more runners would go.",
     "runs": "List the runs under a folder.",

@@ -23,7 +23,7 @@ def command(path: Path, episodes: int, env: str | None, max_episode_steps: int |
     Of a run folder, the latest checkpoint is taken.
     """
     saved = find(path)
-    changes: dict[str, Any] = {"callbacks_class": None}  # those of a training are not needed here
+    changes: dict[str, Any] = {"callbacks_class": None, "input": None}  # of the training
     if max_episode_steps is not None:
         changes["max_episode_steps"] = max_episode_steps
     own = settings_of(saved.checkpoint).get("evaluation_config", {})

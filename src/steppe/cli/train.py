@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, final
@@ -88,13 +88,13 @@ def command(
     env = one_env(env_argument, env)
     if resume is not None:
         refuse_changes(given, algo=algo, name=name, config=config)
-        algorithm, stop = _reopen(resume, env, callbacks, stop)
+        algorithm, stop = reopened(resume, env, callbacks, stop)
     else:
         if callbacks is not None:
             given["callbacks_class"] = callbacks
         settings, planned = configured(env, algo, name, config, given)
         algorithm, stop = settings.build(), planned | stop
-    return _train(algorithm, StopWhen(**stop), quiet)
+    return trained(algorithm, StopWhen(**stop), quiet)
 
 
 class StopWhen(NamedTuple):
@@ -126,23 +126,31 @@ class StopWhen(NamedTuple):
 
 @final
 class Interrupts:
-    """Ctrl-C while training: the first one is noted, the second one is a KeyboardInterrupt."""
+    """Ctrl-C while training: the first one is noted, the second one is a KeyboardInterrupt.
 
-    def __init__(self, display: Display) -> None:
-        self._display = display
+    Args:
+        display: says so.
+        then: is called with the first one; a SIGTERM is one, too, where it is given.
+    """
+
+    def __init__(self, display: Display, then: Callable[[], None] | None = None) -> None:
+        self._display, self._then = display, then or (lambda: None)
+        self._signals = (signal.SIGINT,) if then is None else (signal.SIGINT, signal.SIGTERM)
         self.came = False
 
     def __enter__(self) -> Self:
-        self._before = signal.signal(signal.SIGINT, self._note)
+        self._before = [signal.signal(number, self._note) for number in self._signals]
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        for number, before in zip(self._signals, self._before, strict=True):
+            signal.signal(number, before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.came:
             raise KeyboardInterrupt
         self.came = True
+        self._then()
         self._display.message("stopping after this iteration; Ctrl-C again stops at once")
 
 
@@ -157,7 +165,18 @@ def loop(algo: Algorithm, stop: StopWhen, display: Display, interrupts: Interrup
             return reason
 
 
-def _train(algo: Algorithm, stop: StopWhen, quiet: bool) -> int:
+def trained(
+    algo: Algorithm, stop: StopWhen, quiet: bool, verb: str = "train", then: Callable[[], None] | None = None
+) -> int:
+    """Train and save, and say how it ended; the exit status.
+
+    Args:
+        algo: which is closed.
+        stop: when to end.
+        quiet: show no progress.
+        verb: of the command that would go on.
+        then: see :class:`Interrupts`.
+    """
     from steppe.tracking.progress import Display
 
     run, where, reason, saved = None, "", "", True
@@ -168,7 +187,10 @@ def _train(algo: Algorithm, stop: StopWhen, quiet: bool) -> int:
             if run is not None:
                 run.note(stop=stop._asdict())  # for --resume; the file that said so may have changed by then
             title = " ".join(filter(None, [algo.config.algo_name, str(algo.config.env), where]))
-            with Display(title, stop.total_steps, quiet=quiet) as display, Interrupts(display) as interrupts:
+            with (
+                Display(title, stop.total_steps, quiet=quiet) as display,
+                Interrupts(display, then) as interrupts,
+            ):
                 display.begin(algo.config.train_batch_size)
                 reason = loop(algo, stop, display, interrupts)
                 if run is not None:
@@ -179,7 +201,7 @@ def _train(algo: Algorithm, stop: StopWhen, quiet: bool) -> int:
     if reason:
         click.echo(f"{reason}; run folder: {where}" if where else reason)
         return 0
-    how = f"go on with: steppe train --resume {shlex.quote(where)}" if saved else "nothing was saved"
+    how = f"go on with: steppe {verb} --resume {shlex.quote(where)}" if saved else "nothing was saved"
     click.echo(f"stopped; {how}" if where else "stopped")
     return INTERRUPTED
 
@@ -226,10 +248,10 @@ def refuse_changes(given: Mapping[str, Any], **others: str | Path | None) -> Non
         raise ConfigError(f"a resumed run keeps its settings; leave out {flags}")
 
 
-def _reopen(
-    path: Path, env: str | None, callbacks: str | None, stop: dict[str, Any]
+def reopened(
+    path: Path, env: str | None, callbacks: str | None, stop: dict[str, Any], **changes: Any
 ) -> tuple[Algorithm, dict[str, Any]]:
-    """The algorithm of a run, to go on in its folder, and when it was to stop."""
+    """The algorithm of a run, to go on in its folder with ``changes``, and when it was to stop."""
     from steppe.tracking.run import Run
 
     saved = find(path)
@@ -244,7 +266,7 @@ def _reopen(
     _refuse_the_end(path, "total_steps", steps, stop, "steps")
     _refuse_the_end(path, "stop_iters", iterations, stop, "iterations")
     callbacks = callbacks or callbacks_of_run(saved.run)
-    changes = {} if callbacks is None else {"callbacks_class": callbacks}
+    changes |= {} if callbacks is None else {"callbacks_class": callbacks}
     algorithm = restore(saved, env, **changes)
     algorithm.run = Run.open(saved.run, keep=algorithm.config.keep_checkpoints_num)
     algorithm.run.truncate_to(steps)

@@ -172,7 +172,7 @@ def check_together(config: AlgorithmConfig) -> list[str]:
         raise ConfigError(
             f'{name}: env is missing: {name}(env="CartPole-v1"), or a class, or "file.py:Class"'
         )
-    if config.evaluation_num_env_runners or config.env_step_timeout or config.input is not None:
+    if config.evaluation_num_env_runners or config.env_step_timeout:
         from steppe.config.elsewhere import check_processes  # most runs are in one process
 
         check_processes(config)

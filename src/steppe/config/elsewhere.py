@@ -11,13 +11,11 @@ if TYPE_CHECKING:
 
 
 def check_processes(config: AlgorithmConfig) -> None:
-    """Check what is evaluated, watched over, and brought, in other processes.
+    """Check what is evaluated, and watched over, in other processes.
 
     Raises:
         ConfigError: there are no such processes, or they have not what is asked for.
     """
-    if config.input is not None:
-        _check_input(config)
     name, evaluators = type(config).__name__, config.spelling("evaluation_num_env_runners")
     if config.evaluation_envs == "shared" and config.evaluation_num_env_runners:
         raise ConfigError(
@@ -30,22 +28,3 @@ def check_processes(config: AlgorithmConfig) -> None:
             f"{name}: {config.spelt('env_step_timeout')}: a step in this process cannot be ended; "
             "write remote_worker_envs=True, or num_env_runners=1 or more, or leave it out"
         )
-
-
-def _check_input(config: AlgorithmConfig) -> None:
-    """Check that nothing asks for envs where experience comes from elsewhere."""
-    unfit = {
-        "num_env_runners": 0,
-        "remote_worker_envs": False,
-        "on_env_error": "raise",
-        "evaluation_envs": "separate",
-        "observation_fn": None,
-        "add_agent_id": False,
-        "max_episode_steps": None,
-    }
-    for field, value in unfit.items():
-        if getattr(config, field) != value:
-            raise ConfigError(
-                f"{type(config).__name__}: {config.spelt(field)}: with input=... nothing is stepped here, "
-                f"and one server takes what all clients bring; write {config.spelling(field)}={value!r}"
-            )

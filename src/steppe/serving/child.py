@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -34,7 +35,7 @@ from steppe.serving.transport import Transport
 from steppe.spaces import from_description, leaves, zeros
 from steppe.types import SpacePair
 
-_DRAIN_S = 1.5
+DRAIN_S = 1.5
 """How long what is under way may take when the server ends; and the connections afterwards, half of it."""
 _TOLD_S = 0.005
 """Between two words to the trainer about how far the log is on disk."""
@@ -42,15 +43,34 @@ _LOCK_S = 4.0
 """How long a log may still be another process's, which is ending."""
 
 
-def facts_of(configure: Configure, policies: Mapping[str, NumpyPolicy], *, training: bool = True) -> Facts:
-    """What is served, as the server has it."""
+def served(configure: Configure, *, training: bool = True, **how: Any) -> tuple[Server, Transport]:
+    """A server and its transport, which does not listen yet.
+
+    Args:
+        configure: what is served, and how.
+        training: whether anybody learns from it.
+        how: of a :class:`Server`.
+
+    Raises:
+        ConfigError: a policy needs code of the user's own, tokens or certificate are of no use, or the server
+            would be open to anybody.
+    """
+    policies = {id: NumpyPolicy(one.network, one.exploration) for id, one in configure.policies.items()}
+    actors = Actors(policies, explore=configure.explore, rng=np.random.default_rng())
+    settings, limits = _limits(configure)
+    gate, warning, tls = _gate(configure.settings, limits)
+    server = Server(_facts(configure, policies, training), actors, settings, **how)
+    transport = Transport(server, gate, limits, tls=tls, warning=warning)
+    server.gauges = lambda: transport.counts
+    return server, transport
+
+
+def _facts(configure: Configure, policies: Mapping[str, NumpyPolicy], training: bool) -> Facts:
     pairs = [SpacePair(*map(from_description, pair)) for pair in configure.pairs]
     told = {
         id: PolicyFacts(
-            from_description(one.observation),
-            from_description(one.action),
-            one.network,
-            one.exploration,
+            *(from_description(one.observation), from_description(one.action)),
+            *(one.network, one.exploration),
             recurrent=policies[id].initial_state(1) is not None,
         )
         for id, one in configure.policies.items()
@@ -67,7 +87,7 @@ def facts_of(configure: Configure, policies: Mapping[str, NumpyPolicy], *, train
     )
 
 
-def limits_of(configure: Configure) -> tuple[Settings, Limits]:
+def _limits(configure: Configure) -> tuple[Settings, Limits]:
     """Limits of the server and of its connections; a body may hold an observation of everyone, four times."""
     told = configure.settings
     everyone = [configure.pairs[index] for _, index, _ in configure.agents] or configure.pairs
@@ -85,22 +105,16 @@ def limits_of(configure: Configure) -> tuple[Settings, Limits]:
     return settings, limits
 
 
-def gate_of(settings: control.Settings, limits: Limits) -> tuple[Gate, dict[str, Any]]:
-    """Who is let in, and how the transport is to be made.
-
-    Raises:
-        ConfigError: the tokens or the certificate are of no use, or the server would be open to anybody.
-    """
-    tokens = Tokens(None if settings.token_file is None else Path(settings.token_file), limits.rate)
-    tls = settings.tls_cert is not None and settings.tls_key is not None
+def _gate(told: control.Settings, limits: Limits) -> tuple[Gate, str | None, ssl.SSLContext | None]:
+    """Who is let in, what has to be said about that, and TLS."""
+    tokens = Tokens(None if told.token_file is None else Path(told.token_file), limits.rate)
+    tls = None
+    if told.tls_cert is not None and told.tls_key is not None:
+        tls = security.tls_context(Path(told.tls_cert), Path(told.tls_key))
     warning = security.check_exposure(
-        settings.host, tokens=settings.token_file is not None, tls=tls, insecure=settings.insecure
+        told.host, tokens=told.token_file is not None, tls=tls is not None, insecure=told.insecure
     )
-    context = None
-    if settings.tls_cert is not None and settings.tls_key is not None:
-        context = security.tls_context(Path(settings.tls_cert), Path(settings.tls_key))
-    hosts = (settings.host, *settings.allow_hosts)
-    return Gate(tokens, limits, hosts, settings.allow_origins), {"tls": context, "warning": warning}
+    return Gate(tokens, limits, (told.host, *told.allow_hosts), told.allow_origins), warning, tls
 
 
 @final
@@ -133,26 +147,17 @@ class _Child:
         self._writer, self._synced = writer, 0
         self._telling = self.listening = False
         self.server: Server
-        policies = {id: NumpyPolicy(one.network, one.exploration) for id, one in configure.policies.items()}
-        settings, limits = limits_of(configure)
-        gate, how = gate_of(configure.settings, limits)
         assert configure.settings.log_dir is not None
         self.log = _opened(Path(configure.settings.log_dir), lambda: self.server.snapshot())
-        actors = Actors(policies, explore=configure.explore, rng=np.random.default_rng())
-        facts = facts_of(configure, policies)
-        self.server = Server(
-            facts, actors, settings, log=self.log, ask=self._ask, synced=self._note, say=_say
-        )
+        self.server, self.transport = served(configure, log=self.log, ask=self._ask, synced=self._note)
         self.server.recover()
-        self.transport = Transport(self.server, gate, limits, **how)
-        self.server.gauges = lambda: self.transport.counts
 
     def take(self, message: Any) -> None:
         """Do what the trainer says."""
         match message:
             case control.Publish(policies=policies):
                 for id, packed in policies.items():
-                    self.server.publish(id, exported(packed))
+                    self.server.publish(id, _exported(packed))
             case control.Consumed(position=position, saved=saved):
                 self.server.taken(position)
                 self.server.consumed(saved)
@@ -171,8 +176,8 @@ class _Child:
 
     async def end(self) -> None:
         """Answer what is under way, and leave the log as it should be."""
-        await self.server.drain(_DRAIN_S)
-        await self.transport.drain(_DRAIN_S / 2)
+        await self.server.drain(DRAIN_S)
+        await self.transport.drain(DRAIN_S / 2)
         self.log.close()
         self._synced = self.log.synced
         self._tell_synced()
@@ -196,14 +201,10 @@ class _Child:
         self._tell(control.Synced(self._synced))
 
 
-def exported(packed: control.Packed) -> Exported:
+def _exported(packed: control.Packed) -> Exported:
     """Weights as they came over the line."""
     arrays = {name: np.ndarray(shape, dtype, data) for name, (dtype, shape, data) in packed.arrays.items()}
     return Exported(packed.version, arrays, packed.scalars)
-
-
-def _say(level: int, text: str) -> None:
-    logging.getLogger("steppe.serving").log(level, "%s", text)
 
 
 def _opened(folder: Path, snapshot: Any) -> Log:

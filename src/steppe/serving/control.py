@@ -37,7 +37,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     episode_ttl: float = 300.0
     guard: float | None = None
     queue_bytes: int = 64 << 20
-    limits: dict[str, float] = {}
+    limits: dict[str, int | float] = {}  # bytes are whole
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -47,13 +47,13 @@ class Served(msgspec.Struct, frozen=True):
         observation: describes what it observes, the critic's part included.
         action: describes the env's action space.
         network: see :meth:`steppe.types.Policy.export`.
-        exploration: likewise.
+        exploration: likewise; None: there is none.
     """
 
     observation: dict[str, Any]
     action: dict[str, Any]
     network: dict[str, Any]
-    exploration: dict[str, Any]
+    exploration: dict[str, Any] | None = None
 
 
 class Configure(msgspec.Struct, tag=True, frozen=True, kw_only=True):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
-import re
 import shutil
 import socket
 import tempfile
@@ -30,13 +28,12 @@ from steppe.serving.limits import Limits
 from steppe.serving.log import LogGoneError, Tail
 from steppe.serving.process import ServerProcess, bound
 from steppe.serving.records import decode_write
-from steppe.serving.security import Tokens, check_exposure
+from steppe.serving.settings import settings_of, url_of
 from steppe.spaces import describe
 from steppe.types import IntArray, Policy, SlotInfo, State, TimeStep, Tree, Weights
 
 logger = logging.getLogger("steppe")
 
-_ADDRESS = re.compile(r"(?:https?://)?(?P<host>\[[0-9a-fA-F:.]+\]|[^:/\[\]]+)(?::(?P<port>\d+))?/?")
 _RECORDS = 64
 """Records of the log that are taken at once."""
 _MOST_ROWS = 20_000
@@ -47,6 +44,15 @@ _WAIT_S = 0.2
 _BEGIN_S = 30.0
 _CORRECTING = ("IMPALA", "APPO")
 """Algorithms that weigh rows of older weights."""
+_WITHOUT_ENVS = {
+    "num_env_runners": 0,
+    "remote_worker_envs": False,
+    "on_env_error": "raise",
+    "evaluation_envs": "separate",
+    "observation_fn": None,
+    "add_agent_id": False,
+    "max_episode_steps": None,
+}
 
 
 @final
@@ -105,42 +111,27 @@ class PolicyServer:
         queue_bytes: int = 64 << 20,
         limits: Limits | None = None,
     ) -> None:
-        host, said = parsed(address, port)
         self.log_dir = None if log_dir is None else Path(log_dir)
         self.idle_timeout, self.max_weight_lag, self.held_rows = idle_timeout, max_weight_lag, held_rows
-        self._settings = control.Settings(
-            host=host,
-            port=said,
-            token_file=_absolute(token_file),
-            tls_cert=_absolute(tls_cert),
-            tls_key=_absolute(tls_key),
+        self._settings = settings_of(
+            address,
+            port,
+            token_file=token_file,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
             insecure=insecure,
-            allow_hosts=tuple(allow_hosts),
-            allow_origins=tuple(allow_origins),
-            episode_ttl=float(episode_ttl),
+            allow_hosts=allow_hosts,
+            allow_origins=allow_origins,
+            episode_ttl=episode_ttl,
             guard=guard,
             queue_bytes=queue_bytes,
-            limits=dataclasses.asdict(limits or Limits()),
+            limits=limits,
         )
-        self._check()
-        self.address = self._url(said)
+        self.address = url_of(self._settings, self._settings.port)
 
     def __repr__(self) -> str:
         """With its address."""
         return f"PolicyServer({self.address!r})"
-
-    def _url(self, port: int) -> str:
-        scheme = "http" if self._settings.tls_cert is None else "https"
-        return f"{scheme}://{self._settings.host}:{port}"
-
-    def _check(self) -> None:
-        """Say now what the server process would say after a moment."""
-        told = self._settings
-        if (told.tls_cert is None) != (told.tls_key is None):
-            raise ConfigError("PolicyServer: tls_cert and tls_key are needed both, or none of them")
-        tokens = None if told.token_file is None else Tokens(Path(told.token_file))
-        tls = told.tls_cert is not None
-        check_exposure(told.host, tokens=tokens is not None, tls=tls, insecure=told.insecure)
 
     def build(
         self,
@@ -159,6 +150,7 @@ class PolicyServer:
         Raises:
             ConfigError: nothing says the spaces, or the address is taken.
         """
+        check_together(config)
         specs = specs_of(config)
         own = given_spaces(specs)
         who = stubs.served(
@@ -169,30 +161,25 @@ class PolicyServer:
             of_policies=own.values() if len(own) == len(specs) else (),
         )
         listener = bound(self._settings.host, self._settings.port)
-        self.address = self._url(listener.getsockname()[1])
+        self.address = url_of(self._settings, listener.getsockname()[1])
         rows = ServedRows(self, self._settings, who, listener, config)
         decides(rows)
         return rows
 
 
-def parsed(address: str, port: int | None) -> tuple[str, int]:
-    """Host and port, which may stand in the address.
+def check_together(config: AlgorithmConfig) -> None:
+    """Check that no setting asks for envs, where there are none.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: one does.
     """
-    found = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
-    said = None if found is None or found["port"] is None else int(found["port"])
-    if found is None or (said is not None and port is not None and said != port):
-        raise ConfigError(f"address={address!r}, port={port!r}: write '127.0.0.1:9900', or a host and a port")
-    number = next(one for one in (port, said, 9900) if one is not None)
-    if not isinstance(number, int) or not 0 <= number < 1 << 16:
-        raise ConfigError(f"port={number!r} must be a whole number from 0 to 65535")
-    return found["host"].strip("[]"), number
-
-
-def _absolute(path: str | os.PathLike[str] | None) -> str | None:
-    return None if path is None else str(Path(path).absolute())
+    for field, value in _WITHOUT_ENVS.items():
+        if getattr(config, field) != value:
+            fix = f"write {config.spelling(field)}={value!r}"
+            raise ConfigError(
+                f"{type(config).__name__}: {config.spelt(field)}: with a PolicyServer no env is stepped "
+                f"here, and one server takes what clients bring; {fix}"
+            )
 
 
 @final
@@ -265,17 +252,28 @@ class ServedRows:
             ConfigError: a policy cannot act without the run's own code.
         """
         packed, self._explore = {}, explore
+        for id in self._policies.keys() - weights.keys() - self._served.keys():
+            raise ConfigError(f"policy {id!r} cannot be served: it acts by a rule of the run's own code")
         for id, new in weights.items():
             policy = self._policies[id]
             told = policy.export(new)
             if id not in self._served:
-                spaces = describe(policy.observation), describe(policy.action)
-                self._served[id] = control.Served(*spaces, told["network"], told["exploration"])
-                _check(id, told)
+                self._served[id] = self._described(id, policy, told)
             packed[id] = control.Packed.of(new.version, told["arrays"], dict(new.scalars))
         self._weights |= packed
         if self._process is not None:
             self._process.publish(packed)
+
+    def _described(self, id: str, policy: Policy, told: State) -> control.Served:
+        """A policy as the process has it; that can be made of it is tried here."""
+        if self._process is not None:
+            raise ConfigError(f"policy {id!r} cannot join a run that is being served: name it in `policies`")
+        try:
+            NumpyPolicy(told["network"], told["exploration"])
+        except ConfigError as error:
+            raise ConfigError(f"policy {id!r} cannot be served: {error}") from None
+        spaces = describe(policy.observation), describe(policy.action)
+        return control.Served(*spaces, told["network"], told["exploration"])
 
     def _configure(self) -> control.Configure:
         lag = self._server.max_weight_lag
@@ -445,6 +443,7 @@ class ServedRows:
     def health(self) -> Mapping[str, int]:
         """What was odd about requests, by name."""
         counts = self._counts + Counter(self._newest)
+        counts.pop("rows", 0)  # nothing odd
         counts["restarts"] = 0 if self._process is None else self._process.restarts
         return {name: count for name, count in counts.items() if count}
 
@@ -505,15 +504,3 @@ class ServedRows:
             self._thread.join()
         if self._temporary:
             shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _check(id: str, told: State) -> None:
-    """Try what the server process will make of a policy.
-
-    Raises:
-        ConfigError: it cannot act there.
-    """
-    try:
-        NumpyPolicy(told["network"], told["exploration"])
-    except ConfigError as error:
-        raise ConfigError(f"policy {id!r} cannot be served: {error}") from None

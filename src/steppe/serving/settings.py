@@ -1,0 +1,87 @@
+"""What a policy server is told, checked where it is said: before any process begins."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from steppe.errors import ConfigError
+from steppe.serving.control import Settings
+from steppe.serving.limits import Limits
+from steppe.serving.security import Tokens, check_exposure
+
+_ADDRESS = re.compile(r"(?:https?://)?(?P<host>\[[0-9a-fA-F:.]+\]|[^:/\[\]]+)(?::(?P<port>\d+))?/?")
+_PORT = 9900
+_File = str | os.PathLike[str] | None
+
+
+def settings_of(
+    address: str,
+    port: int | None = None,
+    *,
+    token_file: _File = None,
+    tls_cert: _File = None,
+    tls_key: _File = None,
+    insecure: bool = False,
+    allow_hosts: Iterable[str] = (),
+    allow_origins: Iterable[str] = (),
+    episode_ttl: float = 300.0,
+    guard: float | None = None,
+    queue_bytes: int = 64 << 20,
+    limits: Limits | None = None,
+) -> Settings:
+    """The settings of a server process; what they mean is told in :class:`~steppe.serving.env.PolicyServer`.
+
+    Raises:
+        ConfigError: the address makes no sense, or is not to be had without a token and TLS.
+    """
+    host, number = parsed(address, port)
+    if (tls_cert is None) != (tls_key is None):
+        raise ConfigError("TLS needs tls_cert and tls_key, the certificate and its key: give both")
+    if not episode_ttl > 0:
+        raise ConfigError(f"episode_ttl={episode_ttl!r}: give seconds, more than 0")
+    Tokens(None if token_file is None else Path(token_file))  # says what is wrong with it
+    check_exposure(host, tokens=token_file is not None, tls=tls_cert is not None, insecure=insecure)
+    return Settings(
+        host=host,
+        port=number,
+        token_file=_absolute(token_file),
+        tls_cert=_absolute(tls_cert),
+        tls_key=_absolute(tls_key),
+        insecure=insecure,
+        allow_hosts=tuple(allow_hosts),
+        allow_origins=tuple(allow_origins),
+        episode_ttl=float(episode_ttl),
+        guard=guard,
+        queue_bytes=queue_bytes,
+        limits=dataclasses.asdict(limits or Limits()),
+    )
+
+
+def url_of(settings: Settings, port: int) -> str:
+    """Where clients find a server that listens at ``port``."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{'http' if settings.tls_cert is None else 'https'}://{host}:{port}"
+
+
+def parsed(address: str, port: int | None) -> tuple[str, int]:
+    """Host and port, which may stand in the address.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
+    said = None if found is None or found["port"] is None else int(found["port"])
+    if found is None or (said is not None and port is not None and said != port):
+        raise ConfigError(f"address={address!r}, port={port!r}: write '127.0.0.1:9900', or a host and a port")
+    number = next(one for one in (port, said, _PORT) if one is not None)
+    if not isinstance(number, int) or not 0 <= number < 1 << 16:
+        raise ConfigError(f"port={number!r} must be a whole number from 0 to 65535")
+    return found["host"].strip("[]"), number
+
+
+def _absolute(path: _File) -> str | None:
+    return None if path is None else str(Path(path).absolute())
