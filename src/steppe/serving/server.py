@@ -91,7 +91,7 @@ class Server:
         clock: seconds.
 
     Attributes:
-        gauges: further numbers for ``/metrics``, such as how many connections there are.
+        gauges: what the transport counts, for ``/metrics``.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class Server:
         self._inbox.append(asked)
 
     def _turn(self) -> None:
-        """Carry out what came in this turn of the event loop, or since the disk was asked for the last time."""
+        """Carry out what came in this turn of the event loop, or while the disk was busy."""
         inbox, self._inbox = self._inbox, []
         jobs = []
         for asked in inbox:
@@ -399,7 +399,7 @@ class Server:
         return 0 if self._log is None else max(0, self._log.end - self._verbs.taken)
 
     def _gauges(self) -> dict[str, float]:
-        health, counts = self.health(), self._verbs.counts
+        health, counts, more = self.health(), self._verbs.counts, self.gauges()
         return {
             "ready": health["ready"],
             "weights_version": health["weights_version"],
@@ -409,7 +409,7 @@ class Server:
             "queue_bytes": health["queue_bytes"],
             "episodes_started_total": self._verbs.books.begun,
             **{f"{name}_total": count for name, count in counts.items()},
-            **self.gauges(),
+            **{name if name == "connections" else f"transport_{name}_total": n for name, n in more.items()},
         }
 
     def _told_spaces(self) -> dict[str, Any]:
@@ -457,10 +457,11 @@ class Server:
 
         exported, facts = self._exports[policy][version], self._facts.policies[policy]
         arrays = {name: np.ascontiguousarray(one, np.float32) for name, one in exported.arrays.items()}
+        scalars = {name: float(value) for name, value in exported.scalars.items()}
         texts = {
             "network": facts.network,
             "exploration": facts.exploration,
-            "scalars": dict(exported.scalars),
+            "scalars": scalars,
         }
         about = {"version": str(version), "policy": policy, **{k: json.dumps(v) for k, v in texts.items()}}
         blob = save(arrays, about)

@@ -161,10 +161,10 @@ class Verbs:
             self._flush()
         earned: list[Entry] = []
         steps = []
-        for one, values in zip(ones, job.values, strict=True):
+        for i, (one, values) in enumerate(zip(ones, job.values, strict=True)):
             episode = self.books.find(one.episode_id)
             if one.reward is not None:
-                earned += self._earned(episode, one, "reward")
+                earned += self._earned(episode, one, f"acts[{i}].reward" if ones[1:] else "reward")
             for row in values.obs:
                 self._meet(row, one.episode_id, episode)
             steps.append(values.obs)
