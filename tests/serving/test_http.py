@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import os
+import random
 import socket
 import ssl
 import time
@@ -337,6 +338,10 @@ SAID = [
 ]
 
 
+FRAMES = ("text", "binary", "ping", "parts", "unmasked", "large")
+VERBS = {route.verb for route in ROUTES.values()}
+
+
 def pieces_of(data, cuts):
     places = sorted({0, len(data), *(cut % len(data) for cut in cuts)})
     return [data[a:b] for a, b in itertools.pairwise(places)]
@@ -361,9 +366,7 @@ def test_how_bytes_are_cut_changes_nothing(parts, cuts, tail):
 
 @given(
     st.lists(
-        st.tuples(
-            st.sampled_from(["text", "binary", "ping", "parts", "unmasked", "large"]), st.binary(max_size=60)
-        ),
+        st.tuples(st.sampled_from(FRAMES), st.binary(max_size=60)),
         max_size=6,
     ),
     st.lists(st.integers(0, 2000), max_size=30),
@@ -403,6 +406,41 @@ def frame(kind, content):
         kind
     ]
     return one_of(opcode, content, mask=kind != "unmasked")
+
+
+def fed(data, opened=False):
+    """What a line is told of bytes of any kind, in pieces of any size."""
+    line = FakeLine()
+    line.limits = Limits(body=64, header=500)
+    speech = Http(line, Gate(Tokens(None), line.limits), "1.2.3.4", "127.0.0.1")
+    for piece in ([get("/v1/socket", *OPENING)] if opened else []) + data:
+        speech = speech.feed(piece)
+        if "end" in line.told:
+            break
+    return [told[:2] for told in line.told if isinstance(told, tuple) and told[-1] is None]
+
+
+def mutated(rng, data):
+    """``data`` with some bytes changed, taken out, put in, or said twice."""
+    data = bytearray(data)
+    for _ in range(rng.randint(1, 6)):
+        at, size = rng.randrange(len(data) + 1), rng.randrange(12)
+        new = rng.choice([rng.randbytes(size), b"\r\n", b": ", bytes(size), bytes(data[at : at + 3 * size])])
+        data[at : at + rng.choice([0, len(new), size])] = new
+    return bytes(data)
+
+
+@pytest.mark.parametrize("rounds", [2_000, pytest.param(200_000, marks=pytest.mark.slow)])
+def test_nothing_is_raised_whatever_comes_and_no_more_is_heard_than_was_said(rounds):
+    rng, heard, whole = random.Random(7), 0, b"".join(frame(kind, b"x" * 30) for kind in FRAMES)
+    for number in range(rounds):
+        opened = bool(number % 2)
+        data = mutated(rng, whole if opened else b"".join(rng.choices(SAID, k=2)))
+        told = fed(pieces_of(data, rng.sample(range(1, 2000), 3)), opened) if data else []
+        assert all(len(body) <= 64 for _, body in told)
+        assert {verb for verb, _ in told} <= ({""} if opened else VERBS)
+        heard += len(told)
+    assert heard > rounds / 4  # or these were no tests of what is nearly right
 
 
 # --- WebSockets
