@@ -264,6 +264,8 @@ def _digest(message: Any) -> bytes:
         return digest_of(message)
     except RecursionError:
         raise Refused("malformed", "the body is nested too deeply to be read") from None
+    except (OverflowError, TypeError, ValueError) as error:
+        raise Refused("malformed", f"the body holds what MessagePack cannot: {error}") from None
 
 
 def _decoded(decoder: Any, body: bytes) -> Any:

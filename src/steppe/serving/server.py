@@ -21,7 +21,7 @@ from steppe.serving.log import Log, LogWriteError
 from steppe.serving.messages import PROTOCOL, READS, SCOPES, WAITING, Refused, Told
 from steppe.serving.metrics import Metrics
 from steppe.serving.records import decode_write
-from steppe.serving.rows import Job
+from steppe.serving.rows import Job, reason_of
 from steppe.serving.verbs import Verbs
 from steppe.spaces import describe
 from steppe.types import DEFAULT_POLICY, SINGLE_AGENT, AgentID
@@ -207,8 +207,8 @@ class Server:
         for asked in inbox:
             try:
                 told = self._read(asked)
-            except Refused as refused:
-                self._refuse(asked, refused)
+            except Exception as error:
+                self._refuse(asked, reason_of(error))
                 continue
             if asked.verb in READS:
                 self._read_only(asked)
