@@ -44,6 +44,7 @@ class Connection(asyncio.BufferedProtocol):
         self._waiting: deque[tuple[Request, Answer | None]] = deque()
         self._out: list[bytes] = []
         self._out_size = self._thrown = 0
+        self._early = b""  # what comes with the last of a handshake, before this object is told of its end
         self._under_way = 0
         self._going = self._ending = self._linger = self._paused = False
         # Since when: it rests, a request is not complete, answers are not read, its end is awaited.
@@ -83,6 +84,8 @@ class Connection(asyncio.BufferedProtocol):
         transport.set_write_buffer_limits(high=self.limits.write_buffer)
         peer, here = (transport.get_extra_info(name) or ("",) for name in ("peername", "sockname"))
         self.speech = Http(self, self._owner.gate, str(peer[0]), str(here[0]))
+        if self._early:
+            self._hear(self._early)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """One for all connections: what is in it is taken at once, and new ones cost as much as a request."""
@@ -90,12 +93,18 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, size: int) -> None:
         """Data is there; whatever comes after the end is thrown away."""
-        if self._ending or self.speech is None:
+        if self.speech is None and not self._ending:
+            self._early += self._owner.buffer[:size]
+        elif self._ending:
             self._thrown += size
             if self._thrown > self.limits.body and self._transport is not None:
                 self._transport.pause_reading()  # it costs time that others need
-            return
-        self.speech = self.speech.feed(bytes(self._owner.buffer[:size]))
+        else:
+            self._hear(bytes(self._owner.buffer[:size]))
+
+    def _hear(self, data: bytes) -> None:
+        assert self.speech is not None
+        self.speech = self.speech.feed(data)
         if not self.speech.unfinished:
             self._begun = None
         elif self._begun is None:
