@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol, final
+from typing import TypeAlias, final
 
 import msgspec
 
@@ -67,27 +67,6 @@ class Client:
     replies: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
 
 
-class Sight(Protocol):
-    """Where episodes are looked up: the books, or a draft of what they will be."""
-
-    @property
-    def open(self) -> int:
-        """How many episodes are open."""
-
-    def find(self, id: str) -> Episode:
-        """An open episode.
-
-        Raises:
-            Refused: there is none.
-        """
-
-    def is_known(self, id: str) -> bool:
-        """Whether there is or was such an episode."""
-
-    def take(self, entry: Entry) -> None:
-        """Note what happened."""
-
-
 @final
 class Books:
     """Episodes and clients.
@@ -118,13 +97,17 @@ class Books:
 
     @property
     def open(self) -> int:
-        """See :class:`Sight`."""
+        """How many episodes are open."""
         return len(self.episodes)
 
     # --- what is asked before something is done ------------------------------------------------------------
 
     def find(self, id: str) -> Episode:
-        """See :class:`Sight`."""
+        """An open episode.
+
+        Raises:
+            Refused: there is none.
+        """
         if (episode := self.episodes.get(id)) is not None:
             return episode
         if id in self._ended:
@@ -132,7 +115,7 @@ class Books:
         raise Refused("unknown_episode", f"there is no episode {id!r}; start it first")
 
     def is_known(self, id: str) -> bool:
-        """See :class:`Sight`."""
+        """Whether there is or was such an episode."""
         return id in self.episodes or id in self._ended
 
     def repeated(self, client: str, epoch: int, seq: int, digest: bytes) -> bytes | None:
@@ -184,7 +167,7 @@ class Books:
             self._remember(write)
 
     def take(self, entry: Entry) -> None:
-        """See :class:`Sight`."""
+        """Note what happened."""
         match entry:
             case Acted() | Earned() | Left():
                 episode = self.episodes[entry.episode]
@@ -286,11 +269,11 @@ class Draft:
 
     @property
     def open(self) -> int:
-        """See :class:`Sight`; those that end here are counted still."""
+        """As the books do; those that end here are counted still."""
         return self._books.open + self._began
 
     def find(self, id: str) -> Episode:
-        """See :class:`Sight`."""
+        """As the books do."""
         if id not in self._own:
             one = self._books.find(id)
             self._own[id] = replace(one, seats={agent: replace(seat) for agent, seat in one.seats.items()})
@@ -299,11 +282,11 @@ class Draft:
         return episode
 
     def is_known(self, id: str) -> bool:
-        """See :class:`Sight`."""
+        """As the books do."""
         return id in self._own or self._books.is_known(id)
 
     def take(self, entry: Entry) -> None:
-        """See :class:`Sight`."""
+        """As the books do."""
         if isinstance(entry, Began):
             self._own[entry.episode] = Episode(entry.training, self._books.begun + self._began, 0.0)
             self._began += 1
@@ -311,3 +294,7 @@ class Draft:
             self._own[entry.episode] = None
         else:
             _advance(self.find(entry.episode), entry)
+
+
+Sight: TypeAlias = Books | Draft
+"""Where episodes are looked up: the books, or a draft of what they will be."""

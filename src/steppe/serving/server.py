@@ -9,11 +9,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import numpy as np
 
-from steppe.policies.actors import Actors
+from steppe.policies.actors import KEPT, Actors
 from steppe.policies.numpy_policy import Exported
 from steppe.serving import messages
 from steppe.serving.facts import Facts, Settings
@@ -21,6 +21,7 @@ from steppe.serving.log import Log, LogWriteError
 from steppe.serving.messages import PROTOCOL, READS, SCOPES, WAITING, Refused, Told
 from steppe.serving.metrics import Metrics
 from steppe.serving.records import decode_write
+from steppe.serving.requests import Request
 from steppe.serving.rows import Job, reason_of
 from steppe.serving.verbs import Verbs
 from steppe.spaces import describe
@@ -31,34 +32,6 @@ logger = logging.getLogger("steppe.serving")
 _SILENCE = 5.0
 """Seconds without a sign of the learner after which it counts as stuck."""
 _TICK = 0.5
-_KEPT = 8
-
-
-class Caller(Protocol):
-    """Who sent a request."""
-
-    @property
-    def scopes(self) -> frozenset[str]:
-        """What they may do."""
-
-
-class Request(Protocol):
-    """What the server needs of a request; see :class:`steppe.serving.requests.Request`."""
-
-    request_id: str
-    verb: str
-    body: bytes
-    kind: str
-    accept: str
-    query: dict[str, str]
-    etag: str | None
-
-    @property
-    def caller(self) -> Caller:
-        """Who sent it."""
-
-    def answer(self, status: int, body: bytes, headers: Any = ()) -> None:
-        """Answer it, once."""
 
 
 @final
@@ -141,7 +114,7 @@ class Server:
         exports[exported.version] = exported
         self._verbs.versions.published(policy, exported.version)
         acting = self._verbs.versions.acting(policy)
-        for version in [*exports][:-_KEPT]:
+        for version in [*exports][:-KEPT]:
             if version != acting:
                 del exports[version]
         self._blobs = {key: blob for key, blob in self._blobs.items() if key[1] in self._exports[key[0]]}
