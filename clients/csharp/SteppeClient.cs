@@ -109,7 +109,7 @@ namespace Steppe
     public sealed class PolicyClient : IDisposable
     {
         private const int Window = 64; // the server keeps the answers to this many of a client's newest requests
-        private static readonly TimeSpan Attempt = TimeSpan.FromSeconds(10); // without an answer: it is sent again
+        private const int Attempts = 3; // that fit into the timeout where no answer comes
         private static readonly HashSet<int> Wait = new HashSet<int> { 429, 502, 503, 504 }; // busy, or a proxy alone
 
         private readonly HttpLink _http;
@@ -293,13 +293,14 @@ namespace Steppe
         private async Task<Dictionary<string, object>> Persist(Func<TimeSpan, Task<Dictionary<string, object>>> send)
         {
             DateTime end = DateTime.UtcNow + _options.Timeout;
+            var attempt = TimeSpan.FromTicks(_options.Timeout.Ticks / Attempts);
             for (double pause = 0.1; ; pause = Math.Min(2 * pause, 2.0))
             {
                 double wait;
                 try
                 {
                     TimeSpan left = end - DateTime.UtcNow;
-                    return await send(left < Attempt ? left : Attempt).ConfigureAwait(false);
+                    return await send(left < attempt ? left : attempt).ConfigureAwait(false);
                 }
                 catch (PolicyClientException error)
                 {
@@ -317,7 +318,7 @@ namespace Steppe
             {
                 await task.ConfigureAwait(false);
             }
-            catch (PolicyClientException)
+            catch (Exception)
             {
                 // whoever made that call is told
             }

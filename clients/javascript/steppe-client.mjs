@@ -15,7 +15,7 @@
 
 const PROTOCOL = "1";
 const WINDOW = 64; // the server keeps the answers to this many of a client's newest requests
-const ATTEMPT = 10_000; // milliseconds without an answer after which a request is sent again
+const ATTEMPTS = 3; // that fit into the timeout where no answer comes; after each the request is sent again
 const PAUSES = [100, 2_000]; // milliseconds before the second attempt, and at most before a later one
 const WAIT = new Set([429, 502, 503, 504]); // busy, or a proxy before a server that is being started
 
@@ -253,7 +253,7 @@ export class PolicyClient {
     for (let pause = PAUSES[0]; ; pause = Math.min(2 * pause, PAUSES[1])) {
       let failure;
       try {
-        return await send(Math.max(1, Math.min(ATTEMPT, end - Date.now())));
+        return await send(Math.max(1, Math.min(this.#timeout / ATTEMPTS, end - Date.now())));
       } catch (error) {
         failure = error;
       }

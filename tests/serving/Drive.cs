@@ -121,6 +121,11 @@ internal static class Drive
                 break;
             case "delete_episode": await client.DeleteEpisodeAsync(episode); break;
             case "not_a_number": return await client.GetActionAsync("e", new Item { ["a"] = new[] { 0.0, double.NaN } });
+            case "closed_meanwhile":
+                Task<string> started = client.StartEpisodeAsync();
+                await Task.Delay(50);
+                client.Dispose();
+                return await started;
             case "crowd": return await InACrowd(client, (List<object>)get("frames"));
             default: throw new ArgumentException(call);
         }

@@ -12,6 +12,10 @@ const CALLS = {
     client.endEpisode(episode_id, obs, { truncated, reward }),
   delete_episode: (client, { episode_id }) => client.deleteEpisode(episode_id),
   not_a_number: (client) => client.getAction("e", { a: [0, Number.NaN] }),
+  closed_meanwhile: (client) => {
+    setTimeout(() => client.close(), 50);
+    return client.startEpisode();
+  },
   health: (client) => client.health(),
   spaces: (client) => client.spaces(),
 };

@@ -305,6 +305,28 @@ def test_refusals_are_told_in_full_and_not_repeated(drive, scheme):
         assert error["message"].startswith("obs.a[1]: expected a finite number")
 
 
+def test_a_server_that_says_nothing_is_asked_again(drive, scheme):
+    def answer(said: Said, _: int) -> Answer:
+        silent = said.verb == "act" and sum(one.verb == "act" for one in server.heard) < 2
+        return kind(said)._replace(delay=60 if silent else 0)
+
+    with stub(answer) as server:
+        client = drive(f"{scheme}://127.0.0.1:{server.port}", timeout=1.5)
+        client.gives("start_episode")
+        assert client.gives("get_action", episode_id="e", obs=[1]) == 1
+    assert [said.message["seq"] for said in server.heard if said.verb == "act"] == [2, 2]
+    assert len(server.done) == 2
+
+
+def test_calls_under_way_end_when_the_client_is_closed(drive, scheme):
+    with stub(lambda said, _: kind(said)._replace(delay=0 if said.verb == "health" else 60)) as server:
+        client = drive(f"{scheme}://127.0.0.1:{server.port}")
+        begin = time.monotonic()
+        assert client.raises("closed_meanwhile")["code"] == "closed"
+        assert client.raises("start_episode")["code"] == "closed"
+        assert time.monotonic() - begin < 1.5
+
+
 def test_at_most_64_requests_are_unanswered_and_those_of_an_episode_keep_their_order(drive, scheme):
     behind: list[int] = []
 

@@ -54,7 +54,7 @@ class Stub:
         if "seq" in said.message:
             key = tuple(said.message[name] for name in ("client", "epoch", "seq"))
             if key in self._stored:
-                return self._stored[key]._replace(fault=answer.fault)
+                return self._stored[key]._replace(fault=answer.fault, delay=answer.delay)
             self._stored[key] = answer
             self.done.append(said)
         return answer
