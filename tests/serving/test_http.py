@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -26,7 +27,7 @@ from steppe.serving.http import Http
 from steppe.serving.limits import Limits
 from steppe.serving.requests import Request
 from steppe.serving.security import Tokens, tls_context
-from tests.serving.listening import answers, ask, everything, get, listening, one, post, until
+from tests.serving.listening import answers, ask, everything, get, listening, one, post, some, until
 
 GOOD, OTHER = "good-token-of-a-client", "other-token-of-an-operator"
 HOST = b"Host: localhost\r\n"
@@ -765,3 +766,26 @@ def test_the_same_over_tls(tmp_path):
         until(lambda: it.transport.counts["connections"] == 0)
         assert it.transport.counts["failed_tls"] == 3
         assert [request.verb for request in it.heard] == ["act", "act", ""]
+
+
+def test_a_request_that_comes_with_the_last_of_a_handshake_is_heard(tmp_path):
+    cert, key = make_cert(tmp_path, ["localhost"])
+    trust = ssl.create_default_context(cafile=cert)
+    coming, going = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = trust.wrap_bio(coming, going, server_hostname="localhost")
+    with listening(tls=tls_context(cert, key)) as it, it.connect() as connection:
+        for _ in range(9):
+            try:
+                client.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                connection.sendall(going.read())
+                coming.write(some(connection))
+        client.write(post() + post(body=b"2"))
+        connection.sendall(going.read())
+        data = b""
+        while data.count(b"HTTP/1.1 200") < 2:
+            coming.write(some(connection))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                data += client.read(1 << 16)
+    assert [json.loads(body)["body"] for _, _, body in answers(data)] == ["{}", "2"]
