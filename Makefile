@@ -16,7 +16,7 @@ DEMO := examples/hot_and_cold
 TOOLS := node:nodejs mcs:mono-mcs mono:mono-runtime /usr/lib/mono/4.5/System.Net.Http.dll:libmono-system-net-http4.0-cil \
 	chromium:chromium chromedriver:chromium-driver
 
-.PHONY: help setup setup-serving check format test test-slow test-cluster learn pictures docs bench bench-scale demo lock clean
+.PHONY: help setup setup-serving check format test test-slow test-cluster learn pictures docs bench bench-scale bench-serving demo lock clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,13 +73,16 @@ demo: setup  ## The hot-and-cold tutorial: random baseline, five iterations, the
 	cd $(DEMO) && ../../$(BIN)/python sample.py && ../../$(BIN)/python train.py
 
 bench: $(BENCH_STAMP)  ## Speed and memory in one process against the bars and the peers; writes benchmarks/results/
-	.venv-bench/bin/python -m benchmarks.bench --but $(SCALE)
+	.venv-bench/bin/python -m benchmarks.bench --but $(SCALE) serving
 
 bench-scale: $(BENCH_STAMP) $(REJAX_STAMP) $(RLLIB_STAMP)  ## Runners, remote envs, envs in JAX, and how far it all goes
 	.venv-bench/bin/python -m benchmarks.bench $(SCALE)
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[plot]'
 	.venv-bench/bin/steppe bench scale --out benchmarks/results/bench-scale-model.json
 	mv benchmarks/results/bench-scale-model.png docs/images/scale.png
+
+bench-serving: setup  ## A policy server under load, attacked and killed: some 20 minutes; ROWS="actions idle" for some
+	$(BIN)/python -m benchmarks.bench serving $(if $(ROWS),--rows $(ROWS))
 
 $(BENCH_STAMP): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "steppe needs Python 3.11 or newer on the PATH (or make PYTHON=...)"; exit 1; }

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from benchmarks import processes
-from benchmarks.report import HEADER, RESULTS, Row, line, write
+from benchmarks.report import HEADER, RESULTS, Row, line, updated, write
 
 
 def _sampling() -> Iterator[Row]:
@@ -58,6 +58,12 @@ def _scale() -> Iterator[Row]:
     return scale.rows()
 
 
+def _serving() -> Iterator[Row]:
+    from benchmarks import serving
+
+    return serving.rows()
+
+
 def _remote_envs() -> Iterator[Row]:
     from benchmarks import remote_envs
 
@@ -78,6 +84,7 @@ GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
     "jaxenvs": _jaxenvs,
     "remote-envs": _remote_envs,
     "scale": _scale,
+    "serving": _serving,
 }
 
 
@@ -86,7 +93,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("groups", nargs="*", choices=[*GROUPS, []], help="default: all of them")
     parser.add_argument("--but", nargs="*", choices=[*GROUPS], default=[], help="without these")
+    parser.add_argument("--rows", nargs="+", default=[], help="of the group serving: these alone")
+    parser.add_argument("--quick", action="store_true", help="of the same: shorter, for a look; none is kept")
     given = parser.parse_args()
+    os.environ |= {"BENCH_ROWS": " ".join(given.rows)} | ({"BENCH_QUICK": "1"} if given.quick else {})
     asked = [group for group in given.groups or GROUPS if group not in given.but]
     missed = 0
     print(HEADER)
@@ -95,7 +105,8 @@ def main() -> int:
         for row in GROUPS[group]():
             rows.append(row)
             print(line(row), flush=True)
-        write(group, rows)
+        if not given.quick:
+            write(group, updated(group, rows) if given.rows else rows)
         missed += sum(not row.ok for row in rows)
     print(f"{missed} missed; written to {os.path.relpath(RESULTS)}/bench-*.json")
     return 1 if missed else 0

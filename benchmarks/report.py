@@ -15,7 +15,7 @@ from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = ("steppe", "jax", "equinox", "optax", "numpy", "gymnasium", "ray")
-PACKAGES += ("stable-baselines3", "sbx-rl", "torch")
+PACKAGES += ("httptools", "msgspec", "websockets", "stable-baselines3", "sbx-rl", "torch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +99,14 @@ def write(group: str, rows: list[Row], folder: Path = RESULTS) -> Path:
     path = folder / f"bench-{group}.json"
     path.write_text(json.dumps(record, indent=2) + "\n")
     return path
+
+
+def updated(group: str, rows: list[Row], folder: Path = RESULTS) -> list[Row]:
+    """The rows of a group's file, with these in place of those of the same name."""
+    path, fields = folder / f"bench-{group}.json", Row.__dataclass_fields__
+    old = json.loads(path.read_text())["rows"] if path.exists() else []
+    known = {row["name"]: Row(**{name: row[name] for name in fields}) for row in old}
+    return [*(known | {row.name: row for row in rows}).values()]
 
 
 HEADER = f"{'row':<58}{'value':>9} {'unit':<8}{'peer':>9}{'ratio':>7}  {'bar':<9} ok"

@@ -1,0 +1,193 @@
+"""A policy server under load, under attack, killed, and told nonsense; and what clients learn from it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self, final
+
+import numpy as np
+from gymnasium import spaces
+
+import steppe
+from benchmarks.processes import ROOT, ceiling
+from benchmarks.report import Row
+from steppe.serving.env import PolicyServer
+
+ASKED = os.environ.get("BENCH_ROWS", "").split()
+"""Keys of :data:`ROWS`; none: all of them."""
+QUICK = "BENCH_QUICK" in os.environ
+"""Shorter, for a look; the figures are no measurements then."""
+ALL_SCOPES = "act,submit,weights,admin"
+
+
+class Stub:
+    """What the 8-64-4 policy observes and chooses from; nothing is stepped."""
+
+    observation_space, action_space = spaces.Box(-1, 1, (8,), np.float32), spaces.Discrete(4)
+
+
+@final
+class Trainer:
+    """A run whose env is a policy server, and instead of a learner somebody who takes the rows.
+
+    Attributes:
+        rows: that were taken.
+        token: with all scopes.
+        port: of the server.
+    """
+
+    def __init__(self, pace: Callable[[], float] | None = None, **options: Any) -> None:
+        self._ends = contextlib.ExitStack()
+        folder = Path(self._ends.enter_context(tempfile.TemporaryDirectory()))
+        self.token, self.log = secrets.token_hex(16), folder / "log"
+        tokens = folder / "tokens"
+        tokens.touch(0o600)
+        tokens.write_text(f"{self.token} {ALL_SCOPES} load\n")
+        server = PolicyServer(port=0, token_file=tokens, log_dir=self.log, **options)
+        config = steppe.PPOConfig(env=Stub, input=server, fcnet_hiddens=[64], seed=0, write_run=False)
+        self.algo = self._ends.enter_context(config.build())
+        self.port = int(server.address.rpartition(":")[2])
+        self.env: Any = self.algo.runner.env
+        self.rows, self._pace, self._over = 0, pace, False
+        self.env.poll(0.0)
+        self._thread = threading.Thread(target=self._take, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
+        self._thread.join()
+        self._ends.close()
+
+    def _take(self) -> None:
+        while not self._over:
+            for step in self.env.poll(0.1):
+                self.rows += len(step.slot)
+
+    @property
+    def pid(self) -> int:
+        """Of the server process."""
+        return int(self.env._process.pid)
+
+
+def load(**what: Any) -> subprocess.Popen[str]:
+    """Clients in a process of their own."""
+    command = [sys.executable, "-m", "benchmarks.serving_load", json.dumps(what)]
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def loaded(trainer: Trainer, **what: Any) -> dict[str, Any]:
+    """What clients in a process of their own saw."""
+    with load(port=trainer.port, token=trainer.token, **what) as process:
+        output, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"the load ended with {process.returncode}")
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return found
+
+
+@contextlib.contextmanager
+def beside(process: subprocess.Popen[str]) -> Iterator[None]:
+    """A load that goes on until the end of the block; it has begun when it has said so."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdout.readline()
+    try:
+        yield
+    finally:
+        process.stdin.close()
+        process.wait()
+        process.stdout.close()
+
+
+def resident(pid: int | str) -> float:
+    """Megabytes that a process has in memory."""
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    [size] = [line.split()[1] for line in status if line.startswith("VmRSS")]
+    return int(size) * 1024 / 1e6
+
+
+def actions() -> Iterator[Row]:
+    """Actions of 64 clients."""
+    seconds = 3 if QUICK else 20
+    for way, websocket, least, most in (("HTTP", False, 7_000, 20), ("WebSocket", True, 20_000, 10)):
+        with Trainer() as trainer:
+            found = loaded(trainer, mode="ask", websocket=websocket, seconds=seconds)
+        name = f"{way}: actions of 64 clients"
+        yield floor(name, "/s", found["rate"], least)
+        yield ceiling(f"{name}, median", "ms", found["p50"], most)
+        yield ceiling(f"{name}, 99th percentile", "ms", found["p99"], most)
+        yield none(f"{name} that were refused or lost", sum(found["refused"].values()) + found["lost"])
+
+
+def idle() -> Iterator[Row]:
+    """The same with connections that do nothing."""
+    repeats, seconds = (1, 2) if QUICK else (5, 8)
+    alone, crowded = list[float](), list[float]()
+    with Trainer() as trainer:
+        loaded(trainer, mode="ask", seconds=seconds)
+        for _ in range(repeats):
+            alone.append(loaded(trainer, mode="ask", seconds=seconds)["rate"])
+            base = resident(trainer.pid)
+            with beside(load(port=trainer.port, token=trainer.token, mode="hold")):
+                crowded.append(loaded(trainer, mode="ask", seconds=seconds)["rate"])
+                grown = resident(trainer.pid) - base
+    slower = 100 * (1 - statistics.median(crowded) / statistics.median(alone))
+    name = "2,000 idle connections"
+    yield ceiling(f"{name}: HTTP actions of 64 clients are slower by", "%", slower, 10)
+    yield ceiling(f"{name}: memory of the server grows by", "MB", grown, 80)
+
+
+def attacked() -> Iterator[Row]:
+    """A good client beside bad ones."""
+    seconds = 5 if QUICK else 60
+    with Trainer() as trainer:
+        good = {"mode": "ask", "clients": 1}
+        loaded(trainer, **good, seconds=2)
+        baseline = loaded(trainer, **good, seconds=min(seconds, 20))
+        bad = load(port=trainer.port, token=trainer.token, mode="attack", seconds=seconds + 3)
+        time.sleep(1)
+        found = loaded(trainer, **good, seconds=seconds)
+        output, _ = bad.communicate()
+    print(f"# alone {baseline}, attacked {found}, attack {output.strip()}", file=sys.stderr)
+    name = "500 slow requests, 1,000 wrong tokens/s, 100 large bodies"
+    yield none(f"{name}: failures of a good client", sum(found["refused"].values()) + found["lost"])
+    yield Row(
+        name=f"{name}: its 99th percentile, by alone",
+        unit="ms",
+        value=found["p99"],
+        peer=baseline["p99"],
+        bar=2.0,
+        at_least=False,
+    )
+
+
+def floor(name: str, unit: str, value: float, bar: float) -> Row:
+    return Row(name=name, unit=unit, value=value, bar=bar, at_least=True)
+
+
+def none(name: str, count: float) -> Row:
+    """Of these there must not be a single one."""
+    return ceiling(name, "", count, 0)
+
+
+ROWS: dict[str, Callable[[], Iterator[Row]]] = {"actions": actions, "idle": idle, "attacked": attacked}
+
+
+def rows() -> Iterator[Row]:
+    """All of them, or those that are asked for."""
+    for name in ASKED or ROWS:
+        yield from ROWS[name]()
