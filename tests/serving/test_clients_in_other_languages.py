@@ -379,6 +379,28 @@ def test_a_crowd_asks_for_all_agents_at_once(driver):
     ]
 
 
+def test_what_a_crowd_lives_through_is_what_the_server_has(driver, tmp_path):
+    scenario = SCENARIOS["many agents"]
+    frames = [
+        {"seen": {"left": [1.0, 0.0], "right": [0.0, 1.0]}, "earned": {}, "left": []},
+        {"seen": {"left": [0.0, 2.0]}, "earned": {"left": 1.0, "right": -1.0}, "left": []},
+        {
+            "seen": {"left": [3.0, 0.0], "right": [4.0, 0.0]},
+            "earned": {"left": 0.5, "right": 0.25},
+            "left": [],
+        },
+        {"seen": {"left": [0.0, 5.0]}, "earned": {"right": 2.0}, "left": ["right"]},
+    ]
+    with serving(scenario["server"], tmp_path) as served:
+        client = driver("csharp").connect(f"ws://127.0.0.1:{served.port}", token=scenario["server"]["token"])
+        taken = client.gives("crowd", frames=frames)
+    assert taken == [{"left": 0, "right": 1}, {"left": 1}, {"left": 0, "right": 0}, {"left": 1}]
+    (told,) = served.told().values()
+    wanted = scenario["then"]["duel"]
+    assert told["right"] == wanted["right"]
+    assert told["left"] == {**wanted["left"], "obs": [*wanted["left"]["obs"][:-1], [0.0, 5.0]]}
+
+
 def test_no_frame_of_the_game_in_unity_waits_for_an_answer(command, tmp_path):
     """The sample plays, in as much of Unity as it uses, with a server that takes 0.15 s for each answer."""
 
