@@ -21,6 +21,8 @@ NAMES = {
     "ESConfig",
     "EnvContext",
     "EnvError",
+    "ExternalEnv",
+    "ExternalMultiAgentEnv",
     "IMPALAConfig",
     "LearningError",
     "MultiAgentEnv",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from steppe.envs.base_view import to_base_env
     from steppe.envs.context import EnvContext
     from steppe.envs.copies import make_multi_agent
+    from steppe.envs.external import ExternalEnv, ExternalMultiAgentEnv
     from steppe.envs.multi_agent import MultiAgentEnv
     from steppe.envs.pettingzoo import ParallelPettingZooEnv, PettingZooEnv
     from steppe.envs.registry import make, register_env
@@ -43,6 +44,8 @@ _HOME = {
     "ESConfig": "algorithms.es",
     "EnvContext": "envs.context",
     "EnvError": "errors",
+    "ExternalEnv": "envs.external",
+    "ExternalMultiAgentEnv": "envs.external",
     "IMPALAConfig": "algorithms.impala",
     "LearningError": "errors",
     "MultiAgentEnv": "envs.multi_agent",
@@ -80,6 +83,8 @@ __all__ = [
     "ESConfig",
     "EnvContext",
     "EnvError",
+    "ExternalEnv",
+    "ExternalMultiAgentEnv",
     "IMPALAConfig",
     "LearningError",
     "MultiAgentEnv",

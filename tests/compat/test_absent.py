@@ -84,7 +84,7 @@ NOT_THERE = [
     ("from ray.rllib.models import ModelCatalog", "ray.rllib has no 'models': models of your own"),
     ("from ray.rllib.algorithms.ppo import PPOConfig", "import PPOConfig from steppe"),
     ("from ray.rllib.env import MultiAgentEvn", "did you mean 'MultiAgentEnv'"),
-    ("from ray.rllib.env import ExternalEnv", "external envs are not available yet"),
+    ("from ray.rllib.env import ExternalEnw", "did you mean 'ExternalEnv'"),
     ("from ray.rllib.examples.env.multi_agent import MultiAgentCartPole", "steppe.make_multi_agent copies"),
     ("from ray.rllib.utils.framework import try_import_tf", "networks are written in JAX"),
     ("from ray.tune import run_experiments", "write tune.run for each"),

@@ -150,6 +150,7 @@ class DrivenRows:
         whole: hold all rows of an episode until it is over, and begin with others when none is under way.
         in_order: play the episodes of an env back in the order in which they began; only with ``whole``.
         opened: is told of everyone who gets a slot, with the policy that acted, before the rows are out.
+        numbers: how many episodes of each env began.
     """
 
     steps_together = False
@@ -167,6 +168,7 @@ class DrivenRows:
     ) -> None:
         self.spaces, self.agents, self.num_envs = tuple(pairs), dict(agents), num_envs
         self.env_steps, self.whole, self.in_order = 0, False, False
+        self._space_of = dict(agents)
         self.opened: Callable[[SlotInfo, str], None] | None = None
         self._held, self._idle_timeout, self._waiting = held_rows, idle_timeout, waiting
         self._side_by_side = side_by_side
@@ -178,13 +180,13 @@ class DrivenRows:
             Ended: self._ended,
             Dropped: self._dropped,
         }
-        self._numbers = [0] * num_envs
+        self.numbers = [0] * num_envs
         self._open: dict[str, Story] = {}
         self._ready: dict[Story, None] = {}  # have rows to hand over, and wait for their turn
         self._playing: dict[Story, None] = {}
         self._who: dict[int, tuple[SlotInfo, int]] = {}
         self._free, self._left, self._size = list[int](), list[int](), 0
-        self._heard, self._closed = time.monotonic(), False
+        self._heard, self._closed, self._finished = time.monotonic(), False, False
         self._failure: BaseException | None = None
 
     def feed(self, env: int, entries: Sequence[Entry]) -> None:
@@ -193,11 +195,21 @@ class DrivenRows:
             for entry in entries:
                 if isinstance(entry, Began):
                     if entry.training:
-                        self._open[entry.episode] = Story(entry.episode, env, self._numbers[env])
-                    self._numbers[env] += 1
+                        self._open[entry.episode] = Story(entry.episode, env, self.numbers[env])
+                    self.numbers[env] += 1
                 elif (story := self._open.get(entry.episode)) is not None:
                     self._takes[type(entry)](story, entry)
             self._heard = time.monotonic()
+            self._changed.notify_all()
+
+    def know(self, agent: AgentID, space: int, pairs: Sequence[SpacePair]) -> None:
+        """An agent comes that has the pair ``pairs[space]``; earlier ones stay where they were."""
+        self.spaces, self._space_of[agent] = tuple(pairs), space
+
+    def finish(self) -> None:
+        """Nobody feeds any more: ``poll`` raises IdleError when there is nothing left."""
+        with self._changed:
+            self._finished = True
             self._changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
@@ -212,14 +224,15 @@ class DrivenRows:
         with self._changed:
             return sum(len(story.groups) for story in (*self._ready, *self._playing))
 
-    def forget(self) -> None:
-        """Drop whatever is not handed over yet, and what is open, too."""
+    def forget(self, *, only_open: bool = False) -> None:
+        """Drop whatever is not handed over yet: of all episodes, or of those that are open."""
         with self._changed:
-            for story in (*self._ready, *self._playing, *self._open.values()):
+            over = () if only_open else (*self._ready, *self._playing)
+            for story in (*over, *self._open.values()):
                 self._dropped(story, None)
 
     def _acted(self, story: Story, entry: Acted) -> None:
-        space = self.agents.get(entry.agent, 0)
+        space = self._space_of.get(entry.agent, 0)
         kind = (space, entry.policy, entry.logp != entry.logp, entry.state is None)
         row = Row(entry.agent, entry.t, kind, *entry[4:])
         story.add(row)
@@ -272,7 +285,7 @@ class DrivenRows:
         """The next rows of all episodes that have some; waits for them, [] after ``timeout`` seconds.
 
         Raises:
-            IdleError: nobody fed anything for ``idle_timeout`` seconds.
+            IdleError: nobody fed anything for ``idle_timeout`` seconds, or ever will.
             BaseException: what :meth:`fail` was given.
         """
         began = said = time.monotonic()
@@ -288,7 +301,7 @@ class DrivenRows:
                 if timeout is not None and now - began >= timeout:
                     return []
                 idle = now - max(began, self._heard)
-                if self._idle_timeout is not None and idle >= self._idle_timeout:
+                if self._finished or (self._idle_timeout is not None and idle >= self._idle_timeout):
                     raise IdleError(f"nothing came for {idle:.1f} s")
                 if now - max(said, self._heard) >= _SAY:
                     logger.warning(self._waiting)
@@ -423,7 +436,7 @@ class DrivenRows:
                 saved.append(told)
             return {
                 "env_steps": self.env_steps,
-                "numbers": list(self._numbers),
+                "numbers": list(self.numbers),
                 "stories": saved,
                 "rows": list(packed(list(rows.values()))),
             }
@@ -438,7 +451,7 @@ class DrivenRows:
             raise CheckpointError(f"the state is of {len(state['numbers'])} envs, here are {self.num_envs}")
         with self._changed:
             rows = unpacked(state["rows"])
-            self.env_steps, self._numbers = int(state["env_steps"]), [int(n) for n in state["numbers"]]
+            self.env_steps, self.numbers = int(state["env_steps"]), [int(n) for n in state["numbers"]]
             self._open, self._ready, self._playing, self._who = {}, {}, {}, {}
             for told in state["stories"]:
                 story = restored(told, rows)

@@ -172,7 +172,6 @@ def build(
                 num_envs, wanted = _counted(envs, num_envs, env_name(env)), 1
             created(user_env(envs[-1]), context)
         seeds = [env_seed(run_seed, place, i) for i in range(num_envs)]
-        built: AsyncEnv
         every: dict[str, Any] = {"seeds": seeds, "runner": worker_index, **limits}
         every, envs = _masked(action_mask, envs, every, env_name(env))
         many = {"pair_for": pair_for, "observing": observing, **every}
@@ -182,7 +181,9 @@ def build(
                 "change what it observes in the env, or in a Gymnasium wrapper around it"
             )
         if is_external(envs[0]):
-            built = envs[0].rows_of(envs, decides, **many)
+            from steppe.envs.external_rows import ExternalRows  # most runs never see one
+
+            built: AsyncEnv = ExternalRows(envs, decides=decides, **many)
         elif is_vector(envs[0]):
             from steppe.envs.vector import VectorRows  # most runs never see one
 

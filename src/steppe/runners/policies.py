@@ -76,11 +76,11 @@ class PolicyMapping:
             return self._asked.pop(key)
         return self._ask(info)
 
-    def ahead(self, info: SlotInfo) -> str:
-        """The same before the slot is opened; the answer is kept until then."""
+    def ahead(self, info: SlotInfo, chosen: str = "") -> str:
+        """The same before the slot is opened; the answer is kept until then, and is ``chosen`` if it can."""
         key = info.env, info.episode, info.agent
         if key not in self._asked:
-            self._asked[key] = self._ask(info)
+            self._asked[key] = chosen if chosen in self.ids else self._ask(info)
         return self._asked[key]
 
     def decided(self, info: SlotInfo, policy: str) -> None:
