@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +30,7 @@ from steppe.serving.transport import Transport
 from steppe.types import DEFAULT_POLICY, SINGLE_AGENT, SpacePair
 from tests.serving.conforming import SCENARIOS
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 TOLD = SCENARIOS["one agent"]["server"]
 ARRAYS = {name: np.array(array, np.float32) for name, array in TOLD["arrays"].items()}
 QUERYING, GENERATING = "Querying server for new policy weights.", "Generating new batch of experiences."
@@ -279,3 +283,51 @@ def test_a_certificate_of_ones_own_is_trusted_where_it_is_given(tmp_path):
                 drive(client, id, 2)
                 client.end_episode(id, None)
     assert sum(isinstance(entry, Acted) for entry in it.entries()) == 4
+
+
+ALONE = """
+import sys
+from importlib.util import find_spec
+from steppe_client import PolicyClient, PolicyClientError
+
+assert find_spec("steppe") is None and find_spec("numpy") is None
+with PolicyClient(sys.argv[1], "remote", timeout=5) as client:
+    id = client.start_episode()
+    print(client.get_action(id, [1.0, -1.0]), client.get_action(id, [-1.0, 1.0]))
+    client.log_returns(id, 2.5)
+    client.end_episode(id, None)
+try:
+    PolicyClient(sys.argv[1])
+except PolicyClientError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_the_file_is_a_package_that_installs_without_anything_else(tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", ROOT / "clients" / "python"], check=True)
+    with running(tmp_path / "log") as it:
+        for scheme in ("http", "ws"):
+            command = [python, "-I", "-c", ALONE, f"{scheme}://127.0.0.1:{it.port}"]
+            said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+            assert said.splitlines() == [
+                "0 1",
+                "inference_mode='local' needs numpy: pip install numpy, or use 'remote'",
+            ]
+        subprocess.run([python, "-m", "pip", "install", "-q", "numpy"], check=True)
+        local = ALONE.replace('"remote"', '"local"').replace(' and find_spec("numpy") is None', "")
+        command = [python, "-I", "-c", local, f"http://127.0.0.1:{it.port}"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+        assert said == "0 1\n"
+    assert sum(entry.reward for entry in it.entries() if isinstance(entry, Earned)) == 7.5
+
+
+def test_importing_the_client_loads_neither_the_rest_of_steppe_nor_numpy():
+    program = "import sys; before = set(sys.modules); import steppe.serving.client; "
+    program += (
+        "print(*sorted(name for name in set(sys.modules) - before if name.startswith(('steppe', 'numpy'))))"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["steppe", "steppe.serving", "steppe.serving.client"]
