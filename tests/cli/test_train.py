@@ -49,7 +49,7 @@ def test_every_field_that_text_can_set_is_a_flag():
     names = {option.name for option in field_options(cls)}
     written_otherwise = {"env", "env_config", "observation_space", "action_space", "evaluation_config"}
     written_otherwise |= {"share", "custom_resources_per_env_runner"}
-    code = {"policies", "policy_mapping_fn", "policies_to_train", "callbacks_class"}
+    code = {"policies", "policy_mapping_fn", "policies_to_train", "callbacks_class", "input"}
     code |= {"observation_fn", "postprocess_trajectory", "extra_loss", "models"}
     assert set(field_specs(cls)) - names == written_otherwise | code
     flags = {flag for option in field_options(cls) for flag in option.opts}

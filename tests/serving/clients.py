@@ -1,0 +1,86 @@
+"""A client for tests of a served run: it asks until it is answered, with the same number each time."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+
+
+class GoneError(Exception):
+    """Nobody answered for a while."""
+
+
+class Asking:
+    """One client over HTTP.
+
+    Args:
+        address: of the server.
+        name: of the client.
+        patience: seconds that a request may take, with all its repetitions.
+    """
+
+    def __init__(self, address, name="c", patience=20.0, token=None):
+        host, _, port = address.removeprefix("http://").rpartition(":")
+        self._where, self.name, self.seq, self._patience = (host, int(port)), name, 0, patience
+        self._headers = {"Content-Type": "application/json"}
+        if token is not None:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self.repeated = 0
+        self._connect()
+
+    def _connect(self):
+        self.line = http.client.HTTPConnection(*self._where, timeout=self._patience)
+
+    def close(self):
+        """Hang up."""
+        self.line.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def ask(self, method, path, body=None):
+        """Status and answer, from whoever is there in the end."""
+        end = time.monotonic() + self._patience
+        while time.monotonic() < end:
+            try:
+                self.line.request(method, path, body, self._headers)
+                answer = self.line.getresponse()
+                said = answer.read()
+                if answer.status not in (429, 503):
+                    return answer.status, json.loads(said)
+            except (OSError, http.client.HTTPException):
+                self.line.close()
+                self._connect()
+            self.repeated += 1
+            time.sleep(0.01)
+        raise GoneError(path)
+
+    def numbered(self):
+        """The fields of the next request that say who sends it."""
+        self.seq += 1
+        return {"client": self.name, "epoch": 1, "seq": self.seq}
+
+    def say(self, verb, **fields):
+        """What the server answers, which is not refused."""
+        body = json.dumps({**self.numbered(), **fields})
+        status, answer = self.ask("POST", f"/v1/{verb}", body)
+        assert status == 200, answer
+        return answer
+
+    def send(self, verb, **fields):
+        """Ask, and await no answer."""
+        self.line.request("POST", f"/v1/{verb}", json.dumps({**self.numbered(), **fields}), self._headers)
+
+    def play(self, observations, rewards, episode_id=None, **last):
+        """One episode; the rewards come with the next observation."""
+        id = self.say("start", **({} if episode_id is None else {"episode_id": episode_id}))["episode_id"]
+        actions = []
+        for i, obs in enumerate(observations):
+            earned = {} if i == 0 else {"reward": rewards[i - 1]}
+            actions.append(self.say("act", episode_id=id, obs=obs, **earned)["action"])
+        self.say("end", episode_id=id, obs=None, reward=rewards[-1], **last)
+        return id, actions
