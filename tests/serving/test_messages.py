@@ -64,7 +64,7 @@ TABLE = [
     ("unknown_episode", "act", {"episode_id": "x", "obs": [1, 0]}, "'x'", {}),
     ("unknown_episode", "report", {"items": items({"episode_id": "x"})}, "items[1]: ", {}),
     ("unknown_version", "rollback", {"version": 9}, "9", {}),
-    ("unknown_version", "report", {"items": items({"weights_version": 6})}, "weights_version", {}),
+    ("weights_too_old", "report", {"items": items({"weights_version": 6})}, "another run", {}),
     ("not_local", "report", {"items": items({})}, DEFAULT_POLICY, REMEMBERS),
     ("episode_exists", "start", E, "'e'", {}),
     ("episode_ended", "act", {"episode_id": "old", "obs": [1, 0]}, "'old'", {}),

@@ -196,11 +196,20 @@ def test_who_acts_for_a_new_agent_is_asked_and_the_others_do_not_wait():
     assert policies["b"].batches == [1]
     assert world.books.find("one").t == 1
 
-    late = world.job("act", episode_id="one", obs={"right": [1, 0]})
+    late = world.job("act", episode_id="one", obs={"right": [1, 0], "7": [1, 0]})
     assert world.ask_all(late) == [None]
+    assert asked[1:] == [("right", 0), (7, 0)]
+    world.verbs.mapped("right", 0, "a")
+    assert late.outcome is None
     world.clock.now += 11
     assert world.verbs.go_on() == [late]
     assert late.outcome.code == "not_ready"
+
+
+def test_agents_that_nobody_has_named_before():
+    world = World(pairs={}, everyone=PAIR, multi_agent=True)
+    world.ask("start", episode_id="e")
+    assert world.ask("act", episode_id="e", obs={"x": [1, 0], "*": [2, 0]}) == {"action": {"x": 1, "*": 2}}
 
 
 # --- reports ----------------------------------------------------------------------------------------------
@@ -229,8 +238,8 @@ def test_a_report_is_all_or_none():
     ]
     for bad, code in [
         (step(version=1), "weights_too_old"),
-        (step(version=4), "unknown_version"),
-        (step(version=True), "unknown_version"),
+        (step(version=4), "weights_too_old"),
+        (step(version=True), "malformed"),
         (step(logp=None), "out_of_space"),
         (step(sample=4), "out_of_space"),
         (step("other"), "unknown_episode"),
@@ -241,7 +250,7 @@ def test_a_report_is_all_or_none():
         at = 2 if code == "off_policy" else 5 if code.startswith("episode") else 1
         assert world.refusal("report", items=[*items[:at], bad])[0] == code
     assert (world.books.episodes, world.books.begun, log.records) == ({}, 0, [])
-    assert world.verbs.counts["stale"] == 1
+    assert world.verbs.counts["stale"] == 2
 
     assert world.ask("report", items=items) == {"weights_version": 3}
     _, first, reward, second, late, end = log.entries

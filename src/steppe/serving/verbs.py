@@ -165,15 +165,24 @@ class Verbs:
             episode = self.books.find(one.episode_id)
             if one.reward is not None:
                 earned += self._earned(episode, one, f"acts[{i}].reward" if ones[1:] else "reward")
-            for row in values.obs:
-                self._meet(row, one.episode_id, episode)
+            self._meet(values.obs, one.episode_id, episode)
             steps.append(values.obs)
         self._wave.append(_Plan(job, earned, steps))
         self._in_wave.update(ids)
         self._in_wave.add((job.told.message.client, job.told.message.seq))
 
-    def _meet(self, row: Row, id: str, episode: Episode) -> None:
-        """Find out who acts for an observation, and with which memory."""
+    def _meet(self, rows: Sequence[Row], id: str, episode: Episode) -> None:
+        """Find out who acts for observations, and with which memory."""
+        waits = False
+        for row in rows:
+            try:
+                self._meet_one(row, id, episode)
+            except _WaitsError:  # meanwhile others can be asked for
+                waits = True
+        if waits:
+            raise _WaitsError
+
+    def _meet_one(self, row: Row, id: str, episode: Episode) -> None:
         seat = episode.seats.get(row.agent)
         if seat is None:
             row.policy = self._policy_of(episode, row.agent)
@@ -304,8 +313,8 @@ class Verbs:
             text = "the algorithm learns from its policy's own actions alone: ask for them with act, "
             raise Refused("off_policy", f"{text}or start the episode with training_enabled false")
         entries = self._earned(episode, message, "reward") if message.reward is not None else []
+        self._meet(values[0].obs, message.episode_id, episode)
         for row, action in zip(*values[0], strict=True):
-            self._meet(row, message.episode_id, episode)
             version = self.versions.acting(row.policy)
             at = (row.episode, row.agent, row.policy, row.t)
             entries.append(Acted(*at, row.tree(), action.tree(), math.nan, version, row.state))
@@ -315,8 +324,8 @@ class Verbs:
         """A step of a report."""
         episode = sight.find(message.episode_id)
         entries = self._earned(episode, message, "reward") if message.reward is not None else []
+        self._meet(values[0].obs, message.episode_id, episode)
         for row, sample in zip(*values[0], strict=True):
-            self._meet(row, message.episode_id, episode)
             logp, version = message.logp, message.weights_version
             if self._facts.multi_agent:
                 logp, version = _of(row, logp, "logp"), _of(row, version, "weights_version")
@@ -330,13 +339,13 @@ class Verbs:
         newest, lag = self.versions.newest[policy], self._facts.max_weight_lag
         if not self._facts.policies[policy].local:
             raise Refused("not_local", f"policy {policy!r} cannot be computed by clients: ask for actions")
-        if type(version) is not int or not 0 <= version <= newest:
-            raise Refused(
-                "unknown_version", f"weights_version: expected at most {newest}, got {str(version)[:40]}"
-            )
-        if lag is not None and newest - version > lag and version != self.versions.acting(policy):
+        if type(version) is not int or version < 0:
+            raise Refused("malformed", f"weights_version: expected a whole number, got {str(version)[:40]!r}")
+        old = lag is not None and newest - version > lag and version != self.versions.acting(policy)
+        if old or version > newest:
             self.counts["stale"] += 1
-            text = f"weights_version {version} is more than {lag} older than the newest, {newest}"
+            why = f"is more than {lag} older than" if old else "was made by another run, it is above"
+            text = f"weights_version {version} {why} the newest, {newest}"
             raise Refused("weights_too_old", f"{text}: fetch the weights again, and discard the rows")
 
     def _log_returns(self, sight: Sight, message: Any, values: Sequence[Values]) -> tuple[list[Entry], Any]:
