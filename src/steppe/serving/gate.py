@@ -178,6 +178,11 @@ class Gate:
         _length(head)
         return [*cors(self._place(head.headers, here)), *_PREFLIGHT]
 
+    def readers(self, headers: Mapping[bytes, bytes]) -> list[tuple[str, str]]:
+        """The headers that let a page read why it was refused, if it may use this server at all."""
+        origin = _text(headers.get(b"origin", b""))
+        return cors(origin) if origin.lower() in self._origins else []
+
     def _token(self, headers: Mapping[bytes, bytes], address: str, now: float) -> Token | None:
         if self.tokens.path is None:
             return None

@@ -140,7 +140,7 @@ class Http:
         body = refusal_body(request.accept, refused.code, str(refused), request.request_id)
         late = [("Retry-After", str(refused.retry_after))] if refused.status == 429 else []
         self._line.count(f"refused_{refused.code}")
-        self._line.heard(request, (refused.status, body, late))
+        self._line.heard(request, (refused.status, body, late + self._gate.readers(self._headers)))
         if request.last:
             self._deaf = True
             self._line.end(linger=True)

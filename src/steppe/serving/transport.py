@@ -223,7 +223,10 @@ class Connection(asyncio.BufferedProtocol):
         if done:
             self._over = self.now()
             if self._linger and transport.can_write_eof():
-                transport.write_eof()
+                try:
+                    transport.write_eof()
+                except OSError:  # the client has gone already
+                    transport.close()
             else:  # which over TLS waits for the client by itself
                 transport.close()
 
