@@ -422,6 +422,19 @@ def test_the_books_come_back_from_a_snapshot_and_the_records_after_it():
         assert books.repeated("c", 0, 1, world.job("start", episode_id="e", seq=1).told.digest) is not None
 
 
+def test_nobody_does_what_broken_weights_say():
+    class Broken(SumPolicy):
+        def act(self, weights, obs, state, noise):
+            decision = super().act(weights, obs, state, noise)
+            return decision._replace(logp=np.where(obs[:, 0] > 1, np.nan, decision.logp))
+
+    world = World({DEFAULT_POLICY: Broken()})
+    jobs = [world.job("start", episode_id=id) for id in "ab"]
+    jobs += [world.job("act", episode_id=id, obs=[x, 0]) for id, x in (("a", 1), ("b", 2))]
+    assert world.ask_all(*jobs)[2:] == [{"action": 1}, "internal"]
+    assert world.books.find("b").t == 0
+
+
 def test_rollback_and_release():
     world = World(version=0)
     world.ask("start", episode_id="e")

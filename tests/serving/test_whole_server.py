@@ -223,3 +223,23 @@ def test_episodes_outlive_nobody():
             assert live.server.counts()["expired"] == 1
 
     asyncio.run(main())
+
+
+def test_what_has_its_time_goes_on_after_a_fault(caplog, monkeypatch):
+    async def main():
+        async with Live() as live:
+            rounds = []
+
+            def tick():
+                rounds.append(1)
+                raise ZeroDivisionError
+
+            monkeypatch.setattr("steppe.serving.server._TICK", 0.001)
+            monkeypatch.setattr(live.server, "tick", tick)
+            live.running.cancel()
+            live.running = asyncio.create_task(live.server.run())
+            while len(rounds) < 3:
+                await asyncio.sleep(0.001)
+
+    asyncio.run(main())
+    assert "ZeroDivisionError" in caplog.text

@@ -281,7 +281,10 @@ class Server:
     async def run(self) -> None:
         """Do what has its time: episodes that nobody touches, requests that wait, a disk that is full."""
         while not self._draining:
-            self.tick()
+            try:
+                self.tick()
+            except Exception:  # the next round may do better, and requests go on being answered
+                logger.exception("the server could not do what has its time")
             await asyncio.sleep(_TICK)
 
     def tick(self) -> None:

@@ -265,6 +265,8 @@ class Verbs:
                 column = take(column, np.array(index))
             decision, env_actions, states = self._actors.act(policy, column, [row.state for row in rows])
             assert decision.version is not None
+            if not np.isfinite(decision.logp).all():  # nobody should do what such weights say
+                raise ArithmeticError(f"policy {policy!r} chose with a probability that is no number")
             several = zip(
                 *(rows, plain_rows(self._facts.policies[policy].action, env_actions)),
                 *(decision.logp.tolist(), decision.version.tolist(), states),
