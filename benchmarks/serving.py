@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import secrets
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self, final
@@ -22,7 +25,11 @@ from gymnasium import spaces
 import steppe
 from benchmarks.processes import ROOT, ceiling
 from benchmarks.report import Row
+from benchmarks.serving_load import FIRST_SEQ
+from steppe.envs.driven import Earned
 from steppe.serving.env import PolicyServer
+from steppe.serving.log import Tail
+from steppe.serving.records import decode_write
 
 ASKED = os.environ.get("BENCH_ROWS", "").split()
 """Keys of :data:`ROWS`; none: all of them."""
@@ -43,11 +50,13 @@ class Trainer:
 
     Attributes:
         rows: that were taken.
+        earned: with the last step of episodes that came to their own end, and how often.
+        most: rows a second that are taken; None: all.
         token: with all scopes.
         port: of the server.
     """
 
-    def __init__(self, pace: Callable[[], float] | None = None, **options: Any) -> None:
+    def __init__(self, **options: Any) -> None:
         self._ends = contextlib.ExitStack()
         folder = Path(self._ends.enter_context(tempfile.TemporaryDirectory()))
         self.token, self.log = secrets.token_hex(16), folder / "log"
@@ -59,7 +68,8 @@ class Trainer:
         self.algo = self._ends.enter_context(config.build())
         self.port = int(server.address.rpartition(":")[2])
         self.env: Any = self.algo.runner.env
-        self.rows, self._pace, self._over = 0, pace, False
+        self.rows, self.earned, self._over = 0, Counter[float](), False
+        self.most: float | None = None
         self.env.poll(0.0)
         self._thread = threading.Thread(target=self._take, daemon=True)
 
@@ -73,9 +83,16 @@ class Trainer:
         self._ends.close()
 
     def _take(self) -> None:
+        began, rows = time.monotonic(), 0
         while not self._over:
+            if self.most is None:
+                began, rows = time.monotonic(), self.rows
+            elif self.rows - rows > self.most * (time.monotonic() - began):
+                time.sleep(0.01)
+                continue
             for step in self.env.poll(0.1):
                 self.rows += len(step.slot)
+                self.earned.update(step.reward[step.terminated].tolist())
 
     @property
     def pid(self) -> int:
@@ -175,6 +192,87 @@ def attacked() -> Iterator[Row]:
     )
 
 
+def slow() -> Iterator[Row]:
+    """A learner that takes a tenth of what comes."""
+    seconds, warm = (10, 5) if QUICK else (300, 30)
+    with Trainer(queue_bytes=1 << 20 if QUICK else 64 << 20) as trainer:
+        what = {"port": trainer.port, "token": trainer.token, "mode": "ask", "warm": 0.0}
+        clients = load(**what, seconds=warm + seconds)
+        time.sleep(warm / 2)
+        rows, began = trainer.rows, time.monotonic()
+        time.sleep(warm / 2)
+        trainer.most = (trainer.rows - rows) / (time.monotonic() - began) / 10
+        sizes = []
+        for _ in range(seconds):
+            sizes.append((resident(trainer.pid), resident("self")))
+            time.sleep(1.0)
+        trainer.most = None
+        output, _ = clients.communicate()
+        found = json.loads(output.splitlines()[-1])
+        expected = found["acknowledged"] + 64
+        wait(lambda: trainer.rows >= expected, 60)
+    slopes = 60 * np.polyfit(range(len(sizes)), np.array(sizes), 1)[0]
+    print(f"# slow learner: {found}, {sizes[0]} MB to {sizes[-1]} MB", file=sys.stderr)
+    name = "a learner that is 10 times too slow"
+    for who, slope in zip(("server", "trainer"), slopes, strict=True):
+        yield ceiling(f"{name}: memory of the {who} grows by", "MB/min", float(slope), 1.0)
+    yield none(f"{name}: acknowledged rows that were lost", expected - trainer.rows)
+    yield floor(f"{name}: requests that had to wait", "", found["refused"].get("429", 0), 1)
+
+
+def killed() -> Iterator[Row]:
+    """A server that is killed again and again."""
+    kills, clients, batches = (5, 8, 200) if QUICK else (200, 8, 8_000)
+    chance = random.Random(0)
+    with Trainer() as trainer:
+        what = {"mode": "number", "clients": clients, "batches": batches}
+        process = load(port=trainer.port, token=trainer.token, **what)
+        each = clients * batches / (kills + 1)
+        for kill in range(kills):
+            due = (kill + chance.uniform(0.5, 1.0)) * each
+            wait(lambda due=due: len(trainer.earned) > due, 120)  # type: ignore[misc]
+            time.sleep(chance.uniform(0.0, 0.02))
+            pid = trainer.pid
+            os.kill(pid, signal.SIGKILL)
+            wait(lambda pid=pid: trainer.pid != pid, 60)  # type: ignore[misc]
+        output, _ = process.communicate()
+        found = json.loads(output.splitlines()[-1])
+        expected = {
+            float((client + 1) * 10**7 + FIRST_SEQ + batch)
+            for client in range(clients)
+            for batch in range(batches)
+        }
+        wait(lambda: len(trainer.earned) >= len(expected), 20)
+        logged = _rewards(trainer.log)
+        killed = trainer.env.health().get("restarts", 0)
+    print(f"# killed: {found}", file=sys.stderr)
+    name = f"{kills} kills of the server, {clients} clients, {clients * batches:,} batches"
+    yield floor(f"{name}: servers that took its place", "", killed, kills)
+    yield none(f"{name}: refused", sum(found["refused"].values()))
+    for where, seen in (("log", logged), ("learner", trainer.earned)):
+        yield none(f"{name}: lost on the way to the {where}", len(expected - seen.keys()))
+        doubled = sum(seen.values()) - len(expected & seen.keys())
+        yield none(f"{name}: in the {where} and not sent, or twice", doubled)
+
+
+def _rewards(folder: Path) -> Counter[float]:
+    """What was earned, as the log has it."""
+    end = max(int(path.stem) + path.stat().st_size for path in folder.glob("*.log"))
+    tail, found = Tail(folder), Counter[float]()
+    while records := tail.read(end):
+        entries = [entry for record in records for entry in decode_write(record).entries]
+        found.update(entry.reward for entry in entries if isinstance(entry, Earned))
+    tail.close()
+    return found
+
+
+def wait(condition: Callable[[], bool], seconds: float) -> None:
+    """For something, but not for ever."""
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.002)
+
+
 def floor(name: str, unit: str, value: float, bar: float) -> Row:
     return Row(name=name, unit=unit, value=value, bar=bar, at_least=True)
 
@@ -184,7 +282,13 @@ def none(name: str, count: float) -> Row:
     return ceiling(name, "", count, 0)
 
 
-ROWS: dict[str, Callable[[], Iterator[Row]]] = {"actions": actions, "idle": idle, "attacked": attacked}
+ROWS: dict[str, Callable[[], Iterator[Row]]] = {
+    "actions": actions,
+    "idle": idle,
+    "attacked": attacked,
+    "slow": slow,
+    "killed": killed,
+}
 
 
 def rows() -> Iterator[Row]:

@@ -119,22 +119,48 @@ class Asker:
 
     Attributes:
         requests: gives the message of each number.
+        episode: the client's name, and what it has begun.
         upgrade: the token, on a WebSocket.
         seq: of the request under way.
         sent: when it was sent.
     """
 
-    __slots__ = ("buffer", "made", "port", "requests", "sent", "seq", "upgrade")
+    __slots__ = ("buffer", "episode", "made", "port", "requests", "sent", "seq", "upgrade")
 
-    def __init__(self, port: int, upgrade: str | None, requests: Callable[[int], bytes]) -> None:
-        self.port, self.upgrade, self.requests = port, upgrade, requests
+    def __init__(
+        self,
+        port: int,
+        upgrade: str | None,
+        requests: Callable[[int], bytes],
+        episode: tuple[str, str] = ("", ""),
+    ) -> None:
+        self.port, self.upgrade, self.requests, self.episode = port, upgrade, requests, episode
         self.made = connected(port, upgrade)
         self.seq, self.sent, self.buffer = FIRST_SEQ, 0.0, b""
 
     def again(self) -> None:
-        """A new connection."""
+        """The same request, on a new connection."""
         self.made.close()
-        self.made, self.buffer = connected(self.port, self.upgrade), b""
+        while True:
+            with contextlib.suppress(OSError):  # the server has just ended once more
+                self.made, self.buffer = connected(self.port, self.upgrade), b""
+                return self.ask()
+            time.sleep(_WAIT_S)
+
+    def leave(self, token: str) -> None:
+        """End the episode, however long it takes."""
+        client, episode = self.episode
+        end = {"client": client, "epoch": 0, "seq": 10 * FIRST_SEQ, "episode_id": episode, "obs": None}
+        with connected(self.port) as made:
+            while asked(made, self.port, token, "end", truncated=True, **end)[0] != 200:
+                time.sleep(1.0)
+        self.made.close()
+
+    def ask(self) -> None:
+        """Send the request that is due."""
+        self.sent = time.perf_counter()
+        with contextlib.suppress(ConnectionError):  # which is noticed when the answer is read
+            self.made.sendall(self.requests(self.seq))
 
 
 def acting(port: int, token: str, number: int, websocket: bool) -> Asker:
@@ -152,8 +178,30 @@ def acting(port: int, token: str, number: int, websocket: bool) -> Asker:
     length = len(first) + 7 + len(rests[0])
     start = (frame(bytes(length))[:-length] if websocket else head(port, token, length)) + first
     return Asker(
-        port, token if websocket else None, lambda seq: b"%b%d%b" % (start, seq, rests[seq % _VARIANTS])
+        port,
+        token if websocket else None,
+        lambda seq: b"%b%d%b" % (start, seq, rests[seq % _VARIANTS]),
+        (name, episode),
     )
+
+
+def reporting(port: int, token: str, client: int) -> Asker:
+    """A client whose reports each have an episode; its reward is 10 ** 7 of the client, and the number."""
+    obs = [0.1] * _OBS
+    name = f"r{client}x{time.time_ns() % 10**9}"
+    items = [
+        {"verb": "start", "episode_id": "ID"},
+        {"verb": "act", "episode_id": "ID", "obs": obs, "sample": 1, "logp": -1.0, "weights_version": 0},
+        {"verb": "end", "episode_id": "ID", "obs": None, "reward": "REWARD"},
+    ]
+    text = json.dumps({"client": name, "epoch": 0, "seq": "SEQ", "items": items})
+
+    def body(seq: int) -> bytes:
+        told = text.replace('"SEQ"', str(seq)).replace('"REWARD"', str((client + 1) * 10**7 + seq))
+        return told.replace("ID", f"{name}-{seq}").encode()
+
+    start = head(port, token, len(body(FIRST_SEQ)), "report")
+    return Asker(port, None, lambda seq: start + body(seq))
 
 
 @final
@@ -179,19 +227,18 @@ class Load:
         self._poll, self._by_fd = select.epoll(), dict[int, Asker]()
         self._waiting: list[tuple[float, int]] = []
         for asker in askers:
-            self._ask_on(asker)
+            self._join(asker)
+            asker.ask()
 
     def run(self, until: float, stop_at: int | None = None) -> None:
-        """Until then, or until each has had so many requests carried out."""
+        """Until then, or until each has had so many requests carried out; all that was asked is answered."""
         clock, checked = time.perf_counter, 0.0
         last = sys.maxsize if stop_at is None else FIRST_SEQ + stop_at
-        while (now := clock()) < until and self._by_fd:
+        while self._by_fd and ((now := clock()) < until or len(self._waiting) < len(self._by_fd)):
             for fd, _ in self._poll.poll(_WAIT_S):
-                self._heard(self._by_fd[fd], last)
-            while self._waiting and self._waiting[0][0] < now:
-                asker = self._by_fd[heappop(self._waiting)[1]]
-                asker.sent = now
-                asker.made.send(asker.requests(asker.seq))
+                self._heard(self._by_fd[fd], last if now < until else 0)
+            while self._waiting and self._waiting[0][0] < now < until:
+                self._by_fd[heappop(self._waiting)[1]].ask()
             if now > checked + 1.0:
                 checked = now
                 self._look(now)
@@ -214,17 +261,15 @@ class Load:
             asker.seq += 1
             if now > self._began:
                 self.times.append(now - asker.sent)
-            if asker.seq == last:
+            if asker.seq >= last:
                 self._leave(asker)
-                asker.made.close()
                 return
         else:
             self.refused[answer[0]] += 1
             if answer[1]:
                 heappush(self._waiting, (now + answer[1], asker.made.fileno()))
                 return
-        asker.sent = now
-        asker.made.send(asker.requests(asker.seq))
+        asker.ask()
 
     def _look(self, now: float) -> None:
         """Who gets no answer asks again."""
@@ -237,17 +282,15 @@ class Load:
         self.lost += 1
         self._leave(asker)
         asker.again()
-        self._ask_on(asker)
+        self._join(asker)
 
     def _leave(self, asker: Asker) -> None:
         self._poll.unregister(asker.made)
         del self._by_fd[asker.made.fileno()]
 
-    def _ask_on(self, asker: Asker) -> None:
+    def _join(self, asker: Asker) -> None:
         self._by_fd[asker.made.fileno()] = asker
         self._poll.register(asker.made, select.EPOLLIN)
-        asker.sent = time.perf_counter()
-        asker.made.sendall(asker.requests(asker.seq))
 
     def told(self, seconds: float) -> dict[str, Any]:
         """What came of it: a rate, milliseconds, and what went wrong."""
@@ -274,7 +317,17 @@ def ask(
     began = time.perf_counter() + warm
     load = Load(askers, socket_answer if websocket else http_answer, began)
     load.run(began + seconds)
+    for asker in askers:
+        asker.leave(token)
     return load.told(seconds)
+
+
+def number(port: int, token: str, *, clients: int = 8, batches: int = 8000) -> dict[str, Any]:
+    """Clients that report so many episodes each, of one step that earned the number of its report."""
+    askers = [reporting(port, token, client) for client in range(clients)]
+    load = Load(askers, http_answer, 0.0)
+    load.run(float("inf"), batches)
+    return load.told(1.0)
 
 
 def hold(port: int, token: str, *, connections: int = 2000) -> dict[str, Any]:
@@ -348,7 +401,7 @@ def quantiles(times: array[float]) -> dict[str, float]:
     return {f"p{p}": 1e3 * ordered[min(len(ordered) - 1, len(ordered) * p // 100)] for p in (50, 99)}
 
 
-MODES: dict[str, Callable[..., Any]] = {f.__name__: f for f in (ask, hold, attack)}
+MODES: dict[str, Callable[..., Any]] = {f.__name__: f for f in (ask, hold, attack, number)}
 
 
 if __name__ == "__main__":
