@@ -30,12 +30,15 @@ if TYPE_CHECKING:
     from steppe.errors import CheckpointError, ConfigError, EnvError, LearningError, SpaceError, SteppeError
     from steppe.loading import load_policy
     from steppe.sampling.metrics import Result
+    from steppe.serving.client import AsyncPolicyClient, PolicyClient
+    from steppe.serving.env import PolicyServer
     from steppe.types import Policy
 
 _HOME = {
     "A2CConfig": "algorithms.a2c",
     "APPOConfig": "algorithms.appo",
     "Algorithm": "algorithm",
+    "AsyncPolicyClient": "serving.client",
     "BaseEnv": "envs.base_env",
     "Callbacks": "sampling.callbacks",
     "CheckpointError": "errors",
@@ -54,6 +57,8 @@ _HOME = {
     "ParallelPettingZooEnv": "envs.pettingzoo",
     "PettingZooEnv": "envs.pettingzoo",
     "Policy": "policies.scripted",
+    "PolicyClient": "serving.client",
+    "PolicyServer": "serving.env",
     "PolicySpec": "config",
     "QMIXConfig": "algorithms.qmix",
     "Result": "sampling.metrics",
@@ -75,6 +80,7 @@ __all__ = [
     "A2CConfig",
     "APPOConfig",
     "Algorithm",
+    "AsyncPolicyClient",
     "BaseEnv",
     "Callbacks",
     "CheckpointError",
@@ -93,6 +99,8 @@ __all__ = [
     "ParallelPettingZooEnv",
     "PettingZooEnv",
     "Policy",
+    "PolicyClient",
+    "PolicyServer",
     "PolicySpec",
     "QMIXConfig",
     "Result",
