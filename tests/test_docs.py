@@ -69,6 +69,7 @@ TINY = {
         "--total-steps 20k": f"--total-steps 128 {SMALL_FLAGS}",
     },
     "docs/jax-envs.md": {"seed=0)": f"seed=0, {SMALL})", "range(10)": "range(2)"},
+    "docs/external.md": {"seed=0)": f"seed=0, {SMALL})", "range(10)": "range(1)"},
     "docs/devices.md": {"seed=0)": f"seed=0, {SMALL})"},
     "docs/callbacks.md": {
         '"CartPole-v1", seed=0)': f'"CartPole-v1", seed=0, max_episode_steps=3, {SMALL})',

@@ -15,6 +15,7 @@ from examples import (
     centralized_critic,
     custom_env,
     env_ensemble,
+    external_env,
     grouped_agents,
     hierarchical_maze,
     mappo,
@@ -46,6 +47,7 @@ ALONE = (
     centralized_critic,
     custom_env,
     env_ensemble,
+    external_env,
     grouped_agents,
     hierarchical_maze,
     mappo,
@@ -74,7 +76,7 @@ def needs_games(example):
 def test_a_program_runs(example, capsys):
     needs_games(example)
     small = {"train_batch_size": 8} if example is pettingzoo_pistonball else {}
-    if example is base_env:  # its episodes begin when its threads say so, and end by themselves
+    if example in (base_env, external_env):  # their episodes begin and end when their threads say so
         small = {"max_episode_steps": None}
     more = {"n_pistons": 2} if example is pettingzoo_pistonball else {}
     settings = {**TINY, **small}

@@ -51,7 +51,7 @@ class FragmentQueue:
             raise ConfigError(
                 f"policy {rollout.policy!r}: the action of agent {rollout.agents[who]!r} (env {env}, episode "
                 f"{episode}, step {t}) was chosen elsewhere, with a probability that is not known. PPO, like "
-                "all that learn on-policy, needs its policy's own: leave log_action or off_policy_actions out, "
+                "all that learn on-policy, needs its own actions: leave log_action, off_policy_actions out, "
                 "map the agent to a policy that is not trained, or use DQNConfig, SACConfig or TD3Config"
             )
         if rollout.action is not None:
