@@ -123,8 +123,8 @@ def ask(it, data):
         return answers(everything(connection), bare=data.startswith(b"HEAD"))
 
 
-def some(connection):
-    part = connection.recv(1 << 16)
+def some(connection, most=1 << 16):
+    part = connection.recv(most)
     assert part, "closed"
     return part
 
