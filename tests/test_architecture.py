@@ -25,6 +25,8 @@ LEAVES = {"compat": 1_100, "tune": 940, "scaling": 440, "serving": 2_900, "exter
 OF_LEAVES = {"cli/tune.py": "tune", "cli/bench.py": "scaling", "cli/serve.py": "serving"}
 """The commands that are there for a leaf alone."""
 OF_LEAVES |= {f"envs/{name}.py": "external" for name in ("driven", "stories", "external", "external_rows")}
+ALONE = {"serving/client.py": 720}
+"""Copied and installed by itself, so that it cannot be parted: docs/decisions/0012-serving-is-a-leaf.md."""
 
 
 def leaf_of(file):
@@ -61,7 +63,8 @@ def test_sloc_counts_code_only(tmp_path):
 
 
 def test_files_are_at_most_400_lines():
-    assert {str(file): n for file in FILES if (n := sloc(file)) > 400} == {}
+    limits = {SOURCE / name: limit for name, limit in ALONE.items()}
+    assert {str(file): n for file in FILES if (n := sloc(file)) > limits.get(file, 400)} == {}
 
 
 def test_functions_are_at_most_60_lines():
