@@ -122,7 +122,7 @@ namespace Steppe
         private long _seq;
 
         /// <param name="address">"ws://host:port", where all requests share one connection, or "http://host:port"; "wss:"
-        /// and "https:" with TLS.</param>
+        /// and "https:" with TLS; behind a proxy with the path that it has there.</param>
         public PolicyClient(string address, PolicyClientOptions options = null)
         {
             _options = options ?? new PolicyClientOptions();
@@ -130,9 +130,10 @@ namespace Steppe
             if (!new[] { "http", "https", "ws", "wss" }.Contains(uri.Scheme))
                 throw new ArgumentException("address: expected http, https, ws or wss, got " + address);
             var trust = _options.Certificate == null ? null : new Trust(_options.Certificate);
-            _http = new HttpLink(uri.Scheme.Replace("ws", "http") + "://" + uri.Authority, _options.Token, trust);
+            string place = "://" + uri.Authority + uri.AbsolutePath.TrimEnd('/');
+            _http = new HttpLink(uri.Scheme.Replace("ws", "http") + place, _options.Token, trust);
             _link = uri.Scheme.StartsWith("ws", StringComparison.Ordinal)
-                ? new SocketLink(_http, uri.Scheme + "://" + uri.Authority, _options.Token, trust) : (ILink)_http;
+                ? new SocketLink(_http, uri.Scheme + place, _options.Token, trust) : (ILink)_http;
         }
 
         /// <summary>Begins an episode; its id is the answer, by default one that the server makes up. Nothing is
@@ -304,7 +305,8 @@ namespace Steppe
                 }
                 catch (PolicyClientException error)
                 {
-                    lock (_lock) wait = error.RetryAfter ?? pause * (0.5 + _random.NextDouble()); // not all at once
+                    lock (_lock) wait = pause * (0.5 + _random.NextDouble()); // not all at once
+                    wait = Math.Max(wait, error.RetryAfter ?? 0);
                     bool again = error.Code == PolicyClientException.Unreachable || Wait.Contains(error.Status);
                     if (!again || DateTime.UtcNow.AddSeconds(wait) >= end) throw;
                 }

@@ -59,7 +59,8 @@ export class PolicyClient {
   #latest = new Map();
 
   /**
-   * @param {string} address `http://host:port` or, for many small requests, `ws://host:port`; `https:` and `wss:` with TLS.
+   * @param {string} address `http://host:port` or, for many small requests, `ws://host:port`; `https:` and `wss:` with TLS;
+   *   behind a proxy with the path that it has there.
    * @param {object} [options]
    * @param {string | (() => string | Promise<string>)} [options.token] what lets this client in, or what fetches it.
    * @param {number} [options.timeout] seconds for one call, all its attempts together.
@@ -77,7 +78,7 @@ export class PolicyClient {
     if (!["http:", "https:", "ws:", "wss:"].includes(url.protocol)) {
       throw new TypeError(`address: expected http, https, ws or wss, got ${address}`);
     }
-    const http = new Http(url.origin === "null" ? `http://${url.host}` : url.origin.replace(/^ws/, "http"), token);
+    const http = new Http(url.origin.replace(/^ws/, "http") + url.pathname.replace(/\/+$/, ""), token);
     this.#link = url.protocol.startsWith("ws") ? new Socket(http, token, WebSocket) : http;
     this.#identity = { client, epoch };
     this.#timeout = 1000 * timeout;
@@ -259,7 +260,7 @@ export class PolicyClient {
       }
       const again = failure instanceof PolicyClientError && (failure.code === "unreachable" || WAIT.has(failure.status));
       // Many clients that lost one server shall not come back at the same moment.
-      const wait = failure.retryAfter != null ? 1000 * failure.retryAfter : pause * (0.5 + Math.random());
+      const wait = Math.max(1000 * (failure.retryAfter ?? 0), pause * (0.5 + Math.random()));
       if (!again || Date.now() + wait >= end) throw failure;
       await this.#link.http.sleep(wait);
     }

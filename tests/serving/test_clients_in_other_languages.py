@@ -208,6 +208,15 @@ def _meant(message: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in message.items() if (name, value) != ("full", False)}
 
 
+def test_a_server_may_have_a_path_behind_a_proxy(drive, scheme):
+    with stub(kind) as server:
+        client = drive(f"{scheme}://127.0.0.1:{server.port}/games/soccer/")
+        assert client.gives("start_episode") == "made-up"
+        assert client.gives("health") == {"ready": True}
+    write = "/games/soccer/v1/start" if scheme == "http" else "/games/soccer/v1/socket"
+    assert {said.path for said in server.heard} == {write, "/games/soccer/v1/health"}
+
+
 def test_what_was_lost_or_not_heard_is_sent_again_under_its_number_and_carried_out_once(drive, scheme):
     faults = {2: LOST, 3: UNHEARD, 5: UNHEARD, 6: LOST, 8: UNHEARD}
     writes = Counter()

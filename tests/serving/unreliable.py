@@ -25,6 +25,7 @@ class Said(NamedTuple):
     message: dict[str, Any]
     headers: dict[str, str]
     over: str
+    path: str
 
 
 class Answer(NamedTuple):
@@ -98,7 +99,7 @@ class _Line(asyncio.Protocol):
             return
         target = urlsplit(self._target.decode())
         message = json.loads(self._body or b"{}")
-        said = Said(target.path.removeprefix("/v1/"), message, self._headers, "http")
+        said = Said(target.path.partition("/v1/")[2], message, self._headers, "http", target.path)
         method = self._parser.get_method().decode()
         self._headers, self._body, self._target = {}, b"", b""
         if method == "DELETE":
@@ -117,6 +118,7 @@ class _Line(asyncio.Protocol):
             if isinstance(event, Request):
                 socket.send_response(socket.accept(event))
                 self._headers = {name.lower(): value for name, value in event.headers.raw_items()}
+                self._path = event.path
             elif event.opcode == Opcode.TEXT:
                 message = json.loads(event.data)
                 verb, number = message.pop("verb"), message.pop("id")
@@ -129,7 +131,7 @@ class _Line(asyncio.Protocol):
                     socket.send_text(json.dumps(told).encode())
                     self._send(socket)
 
-                self._answer(Said(verb, message, self._headers, "socket"), over_socket)
+                self._answer(Said(verb, message, self._headers, "socket", self._path), over_socket)
         self._send(socket)
 
     def _send(self, socket: ServerProtocol) -> None:
