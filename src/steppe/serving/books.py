@@ -19,6 +19,7 @@ WINDOW = 64
 """Requests of a client that are remembered, with their answers."""
 _ENDED = 50_000
 """Ids of ended episodes that are remembered."""
+_DIGEST = 8  # bytes
 _REST = 60.0
 """Seconds of silence after which a client may be forgotten when there are too many."""
 
@@ -59,12 +60,12 @@ class Episode:
 
 @dataclass(slots=True)
 class Client:
-    """Who sends: the answers to its newest requests, by ``seq``, each with the digest of its request."""
+    """Who sends: the answers to its newest requests, by ``seq``, each behind the digest of its request."""
 
     epoch: int
     touched: float
     newest: int = 0
-    replies: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
+    replies: dict[int, bytes] = field(default_factory=dict)
 
 
 @final
@@ -134,10 +135,10 @@ class Books:
             text = f"client {client!r} is in epoch {known.epoch}, got {epoch}: use a higher one"
             raise Refused("epoch_expired", text)
         if (stored := known.replies.get(seq)) is not None:
-            if stored[0] != digest:
+            if stored[:_DIGEST] != digest:
                 text = f"seq {seq} of client {client!r} was another request: use a new number for each"
                 raise Refused("seq_reused", text)
-            return stored[1]
+            return stored[_DIGEST:]
         if seq <= known.newest - WINDOW:
             text = f"seq {seq} of client {client!r} is older than the newest {WINDOW}, up to {known.newest}"
             raise Refused("seq_expired", f"{text}: have at most {WINDOW} requests unanswered")
@@ -192,7 +193,7 @@ class Books:
             client = self._clients[write.client] = Client(write.epoch, self._now)
         self._clients.move_to_end(write.client)
         client.touched = self._now
-        client.replies[write.seq] = write.digest, write.reply
+        client.replies[write.seq] = write.digest + write.reply
         if write.seq > client.newest:
             client.newest = write.seq
         oldest = client.newest - WINDOW
@@ -228,7 +229,7 @@ class Books:
         now = self._clock()
         plain, episodes = unpacked(snapshot)
         self.begun, ended, clients = msgspec.msgpack.decode(
-            plain, type=tuple[int, list[str], list[tuple[str, int, int, dict[int, tuple[bytes, bytes]]]]]
+            plain, type=tuple[int, list[str], list[tuple[str, int, int, dict[int, bytes]]]]
         )
         self._ended = OrderedDict.fromkeys(ended)
         self._clients = OrderedDict(

@@ -38,10 +38,11 @@ _TICK = 0.5
 class _Asked:
     """A request and what is known of it."""
 
-    __slots__ = ("began", "body", "id", "job", "kind", "request", "verb")
+    __slots__ = ("began", "body", "id", "job", "kind", "late", "request", "verb")
 
-    def __init__(self, request: Request, began: float) -> None:
-        self.request, self.began, self.verb = request, began, request.verb
+    def __init__(self, request: Request, late: bool) -> None:
+        self.request, self.late, self.verb = request, late, request.verb
+        self.began = time.perf_counter()
         self.kind = request.accept if request.verb else request.kind
         self.id: int | None = None
         self.job: Job | None = None
@@ -164,7 +165,7 @@ class Server:
 
     def __call__(self, request: Request) -> None:
         """Take a request; it is answered now or later."""
-        asked = _Asked(request, time.perf_counter())
+        asked = _Asked(request, self._draining)
         if request.verb and request.verb not in messages.WRITES:
             self._read_only(asked)
             return
@@ -209,7 +210,7 @@ class Server:
         scope = SCOPES.get(asked.verb)
         if scope is not None and scope not in request.caller.scopes:
             raise Refused("scope", f"this token may not `{asked.verb}`: use one with the scope {scope!r}")
-        if self._draining and asked.verb not in READS:
+        if asked.late and asked.verb not in READS:
             raise Refused("not_ready", "the server is shutting down: send this again to its successor", 2)
         return told
 
