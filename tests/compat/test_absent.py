@@ -117,7 +117,7 @@ def test_what_is_missing_is_said_as_it_is_asked_for():
         (ray, "get", "install Ray"),
         (ray.rllib, "offline", "not available yet"),
         (tune, "with_parameters", "belong to Tune"),
-        (compat, "algorithms", "it has .*gym, meanings, ray, spaces, states, trainer, tune"),
+        (compat, "algorithms", "it has .*gym, meanings, ray, serving, spaces, states, trainer, tune"),
     ):
         with pytest.raises(AttributeError, match=message):
             getattr(where, name)

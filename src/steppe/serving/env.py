@@ -418,6 +418,11 @@ class ServedRows:
         """Env steps that were handed over."""
         return self._rows.env_steps
 
+    @property
+    def address(self) -> str:
+        """Where clients find the server."""
+        return self._server.address
+
     def interrupt(self) -> None:
         """Wait for nobody any more: the iteration ends with what there is."""
         self._rows.fail(IdleError("the wait for clients was interrupted"))
