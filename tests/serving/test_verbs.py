@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -119,6 +121,22 @@ def test_a_bad_value_refuses_its_own_request_alone():
     assert code == "out_of_space"
     assert message.startswith("acts[1].obs: expected float32 of shape (2,), got [1]")
     assert world.books.find("a").t == len(bad)
+
+
+def test_what_was_refused_leaves_nothing_behind():
+    """No circle of references, which only the garbage collector would find."""
+    world = World()
+    gc.collect()
+    gc.disable()
+    try:
+        for fields in ({"episode_id": "e", "obs": [1, 0]}, {"episode_id": "e", "obs": [1]}):
+            job = world.job("act", **fields)
+            world.verbs.handle([job])
+            seen = weakref.ref(job.outcome)
+            del job
+            assert seen() is None, fields
+    finally:
+        gc.enable()
 
 
 def test_a_mask_that_allows_nothing_refuses_its_own_request_alone():

@@ -52,15 +52,15 @@ def column_of(
         return _column(spec, values, roots[0]), []
     except Refused as refused:
         if len(values) == 1:
-            return None, [refused]
+            return None, [refused.with_traceback(None)]
     good, why = -1, list[Refused | None]()
     for i, value in enumerate(values):
         try:
             _column(spec, [value], roots[i])
-            good, refused_for = i, None
+            why.append(None)
+            good = i
         except Refused as refused:
-            refused_for = refused
-        why.append(refused_for)
+            why.append(refused.with_traceback(None))
     if good < 0:
         return None, why
     stand_in = values[good]
