@@ -182,6 +182,11 @@ class Refused(Exception):  # noqa: N818 - it is an answer
         super().__init__(message)
         self.code, self.message, self.retry_after = code, message, retry_after
 
+    def bare(self) -> Refused:
+        """Without how it came about, which holds the request, which holds its answer."""
+        self.__traceback__ = self.__context__ = None
+        return self
+
     @property
     def status(self) -> int:
         """Of the answer."""

@@ -194,7 +194,7 @@ class Reader:
 def reason_of(error: Exception) -> Refused:
     """Why a request is not carried out; a fault of the server's own is said in its log."""
     if isinstance(error, Refused):
-        return error.with_traceback(None)  # which would keep the request, that keeps its answer
+        return error.bare()
     if isinstance(error, BadLeaf):
         return Refused("out_of_space", f"{error.leaf}: expected {error.expected}, got {error.got}")
     logger.error("a request failed inside the server", exc_info=error)

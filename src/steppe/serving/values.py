@@ -52,7 +52,7 @@ def column_of(
         return _column(spec, values, roots[0]), []
     except Refused as refused:
         if len(values) == 1:
-            return None, [refused.with_traceback(None)]
+            return None, [refused.bare()]
     good, why = -1, list[Refused | None]()
     for i, value in enumerate(values):
         try:
@@ -60,7 +60,7 @@ def column_of(
             why.append(None)
             good = i
         except Refused as refused:
-            why.append(refused.with_traceback(None))
+            why.append(refused.bare())
     if good < 0:
         return None, why
     stand_in = values[good]
