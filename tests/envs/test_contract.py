@@ -22,13 +22,16 @@ from steppe.envs.agents import MultiAgentRows
 from steppe.envs.base_env import BaseEnvRows
 from steppe.envs.base_view import RowsView
 from steppe.envs.copies import make_multi_agent
+from steppe.envs.driven import Acted, Began, DrivenRows, Earned, Ended
+from steppe.envs.guards import check_answers
 from steppe.envs.gym import GymEnv
 from steppe.envs.legacy_gym import modern_step, modernize
 from steppe.envs.multi_agent import MultiAgentEnv
 from steppe.envs.pettingzoo import ParallelPettingZooEnv, PettingZooEnv
 from steppe.envs.registry import build
 from steppe.envs.vector import VectorEnv, VectorRows
-from steppe.types import EpisodeEnd
+from steppe.spaces import spec_of
+from steppe.types import SINGLE_AGENT, EpisodeEnd, SpacePair
 
 
 class Books:
@@ -325,6 +328,60 @@ def base_of(n, books):
     return BaseEnvRows(RowsView(gym_of(n, books)), seeds=seeds(n))
 
 
+class Told:
+    """Tells DrivenRows of counters, each of which goes on when its newest row was answered."""
+
+    def __init__(self, envs):
+        self.envs, self.begun, self.whose = envs, [0] * len(envs), {}
+        self.awaits, self.sent = set(), [(i, None) for i in range(len(envs))]
+        pair = SpacePair(spec_of(envs[0].observation_space), spec_of(envs[0].action_space))
+        self.rows = DrivenRows((pair,), {}, len(envs), held_rows=0)
+
+    def __getattr__(self, name):
+        return getattr(self.rows, name)
+
+    def goes_on(self, i, action):
+        """Entries of a counter that begins (None), or takes a step."""
+        env, me = self.envs[i], SINGLE_AGENT
+        self.begun[i] += action is None
+        id, over, entries = f"{i}-{self.begun[i]}", False, []
+        if action is None:
+            obs, entries = env.reset(seed=i if self.begun[i] == 1 else None)[0], [Began(id)]
+        else:
+            obs, reward, terminated, truncated, _ = env.step(action)
+            over, entries = terminated or truncated, [Earned(id, me, reward)]
+        column = obs[None].copy()
+        if over:
+            return [*entries, Ended(id, truncated, {me: column}), *self.goes_on(i, None)]
+        return [*entries, Acted(id, me, "p", env.t, column, np.zeros(1, np.int64), 0.0, 0)]
+
+    def poll(self):
+        sent, self.sent = self.sent, []
+        for i, action in sent:
+            self.rows.feed(i, self.goes_on(i, action))
+        steps = self.rows.poll(0.0)
+        for step in steps:
+            step.opened = [info._replace(seed=info.env) for info in step.opened]
+            self.whose |= {info.slot: info.env for info in step.opened}
+            np.testing.assert_array_equal(step.decided, ~(step.terminated | step.truncated))
+            self.awaits |= set(step.slot[step.decided].tolist())
+        return steps
+
+    def send_actions(self, slots, actions):
+        if len(actions) != len(slots):
+            raise ValueError("another length than the action column")
+        check_answers(slots, np.array([slot not in self.awaits for slot in slots.tolist()], np.bool_))
+        self.sent += [(self.whose[slot], int(a)) for slot, a in zip(slots.tolist(), actions, strict=True)]
+        self.awaits -= set(slots.tolist())
+
+    def set_state(self, state):
+        return self.rows.set_state(state)
+
+
+def told_of(n, books):
+    return Told([Counter(books, i) for i in range(n)])
+
+
 class Far:
     """Envs in processes of their own, whose books are read there after each poll."""
 
@@ -379,6 +436,7 @@ ADAPTERS = [
     ("PettingZoo, together", parallel_of),
     ("PettingZoo, by turns", turns_of),
     ("base env", base_of),
+    ("driven", told_of),
     ("remote", remote_of),
     *[(f"gymnasium vector, {mode.value}", sync_of(mode)) for mode in AutoresetMode],
 ]
@@ -391,7 +449,9 @@ def each(adapters):
 
 
 adapters = pytest.mark.parametrize("factory", each(ADAPTERS))
-exact = [(name, f) for name, f in ADAPTERS if f not in (base_of, wrap_of)]  # they begin anew, and say so
+exact = [
+    (name, f) for name, f in ADAPTERS if f not in (base_of, wrap_of, told_of)
+]  # they begin anew, and say so
 
 
 class Follower:

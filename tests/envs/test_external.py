@@ -425,7 +425,7 @@ def test_what_does_not_go_with_it():
     for how, match in (({"max_episode_steps": 5}, "cuts one off"), ({"observing": 1}, "change them there")):
         with pytest.raises(ConfigError, match=match):
             ExternalRows([made], seeds=[0], decides=lambda _: None, **how)
-    with pytest.raises(ConfigError, match="give it to a config"):
+    with pytest.raises(ConfigError, match="give it to a config as env=, without remote_worker_envs"):
         ExternalRows([made], seeds=[0])
     made.observation_space = None
     with pytest.raises(SpaceError, match="Waiting has no spaces"):
@@ -552,6 +552,11 @@ def test_what_run_raises_ends_training_as_it_is():
     with algo, pytest.raises(KeyError, match="bug of mine") as caught:
         algo.train()
     assert "in run() of Broken, runner 0, env 0" in caught.value.__notes__[0]
+
+
+def test_masks_do_not_come_in_infos():
+    with pytest.raises(ConfigError, match=r'action_mask="info": Walk .* put the mask into the observation'):
+        steppe.PPOConfig(env=Walk, action_mask="info", **PPO).build()
 
 
 def test_shared_evaluation_envs_are_refused():

@@ -210,11 +210,7 @@ class AlgorithmConfig(ABC):
     """Key of the observation that describes each choice of a Discrete action by a row of numbers."""
     autoregressive_actions: bool = policy_field(False)
     """Parts of a nested action are chosen one after the other, each knowing those before it."""
-    conv_filters: list[list[int]] | None = policy_field(
-        None,
-        check=FILTERS,
-        convert=squared_kernels,
-    )
+    conv_filters: list[list[int]] | None = policy_field(None, check=FILTERS, convert=squared_kernels)
     """Convolutions of image observations, [[channels, kernel, stride], ...]; None chooses by image size."""
     mixed_precision: bool = policy_field(False)
     """Networks on images multiply numbers of 16 bits, parameters keep 32: GPUs move half as much."""

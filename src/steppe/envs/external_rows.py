@@ -326,7 +326,8 @@ class ExternalRows:
             raise ConfigError(f"{what}: {self._kind} runs its episodes by itself; {fix}")
         if decides is None:
             raise ConfigError(
-                f"{self._kind} asks for actions of a run's policies: give it to a config, as env="
+                f"{self._kind} runs by itself, with the policies of a run in its process: give it to a config "
+                "as env=, without remote_worker_envs=True or on_env_error='restart'"
             )
         given = (told.observation_space, told.action_space)
         self._spaces = AgentSpaces([_Spaces(env) for env in envs], given, told.max_sequence_length, pair_for)

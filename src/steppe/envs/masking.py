@@ -281,15 +281,15 @@ def masked(
         envs: of a runner; one that is many, if they step ``together``.
         limits: arguments of the adapter.
         name: what messages call the envs.
-        low_level: they are a BaseEnv.
+        low_level: they are a BaseEnv, or run by themselves.
         together: see ``envs``.
 
     Raises:
-        ConfigError: they are a BaseEnv.
+        ConfigError: they are low-level.
     """
     if low_level:
         raise ConfigError(
-            f'action_mask="info": {name} is a BaseEnv; put the mask into the observation instead'
+            f'action_mask="info": {name} is a BaseEnv or external; put the mask into the observation instead'
         )
     given = limits.pop("observation_space", None)
     masks = Masks(given, limits.get("action_space"), limits.get("max_sequence_length"))

@@ -212,7 +212,8 @@ def _masked(
         return limits, envs
     from steppe.envs.masking import masked  # most envs have no masks
 
-    return masked(envs, limits, name, low_level=is_base(envs[0]), together=is_vector(envs[0]))
+    low_level = is_base(envs[0]) or is_external(envs[0])
+    return masked(envs, limits, name, low_level=low_level, together=is_vector(envs[0]))
 
 
 def _counted(envs: list[Any], wanted: int, name: str) -> int:

@@ -175,13 +175,7 @@ def _rows(
         mean, variance = moments(advantage, acted)
         advantage = (advantage - mean) / (jnp.sqrt(variance) + 1e-8)
     unexplained, total = moments(target - value, acted)[1], moments(target, acted)[1]
-    rows = {
-        "obs": obs,
-        "action": action,
-        "logp": logp,
-        "advantage": flat(advantage),
-        "target": flat(target),
-    }
+    rows = {"obs": obs, "action": action, "logp": logp, "advantage": flat(advantage), "target": flat(target)}
     if static.method.corrects:
         rows["log_ratio"] = flat(log_ratio)
     if static.extra_loss is not None:

@@ -211,10 +211,8 @@ class Lanes:
         identity[~filled] = 0
         continues = np.zeros(lanes, np.bool_)
         continues[live] = True
-        who: dict[str, Any] = {
-            name: np.ascontiguousarray(identity[..., i])
-            for i, name in enumerate(("env", "agent", "episode", "t"))
-        }
+        names = enumerate(("env", "agent", "episode", "t"))
+        who: dict[str, Any] = {name: np.ascontiguousarray(identity[..., i]) for i, name in names}
         shaped.setdefault("action", None)
         about |= {"policy": self.policy, "filled": filled, "lane_continues": continues}
         if isinstance(self._state0, dict) and "reward" in self._state0:  # as seen: others may change rewards

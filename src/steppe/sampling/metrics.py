@@ -117,11 +117,7 @@ class EpisodeWindow:
         self.summarized = new if len(new) > len(self._recent) else list(self._recent)
         summary = summarize(self.summarized)
         self.mean_reward = summary["episode_reward_mean"]
-        return {
-            **summary,
-            "episodes_this_iter": len(new),
-            "episodes_total": self.total,
-        }
+        return {**summary, "episodes_this_iter": len(new), "episodes_total": self.total}
 
     def get_state(self) -> State:
         """The window, the count, and the newest mean."""
