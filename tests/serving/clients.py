@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import threading
 import time
 
 
@@ -18,15 +19,17 @@ class Asking:
         address: of the server.
         name: of the client.
         patience: seconds that a request may take, with all its repetitions.
+        token: that it shows.
+        stop: when set, it gives up at once.
     """
 
-    def __init__(self, address, name="c", patience=20.0, token=None):
+    def __init__(self, address, name="c", patience=20.0, token=None, stop=None):
         host, _, port = address.removeprefix("http://").rpartition(":")
         self._where, self.name, self.seq, self._patience = (host, int(port)), name, 0, patience
         self._headers = {"Content-Type": "application/json"}
         if token is not None:
             self._headers["Authorization"] = f"Bearer {token}"
-        self.repeated = 0
+        self.repeated, self._stop = 0, stop or threading.Event()
         self._connect()
 
     def _connect(self):
@@ -45,7 +48,7 @@ class Asking:
     def ask(self, method, path, body=None):
         """Status and answer, from whoever is there in the end."""
         end = time.monotonic() + self._patience
-        while time.monotonic() < end:
+        while time.monotonic() < end and not self._stop.is_set():
             try:
                 self.line.request(method, path, body, self._headers)
                 answer = self.line.getresponse()

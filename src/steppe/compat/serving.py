@@ -46,8 +46,8 @@ class RandomMultiAgentEnv(MultiAgentEnv):
 
     def __init__(self, config: Mapping[Any, Any] | None = None) -> None:
         given = dict(config or {})
-        about: dict[str, Any] = {"num_agents": 1, "reward_space": None, "p_done": 0.1, "max_episode_len": None}
-        about |= {"observation_space": spaces.Discrete(2), "action_space": spaces.Discrete(2)}
+        about: dict[str, Any] = {"num_agents": 1, "reward_space": None, "max_episode_len": None}
+        about |= {"p_done": 0.1, "observation_space": spaces.Discrete(2), "action_space": spaces.Discrete(2)}
         by_agent = given if given and not given.keys() & about.keys() else {}
         about |= {} if by_agent else given
         if not by_agent:
