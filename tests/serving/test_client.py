@@ -343,12 +343,29 @@ def test_who_is_done_is_said_at_once_and_for_all_by_the_end():
         client.log_returns(
             "e", {0: 1.0, 1: 2.0}, multiagent_done_dict={0: np.True_, 1: False, "__all__": False}
         )
-        client.log_returns("e", {1: 2.0}, {}, {"__all__": False})
+        client.log_returns("e", {1: 2.0}, {}, {"__all__": True})
         client.end_episode("e", None)
     told = [(said.verb, said.message.get("reward"), said.message.get("dones")) for said in made.heard]
     assert told[0] == ("log_returns", {"0": 1.0, "1": 2.0}, {"0": True, "1": False})
-    assert told[-1] == ("end", None, None)
-    assert told[1] == ("log_returns", {"1": 2.0}, None)
+    assert told[1:] == [("end", {"1": 2.0}, None)], "an empty info is no reason for a request"
+
+
+def test_closing_sends_what_can_be_sent_and_says_what_cannot():
+    def answer(said, count):
+        known = said.message["episode_id"] == "known"
+        return Answer(
+            {} if known else {"code": "unknown_episode", "message": "no such"}, 200 if known else 404
+        )
+
+    with stub(answer) as made:
+        client = remote(made)
+        for id in ("gone", "known", "lost"):
+            client.log_returns(id, 2.0)
+        with pytest.raises(RefusedError, match=r"no such.*Unsent: log_returns .*lost.*2.0"):
+            client.close()
+        client.close()
+    assert [said.message["episode_id"] for said in made.done] == ["known"]
+    assert len(made.heard) == 3
 
 
 def test_something_else_that_listens_there_is_no_policy_server():
@@ -572,7 +589,7 @@ def test_what_it_draws_by_itself_comes_as_often_as_it_should():
     share = {action: sum(one[0] == action for one in found) / 4000 for action in (2, 3, 4, 5)}
     for action, _, logp in found[:50]:
         assert share[action] == pytest.approx(np.exp(logp), abs=0.04)
-    assert sum(share.values()) == 1.0
+    assert sum(share.values()) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
@@ -597,10 +614,14 @@ def test_parts_and_masks_that_do_not_fit_are_refused_by_name():
         ({"x": [0, 0, 0]}, "action_mask"),
         ({"action_mask": [1, 1, 1, 1, 1]}, "'x'"),
         ({"x": [0, 0, 0], "action_mask": [1, 1, 1, 0, 0]}, "allows nothing"),
+        ({"x": [0, 0, 0], "action_mask": [1, 1, 1]}, "reshape"),
         ({"x": [0, 0], "action_mask": [1, 1, 1, 1, 1]}, r'obs\["x"\]: expected'),
     ):
         with pytest.raises(RefusedError, match=words):
             decide(obs)
+    decide, _ = _decider("p", POLICIES["epsilon of legal ones"]().file())
+    with pytest.raises(RefusedError, match="allows nothing"):
+        decide({"x": [0, 0, 0], "action_mask": np.zeros(5)})
     decide, _ = _decider("p", POLICIES["every encoder"]().file())
     obs = MIXED.sample()
     with pytest.raises(RefusedError, match=r'obs\["c"\]: .* outside its space'):

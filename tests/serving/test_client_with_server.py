@@ -18,7 +18,7 @@ from steppe.envs.driven import Acted, Began, Earned, Ended
 from steppe.policies.actors import Actors
 from steppe.policies.numpy_policy import Exported, NumpyPolicy
 from steppe.serving.certificates import make_cert
-from steppe.serving.client import PolicyClient, RefusedError, UnreachableError
+from steppe.serving.client import PolicyClient, RefusedError, UnauthorizedError, UnreachableError
 from steppe.serving.facts import Facts, PolicyFacts, Settings
 from steppe.serving.gate import Gate
 from steppe.serving.limits import Limits
@@ -179,6 +179,40 @@ def test_rows_that_are_too_old_are_discarded_counted_and_said_and_episodes_go_on
     assert {before[1].truncated, after[1].truncated} == {True, False}
     assert [type(entry) for entry in new] == [Began, Acted, Earned, Acted, Earned, Ended]
     assert [(entry.reward, entry.t) for entry in new if isinstance(entry, Earned)] == [(1.0, None), (7.0, 0)]
+
+
+def test_an_episode_that_another_client_ended_goes_on_as_another(tmp_path, caplog):
+    with running(tmp_path) as it:
+        with client_of(it) as client, client_of(it, "remote") as other:
+            client.start_episode("e")
+            drive(client, "e", 2)
+            other.end_episode("e", None)
+            client._local.flush()
+            drive(client, "e", 3)
+            client.end_episode("e", None)
+        assert client.discarded == 2
+    assert "Discarded 2 steps" in caplog.text
+    assert sum(isinstance(entry, Acted) for entry in it.entries()) == 3
+
+
+def test_steps_that_a_token_forbids_to_send_are_kept(tmp_path):
+    with running(tmp_path) as it, client_of(it) as client:
+        id = client.start_episode()
+        drive(client, id, 2)
+        ask = client._wire.ask
+
+        def forbidden(*_, **__):
+            raise UnauthorizedError("who?", 401, "unauthorized")
+
+        client._wire.ask = forbidden
+        with pytest.raises(
+            UnauthorizedError, match=r"who\?. Unsent: report of 2 steps; the next call sends it"
+        ):
+            client._local.flush()
+        client._wire.ask = ask
+        client.end_episode(id, None)
+        assert client.discarded == 0
+    assert sum(isinstance(entry, Acted) for entry in it.entries()) == 2
 
 
 def test_weights_that_grow_old_are_fetched_before_their_time(tmp_path):

@@ -40,13 +40,16 @@ _log = logging.getLogger("steppe.client")
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _FULL = ("action", "step", "logp", "weights_version")
-_LATER = (429, 500, 502, 503, 504)  # said by a server, or a proxy before it, that cannot answer just now
+_LATER = (429, 502, 503, 504)  # said by a server, or a proxy before it, that cannot answer just now
 _BATCH = 1_000
 _SMALL = 16  # numbers; larger arrays travel as bytes
+_GONE = ("weights_too_old", "episode_ended", "unknown_episode")
 _MASKED, _EDGE, _LEAST = -1e9, 1.0 - 1e-6, 2.0**-25
-_HELP = {
+_NOTHING = 'obs["action_mask"] allows nothing'
+_HELP: dict[Any, str] = {
     401: "; give the server's token: token='env:NAME', 'file:PATH' or the token itself",
     426: "; take client and server from the same release",
+    "not_local": "; set inference_mode='remote'",
 }
 
 
@@ -146,9 +149,9 @@ class _Socket:
         message = b""
         while True:
             first, size = self._read(2)
-            data = self._read(
-                int.from_bytes(self._read({126: 2, 127: 8}[size]), "big") if size > 125 else size
-            )
+            if size > 125:
+                size = int.from_bytes(self._read({126: 2, 127: 8}[size]), "big")
+            data = self._read(size)
             if first & 15 == 8:
                 raise ConnectionError(f"the server closed: {data[2:].decode(errors='replace')}")
             if first & 15 == 9:
@@ -174,9 +177,7 @@ class _Wire:
     ) -> None:
         parts = urlsplit(address)
         if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname:
-            raise PolicyClientError(
-                f"address {address!r}: expected http://HOST:PORT; https, ws and wss do, too"
-            )
+            raise PolicyClientError(f"address {address!r}: expected http://HOST:PORT, or https, ws, wss")
         self._address, self._host, self._port, self._token = address, parts.hostname, parts.port, token
         self._prefix, self._timeout, self._retries = parts.path.rstrip("/"), timeout, retries
         self._sockets, self._kept = parts.scheme in ("ws", "wss"), dict[bool, Any]()
@@ -201,10 +202,8 @@ class _Wire:
             try:
                 answer = self._once(method, path, body, etag, limit)
             except ssl.SSLCertVerificationError as error:
-                text = (
-                    f"{self._address} is not trusted ({error.verify_message}): give its certificate, ca=PATH"
-                )
-                raise UnreachableError(text) from None
+                why = f"is not trusted ({error.verify_message}): give its certificate, ca=PATH"
+                raise UnreachableError(f"{self._address} {why}") from None
             except (OSError, http.client.HTTPException, ValueError, LookupError, AttributeError) as error:
                 answer, said = None, f"{type(error).__name__}: {error}"
             except BaseException:
@@ -223,15 +222,16 @@ class _Wire:
             pause = min(2 * pause, 2.0)
         if answer is not None:
             raise _refused(BusyError, answer)
-        text = (
-            f"no answer of {self._address} within {self._timeout:g} s ({said}): is the server running there?"
-        )
-        raise UnreachableError(text)
+        where = f"{self._address} within {self._timeout:g} s ({said})"
+        raise UnreachableError(f"no answer of {where}: is the server running there?")
 
     def _once(self, method: str, path: str, body: bytes, etag: str, limit: float) -> _Answer:
         socketed = self._sockets and method == "POST"
         if socketed not in self._kept:
-            self._kept[socketed] = self._connect(limit, socketed)
+            connection, head = self._connect(limit)
+            self._kept[socketed] = connection, head, None
+            if socketed:
+                self._kept[socketed] = connection, head, _Socket(connection, self._prefix, head)
         connection, head, socket = self._kept[socketed]
         connection.timeout = limit
         if connection.sock is not None:
@@ -242,22 +242,21 @@ class _Wire:
         connection.request(method, f"{self._prefix}/v1/{path}", body or None, headers)
         return _answer(connection.getresponse())
 
-    def _connect(
-        self, limit: float, socketed: bool
-    ) -> tuple[http.client.HTTPConnection, Any, _Socket | None]:
+    def _connect(self, limit: float) -> tuple[http.client.HTTPConnection, dict[str, str]]:
         head, token = {"Steppe-Protocol": "1", "Content-Type": "application/json"}, _token(self._token)
         if token is not None:
             head["Authorization"] = f"Bearer {token}"
         connection = http.client.HTTPConnection(self._host, self._port, timeout=limit)
         if self._tls is not None:
             connection = http.client.HTTPSConnection(self._host, self._port, timeout=limit, context=self._tls)
-        return connection, head, _Socket(connection, self._prefix, head) if socketed else None
+        return connection, head
 
 
 def _refused(kind: type[PolicyClientError], answer: _Answer) -> PolicyClientError:
     told = answer.value
     code, id = str(told.get("code", "")), str(told.get("request_id", ""))
-    text = f"{told.get('message')}{_HELP.get(answer.status, '')} ({answer.status} {code}, request {id})"
+    help = _HELP.get(code, _HELP.get(answer.status, ""))
+    text = f"{told.get('message')}{help} ({answer.status} {code}, request {id})"
     return kind(text, answer.status, code, id)
 
 
@@ -268,9 +267,8 @@ def _token(given: str | None) -> str | None:
         return given
     try:
         text = os.environ[name] if kind == "env" else Path(name).read_text(encoding="utf-8")
-        return next(
-            line.split()[0] for line in text.splitlines() if line.strip() and not line.startswith("#")
-        )
+        lines = map(str.split, text.splitlines())
+        return next(words[0] for words in lines if words and words[0][0] != "#")
     except (OSError, KeyError, StopIteration) as error:
         raise PolicyClientError(f"token={given!r} names no token: {type(error).__name__} {error}") from None
 
@@ -278,11 +276,10 @@ def _token(given: str | None) -> str | None:
 def _plain(value: Any) -> Any:
     """What JSON does not know: arrays and numbers of numpy, and of what is like it."""
     if not hasattr(value, "tolist"):
-        raise PolicyClientError(
-            f"a {type(value).__name__} cannot be sent: give numbers, lists, dicts or arrays"
-        )
-    size = getattr(value, "size", 0)
-    if isinstance(size, int) and size > _SMALL and value.dtype.str[1] in "fiub" and value.dtype.str[0] != ">":
+        text = f"a {type(value).__name__} cannot be sent: give numbers, lists, dicts or arrays"
+        raise PolicyClientError(text)
+    size, kind = getattr(value, "size", 0), str(getattr(getattr(value, "dtype", ""), "str", "?"))
+    if isinstance(size, int) and size > _SMALL and kind[0] in "<|" and kind[1] in "fiub":
         data = base64.b64encode(value.tobytes()).decode()
         return {"dtype": value.dtype.name, "shape": [*value.shape], "bytes": data}
     return value.tolist()
@@ -304,6 +301,7 @@ def _text(value: Any) -> str:
 class _Request(NamedTuple):
     verb: str
     text: str
+    shown: str
     body: bytes
     refused: Callable[[PolicyClientError], bool]
     """Hears that it was; whether that is all right."""
@@ -355,7 +353,7 @@ class PolicyClient:
         if inference_mode not in ("local", "remote"):
             raise PolicyClientError(f"inference_mode={inference_mode!r}: expected 'local' or 'remote'")
         self._name, self._seq, self._lock = secrets.token_hex(8), 0, threading.RLock()
-        self.wire, self.discarded = _Wire(address, token, ca, timeout, retries), 0
+        self._wire, self.discarded = _Wire(address, token, ca, timeout, retries), 0
         self._owed: dict[str, Any] = {}
         self._doubt: _Request | None = None
         self._local = _Local(self, update_interval, policy) if inference_mode == "local" else None
@@ -368,14 +366,14 @@ class PolicyClient:
         """Close it; where the server is known to be gone, without asking it for anything."""
         if kind is None or not issubclass(kind, UnreachableError):
             self.close()
-        self.wire.close()
+        self._wire.close()
 
     def start_episode(self, episode_id: str | None = None, training_enabled: bool = True) -> str:
         """Begin an episode and return its id; without ``training_enabled`` nothing is learned from it."""
         id = secrets.token_hex(16) if episode_id is None else episode_id
         with self._lock:
             if self._local is None or episode_id is not None:  # only the server knows what others have begun
-                self.do("start", {"episode_id": id, "training_enabled": training_enabled})
+                self._do("start", {"episode_id": id, "training_enabled": training_enabled})
             if self._local is not None:
                 self._local.start(id, training_enabled, told=episode_id is not None)
         return id
@@ -386,7 +384,7 @@ class PolicyClient:
             if self._local is not None:
                 found = self._local.act(episode_id, obs)
             else:
-                told = self.do("act", {"episode_id": episode_id, "obs": obs, "full": full})
+                told = self._do("act", {"episode_id": episode_id, "obs": obs, "full": full})
                 found = _found(obs, [told.get(key) for key in _FULL])
         return found if full else found[0]
 
@@ -396,7 +394,7 @@ class PolicyClient:
             return {id: self.get_action(id, one, full) for id, one in obs.items()}
         acts = [{"episode_id": id, "obs": one} for id, one in obs.items()]
         with self._lock:
-            told = self.do("act_many", {"acts": acts, "full": full})
+            told = self._do("act_many", {"acts": acts, "full": full})
         columns = [told.get(f"{key}s", itertools.repeat(None)) for key in _FULL]
         rows = [_found(one, row) for one, row in zip(obs.values(), zip(*columns, strict=False), strict=True)]
         return dict(zip(obs, rows if full else [action for action, _ in rows], strict=True))
@@ -421,13 +419,15 @@ class PolicyClient:
         many = isinstance(reward, Mapping)
         earned = {str(key): float(one) for key, one in reward.items()} if many else float(reward)
         dones = {key: done for key, done in (multiagent_done_dict or {}).items() if key != "__all__"}
-        rest = {"info": info, "dones": dones or None, "step": step}
-        asked = {key: value for key, value in rest.items() if value is not None}
+        rest = {"info": info, "dones": dones, "step": step}
+        asked = {key: value for key, value in rest.items() if value is not None and value != {}}
         _text(earned)  # which is finite
         if asked:
             self._note("log_returns", {"episode_id": episode_id, "reward": earned, **asked})
         else:
-            self.owe(episode_id, earned)
+            if self._local is not None:
+                self._local.episode(episode_id)  # must be its own
+            self._owe(episode_id, earned)
 
     def end_episode(self, episode_id: str, obs: Any, truncated: bool = False) -> None:
         """End an episode with its last observation (None: the last known one).
@@ -438,29 +438,37 @@ class PolicyClient:
 
     def close(self) -> None:
         """Send what is left, and hang up; open episodes stay open, for this client or another."""
+        refused = None
         with self._lock:
-            for id in list(self._owed):
-                self._note("log_returns", {"episode_id": id})
-            if self._local is not None:
-                self._local.flush()
-            self.settle()
-            self.wire.close()
+            try:
+                for id in list(self._owed):
+                    try:
+                        self._note("log_returns", {"episode_id": id})
+                    except RefusedError as error:
+                        refused, _ = error, self._owed.pop(id, None)
+                if self._local is not None:
+                    self._local.flush()
+                self._settle()
+            finally:
+                self._wire.close()
+        if refused is not None:
+            raise refused
 
     def _note(self, verb: str, asked: dict[str, Any]) -> None:
         with self._lock:
             if self._local is None:
-                self.do(verb, asked)
+                self._do(verb, asked)
             else:
                 self._local.note(verb, asked)
 
-    def owe(self, id: str, reward: Any) -> None:
+    def _owe(self, id: str, reward: Any) -> None:
         """Keep a reward until it can travel with something."""
         with self._lock:
             owed = self._owed.setdefault(id, {})
             for agent, earned in reward.items() if isinstance(reward, dict) else [("", reward)]:
                 owed[agent] = owed.get(agent, 0.0) + earned
 
-    def with_owed(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+    def _with_owed(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         """Give what is sent the rewards that are owed; returns these."""
         taken = {}
         for item in items:
@@ -468,42 +476,44 @@ class PolicyClient:
                 item["reward"] = taken[id] = owed.get("", owed)
         return taken
 
-    def do(self, verb: str, asked: dict[str, Any]) -> Any:
+    def _do(self, verb: str, asked: dict[str, Any]) -> Any:
         """Have a request carried out."""
         text = _text(asked)
-        known = self.settle(verb, text)
+        known = self._settle(verb, text)
         if known is not None:
             return known
-        owed = self.with_owed(asked.get("acts", [asked])) if verb != "start" else {}
+        owed = self._with_owed(asked.get("acts", [asked])) if verb != "start" else {}
 
         def refused(error: PolicyClientError) -> bool:
             for id, reward in owed.items():
-                self.owe(id, reward)  # goes with the next observation
+                self._owe(id, reward)  # goes with the next observation
             return False
 
-        return self.send(verb, text, _text(asked) if owed else text, refused)
+        return self._send(verb, text, _text(asked) if owed else text, refused)
 
-    def send(self, verb: str, text: str, fields: str, refused: Callable[[PolicyClientError], bool]) -> Any:
+    def _send(self, verb: str, text: str, fields: str, refused: Callable[[PolicyClientError], bool]) -> Any:
         """Carry out a new request; ``refused`` hears if it is not, and says whether that is all right."""
         self._seq += 1
         body = f'{{"client":"{self._name}","epoch":0,"seq":{self._seq},{fields[1:]}'.encode()
-        self._doubt = _Request(verb, text, body, refused)
-        return self.settle(verb, text)
+        self._doubt = _Request(verb, text, text if verb == "report" else fields, body, refused)
+        return self._settle(verb, text)
 
-    def settle(self, verb: str = "", text: str = "") -> Any:
+    def _settle(self, verb: str = "", text: str = "") -> Any:
         """Carry out the request of which nobody knows whether it was; its answer, if this is the same one."""
         if self._doubt is None:
             return None
         doubt = self._doubt
         try:
-            told = self.wire.ask("POST", doubt.verb, doubt.body).value
-        except RefusedError as error:
-            self._doubt, error.unsent, told = None, f"{doubt.verb} {doubt.text[:200]}", {}
+            told = self._wire.ask("POST", doubt.verb, doubt.body).value
+        except PolicyClientError as error:
+            error.unsent, told = f"{doubt.verb} {doubt.shown[:200]}", {}
+            late = isinstance(error, UnauthorizedError) and doubt.verb == "report"
+            if late or isinstance(error, UnreachableError):
+                error.unsent += "; the next call sends it first"
+                raise
+            self._doubt = None
             if not doubt.refused(error):
                 raise
-        except UnreachableError as error:
-            error.unsent = f"{doubt.verb} {doubt.text[:200]}; the next call sends it first"
-            raise
         self._doubt = None
         return told if (doubt.verb, doubt.text) == (verb, text) else None
 
@@ -534,8 +544,8 @@ def _later(
 ) -> Callable[Concatenate[AsyncPolicyClient, _P], Coroutine[Any, Any, _T]]:
     @functools.wraps(call)
     async def later(self: AsyncPolicyClient, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        run = functools.partial(call, self.client, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self.thread, run)
+        run = functools.partial(call, self._client, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
 
     return later
 
@@ -548,10 +558,8 @@ class AsyncPolicyClient:
     """
 
     def __init__(self, address: str, *args: Any, **options: Any) -> None:
-        self.client, self.thread = (
-            PolicyClient(address, *args, **options),
-            ThreadPoolExecutor(1, "steppe-client"),
-        )
+        self._client = PolicyClient(address, *args, **options)
+        self._thread = ThreadPoolExecutor(1, "steppe-client")
 
     start_episode = _later(PolicyClient.start_episode)
     get_action = _later(PolicyClient.get_action)
@@ -568,7 +576,7 @@ class AsyncPolicyClient:
     async def __aexit__(self, *_: object) -> None:
         """Close it."""
         await self.close()
-        self.thread.shutdown(wait=False)
+        self._thread.shutdown(wait=False)
 
 
 # --- local mode --------------------------------------------------------------------------------------------
@@ -598,20 +606,19 @@ class _Local:
             self._add(episode, {"verb": "start", "training_enabled": training, "episode_id": id})
 
     def act(self, id: str, obs: Any) -> tuple[Any, About]:
-        episode = self._episode(id)
+        episode = self.episode(id)
         self._renew()
         many = self._spaces["multi_agent"]
         chosen = {agent: self._network(agent)(one) for agent, one in (obs.items() if many else [("", obs)])}
-        columns = [
+        action, sample, logp, version = (
             {agent: row[i] for agent, row in chosen.items()} if many else chosen[""][i] for i in range(4)
-        ]
-        action, sample, logp, version = columns
+        )
         item = {"verb": "act", "episode_id": id, "obs": obs, "sample": sample, "logp": logp}
         self._add(episode, {**item, "weights_version": version}, 1)
         return action, About(episode.steps - 1, logp, version)
 
     def note(self, verb: str, asked: dict[str, Any]) -> None:
-        episode = self._episode(asked["episode_id"])
+        episode = self.episode(asked["episode_id"])
         if "step" in asked:
             asked["step"] -= episode.begun  # of one before that, the server has nothing any more
         if asked.get("step", 0) >= 0:
@@ -621,7 +628,7 @@ class _Local:
         if self._steps >= _BATCH or 2 * self._size > self._limit:
             self.flush()
 
-    def _episode(self, id: str) -> SimpleNamespace:
+    def episode(self, id: str) -> SimpleNamespace:
         if id not in self._episodes:
             text = f"this client has not begun {id!r}, or has ended it; in local mode episodes are its own"
             raise RefusedError(text, 404, "unknown_episode")
@@ -629,7 +636,7 @@ class _Local:
 
     def _add(self, episode: SimpleNamespace, item: dict[str, Any], steps: int = 0) -> None:
         id, text = item["episode_id"], _text({**item, "episode_id": episode.id})
-        owed = {} if item["verb"] == "start" else self._client.with_owed([item])
+        owed = {} if item["verb"] == "start" else self._client._with_owed([item])
         self._items.append(f'{text[:-1]},"reward":{_text(owed[id])}}}' if owed else text)
         self._size += len(self._items[-1])
         self._steps, episode.steps = self._steps + steps, episode.steps + steps
@@ -637,13 +644,13 @@ class _Local:
 
     def _renew(self) -> None:
         """Send and fetch what is due."""
-        self._client.settle()
+        self._client._settle()
         due = time.monotonic() - self._asked >= self._interval
         if (due and self._steps) or self._steps >= _BATCH or 2 * self._size > self._limit:
             self.flush()
         if due or self._asked == -math.inf:
             _log.info("Querying server for new policy weights.")
-            self._spaces = self._spaces or self._client.wire.ask("GET", "spaces").value
+            self._spaces = self._spaces or self._client._wire.ask("GET", "spaces").value
             self._limit = self._spaces["body_limit"]
             for name in self._networks:
                 self._load(name)
@@ -653,18 +660,17 @@ class _Local:
 
     def flush(self) -> None:
         """Send what there is, if anybody learns there."""
-        self._client.settle()
+        self._client._settle()
         items, steps, touched = self._items, self._steps, self._touched
         self._clear()
         if not items or not self._spaces.get("training", True):
             return
         _log.info("Sending batch of %d steps back to server.", steps)
         refused = functools.partial(self._discard, steps, touched)
-        told = self._client.send("report", f"of {steps} steps", f'{{"items":[{",".join(items)}]}}', refused)
+        told = self._client._send("report", f"of {steps} steps", f'{{"items":[{",".join(items)}]}}', refused)
         newest, lag = told.get("weights_version", 0), self._spaces.get("max_weight_lag")
-        if lag is not None and any(
-            newest - version >= max(lag, 1) for _, _, version in self._networks.values()
-        ):
+        oldest = min((version for *_, version in self._networks.values()), default=newest)
+        if lag is not None and newest - oldest >= max(lag, 1):
             self._asked = -math.inf  # what is decided by these would soon be refused
 
     def _discard(self, steps: int, touched: dict[str, Any], error: PolicyClientError) -> bool:
@@ -672,27 +678,23 @@ class _Local:
         self._client.discarded += steps + self._steps
         _log.warning("Discarded %d steps, and what they may earn yet: %s", steps + self._steps, error.args[0])
         touched, self._asked = {**touched, **self._touched}, -math.inf
-        ends = [
-            _text({"episode_id": episode.id, "obs": None, "truncated": True}) for episode in touched.values()
-        ]
+        ends = [{"episode_id": one.id, "obs": None, "truncated": True} for one in touched.values()]
         self._clear()
-        self._client.with_owed([{"episode_id": id} for id in touched])  # by what is discarded
+        self._client._with_owed([{"episode_id": id} for id in touched])  # by what is discarded
         for id in touched.keys() & self._episodes.keys():
             episode = touched[id]
             episode.id, episode.begun = secrets.token_hex(16), episode.steps
             self._add(episode, {"verb": "start", "training_enabled": episode.training, "episode_id": id})
-        for end in ends:
-            self._client.send("end", end, end, lambda _: True)  # it may be unknown there
-        return error.code == "weights_too_old"
+        for end in map(_text, ends):
+            self._client._send("end", end, end, lambda _: True)  # it may be unknown there
+        return error.code in _GONE
 
     def _network(self, agent: Any) -> Any:
         """What decides for an agent."""
         names, acts = list(self._spaces["policies"]), self._spaces["policy_of"]
         told = acts.get(str(agent)) if self._spaces["multi_agent"] else next(iter(acts.values()), None)
         if self._policy is None and told is None and len(names) > 1:
-            text = (
-                f"which of {', '.join(names)} decides for {agent!r}? Give policy=, or inference_mode='remote'"
-            )
+            text = f"which of {', '.join(names)} decides for {agent!r}? Give policy=, or use 'remote'"
             raise PolicyClientError(text)
         name = self._policy or told or names[0]
         if name not in self._networks:
@@ -701,7 +703,7 @@ class _Local:
 
     def _load(self, name: str) -> None:
         known = self._networks.get(name, (None, "", 0))
-        answer = self._client.wire.ask("GET", f"weights?policy={quote(name, safe='')}", etag=known[1])
+        answer = self._client._wire.ask("GET", f"weights?policy={quote(name, safe='')}", etag=known[1])
         if answer.status == 200:
             decide, version = _decider(name, answer.value)
             self._networks[name] = decide, answer.etag, version
@@ -714,10 +716,8 @@ def _decider(name: str, data: bytes) -> tuple[Any, int]:
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     texts = header.pop("__metadata__")
-    about, arrays = (
-        {key: json.loads(texts[key]) for key in ("network", "exploration", "scalars", "version")},
-        {},
-    )
+    about = {key: json.loads(texts[key]) for key in ("network", "exploration", "scalars", "version")}
+    arrays = {}
     for key, entry in header.items():
         begin, end = entry["data_offsets"]
         arrays[key] = np.frombuffer(data[start + begin : start + end], "<f4").reshape(entry["shape"])
@@ -727,10 +727,8 @@ def _decider(name: str, data: bytes) -> tuple[Any, int]:
         try:
             return _in_steppe(about, arrays), about["version"]
         except Exception as error:
-            text = (
-                f"policy {name!r} cannot be computed here ({unknown}; {error}): use inference_mode='remote'"
-            )
-            raise PolicyClientError(text) from error
+            text = f"policy {name!r} cannot be computed here ({unknown}; {error})"
+            raise PolicyClientError(f"{text}: use inference_mode='remote'") from error
 
 
 def _in_steppe(about: Mapping[str, Any], arrays: Mapping[str, Any]) -> Callable[[Any], Any]:
@@ -841,7 +839,13 @@ class _Network:
             count, mean, m2 = (arrays[f"normalizer.{path}.{key}"] for key in ("count", "mean", "m2"))
             mean, scale = (mean.ravel(), 1 / np.sqrt(m2.ravel() / count + 1e-8)) if count >= 2 else (0, 1)
             return normalized
-        counts, large = np.array(encoder["counts"]), encoder["large"]  # KeyError: not told of
+        if encoder["kind"] != "choices":
+            raise LookupError(f"it has an encoder {encoder['kind']!r}")
+        return self._one_hot(encoder, path, name)
+
+    def _one_hot(self, encoder: Any, path: str, name: str) -> Callable[[Any], Any]:
+        np, arrays = self._np, self._arrays
+        counts, large = np.array(encoder["counts"]), encoder["large"]
         order = sorted(range(len(counts)), key=lambda i: i in large)
         rows = {i: np.eye(counts[i], dtype=np.float32) for i in order if i not in large}
         rows |= {i: arrays[f"{name}.tables.{place}"] for place, i in enumerate(large)}
@@ -857,16 +861,9 @@ class _Network:
     def _choices(self, spec: Any) -> _Leaf:
         """Of a Discrete, a MultiDiscrete or a MultiBinary; a bit is a choice between its logit and 0."""
         np, shape, bits = self._np, tuple(spec.get("shape", ())), spec["kind"] == "MultiBinary"
-        counts = (
-            [1] * math.prod(shape)
-            if bits
-            else np.broadcast_to(spec.get("nvec", spec.get("n")), shape).ravel().tolist()
-        )
-        start, cuts, sampled = (
-            np.array(spec.get("start", 0)),
-            np.cumsum(counts)[:-1],
-            self._how["kind"] == "sampled",
-        )
+        counts = np.broadcast_to(1 if bits else spec.get("nvec", spec.get("n")), shape).ravel().tolist()
+        start, cuts = np.array(spec.get("start", 0)), np.cumsum(counts)[:-1]
+        sampled = self._how["kind"] == "sampled"
 
         def choose(head: Any, _: Any, u: Any) -> tuple[Any, Any, float]:
             chosen, logp = [], 0.0
@@ -875,12 +872,11 @@ class _Network:
                     logits = np.array([logits[0], 0.0], np.float32)  # 1 comes first, as `uniform < p` says
                 top = logits.max()
                 if top <= _MASKED:
-                    raise ValueError('obs["action_mask"] allows nothing')
+                    raise ValueError(_NOTHING)
                 p = np.exp(logits - top)
                 reached = p.cumsum()
-                i = int(
-                    np.argmax((reached >= uniform * reached[-1]) & (p > 0)) if sampled else logits.argmax()
-                )
+                drawn = (reached >= uniform * reached[-1]) & (p > 0)
+                i = int(drawn.argmax() if sampled else logits.argmax())
                 chosen.append(1 - i if bits else i)
                 logp += float(logits[i] - top - np.log(reached[-1]))
             sample = np.array(chosen).reshape(shape)
@@ -890,10 +886,8 @@ class _Network:
 
     def _numbers(self, spec: Any) -> _Leaf:
         np, shape, size, options = self._np, tuple(spec["shape"]), math.prod(spec["shape"]), self._options
-        low, high = (
-            np.broadcast_to(np.array(spec[key], object).astype(float), shape).ravel()
-            for key in ("low", "high")
-        )
+        bounds = (np.array(spec[key], object).astype(float) for key in ("low", "high"))
+        low, high = (np.broadcast_to(bound, shape).ravel() for bound in bounds)
         bounded = (abs(low) < 1e9) & (abs(high) < 1e9)
         squashed, scaled = bounded & options["squash"], bounded & (options["squash"] or options["normalize"])
         top, bottom = np.where(scaled, high, 1.0), np.where(scaled, low, -1.0)
@@ -928,8 +922,8 @@ class _Network:
             p = np.exp(x - x.max(-1, keepdims=True))
             x = p @ np.linspace(low, high, n, dtype=np.float32) / p.sum(-1)
         if network.get("masked"):
-            mask = np.asarray(obs["action_mask"]).ravel()
-            x[: len(mask)] = np.where(mask != 0, x[: len(mask)], _MASKED)
+            n = self._parts[0].heads
+            x[:n] = np.where(np.asarray(obs["action_mask"]).reshape(n) != 0, x[:n], _MASKED)
         if k := network.get("bounded_log_std"):
             x[-k:] = x[-k:].clip(-20, 2)
         return np.concatenate([x, self._arrays["log_std"]]) if network["free_log_std"] else x
@@ -937,31 +931,29 @@ class _Network:
     def decide(self, obs: Any, noise: Any = None) -> tuple[Any, Any, float, int]:
         """The env's action, the sample, its logp and the version; ``noise`` are the uniforms to use."""
         drawn = [max(random.random(), _LEAST) for _ in range(self.noise_size)] if noise is None else noise
-        u, found = self._np.asarray(drawn), []
         try:
-            x = self._params(obs)
-            if self._how["kind"] == "epsilon_greedy":
-                return *self._greedily(x, u), self._about["version"]
-            a, b, c = 0, sum(part.heads for part in self._parts), 0
-            for part in self._parts:
-                found.append(
-                    part.choose(x[a : a + part.heads], x[b : b + part.scales], u[c : c + part.noise])
-                )
-                a, b, c = a + part.heads, b + part.scales, c + part.noise
+            with self._np.errstate(all="ignore"):  # the numbers say it
+                found = self._decided(self._params(obs), self._np.asarray(drawn))
         except (LookupError, TypeError, ValueError) as error:
             raise RefusedError(f"{obs!r:.80} cannot be acted on: {error}", 422, "out_of_space") from error
+        return *found, self._about["version"]
+
+    def _decided(self, x: Any, u: Any) -> tuple[Any, Any, float]:
+        if self._how["kind"] == "epsilon_greedy":
+            return self._greedily(x, u)
+        found, a, b, c = [], 0, sum(part.heads for part in self._parts), 0
+        for heads, scales, noise, choose in self._parts:
+            found.append(choose(x[a : a + heads], x[b : b + scales], u[c : c + noise]))
+            a, b, c = a + heads, b + scales, c + noise
         actions, samples, logps = zip(*found, strict=True)
         space = self._network["action"]
-        return (
-            _formed(space, iter(actions)),
-            _formed(space, iter(samples)),
-            sum(logps),
-            self._about["version"],
-        )
+        return _formed(space, iter(actions)), _formed(space, iter(samples)), sum(logps)
 
     def _greedily(self, values: Any, u: Any) -> tuple[int, int, float]:
         np, epsilon = self._np, self._about["scalars"].get("epsilon", 0.0)
         legal, best = (values > _MASKED).cumsum(), int(values.argmax())
+        if not legal[-1]:
+            raise ValueError(_NOTHING)
         i = int(np.argmax(legal > u[1] * legal[-1])) if u[0] < epsilon else best
         chance = epsilon / legal[-1] + (1 - epsilon) * (i == best)
         return i + self._network["action"]["start"], i, math.log(chance)
