@@ -16,6 +16,8 @@ const CALLS = {
     setTimeout(() => client.close(), 50);
     return client.startEpisode();
   },
+  close: (client) => client.close(),
+  discarded: async (client) => client.discarded,
   health: (client) => client.health(),
   spaces: (client) => client.spaces(),
 };

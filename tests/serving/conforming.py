@@ -7,7 +7,7 @@ import contextlib
 import json
 import random
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,24 +42,29 @@ class Served:
     Attributes:
         port: to be asked at.
         lost: requests and answers that the network lost.
+        publish: gives the same weights another version.
     """
 
     def __init__(self, server: dict[str, Any], folder: Path, *, lossy: bool, **how: Any) -> None:
         self.server, self.folder, self.lossy, self.how = server, folder, lossy, how
         self.port = self.lost = self.end = 0
+        self.publish: Callable[[int], object]
         self.tokens = folder / "tokens"
         self.tokens.touch(0o600)
         self.tokens.write_text(f"{server['token']} act,submit,weights,admin\n")
 
     def told(self) -> dict[str, Any]:
         """What the server has by now, in the form of a scenario's ``then``."""
-        tail = Tail(self.folder / "log")
-        writes = [decode_write(record) for record in tail.read(self.end, 1 << 30) if record[:1] != b"\xc3"]
         books = Books(self.server["multi_agent"])
-        for write in writes:
-            for entry in write.entries:
-                books.take(entry)
+        for entry in self.entries():
+            books.take(entry)
         return books.told()
+
+    def entries(self) -> list[Any]:
+        """What happened, in order."""
+        records = Tail(self.folder / "log").read(self.end, 1 << 30)
+        writes = [decode_write(record) for record in records]
+        return [entry for write in writes for entry in write.entries]
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
@@ -69,7 +74,13 @@ class Served:
         log = Log(self.folder / "log", snapshot=lambda: server.snapshot())
         server = Server(facts, actors, log=log)
         arrays = {name: np.array(array, np.float32) for name, array in self.server["arrays"].items()}
-        server.publish(DEFAULT_POLICY, Exported(0, arrays))
+        scalars, loop = self.server.get("scalars", {}), asyncio.get_running_loop()
+
+        def publish(version: int) -> None:
+            server.publish(DEFAULT_POLICY, Exported(version, arrays, scalars))
+
+        self.publish = lambda version: loop.call_soon_threadsafe(publish, version)
+        publish(0)
         gate = Gate(Tokens(self.tokens), Limits(), origins=self.how.get("origins", ()))
         transport = Transport(server, gate, Limits(), tls=self.how.get("tls"))
         self.port = await transport.listen("127.0.0.1", 0)
@@ -100,7 +111,12 @@ class Served:
         }
         acts = dict.fromkeys(pairs, DEFAULT_POLICY)
         return {DEFAULT_POLICY: policy}, Facts(
-            pairs, {DEFAULT_POLICY: one}, acts, multi_agent=told["multi_agent"], off_policy=True
+            pairs,
+            {DEFAULT_POLICY: one},
+            acts,
+            multi_agent=told["multi_agent"],
+            off_policy=True,
+            max_weight_lag=self.how.get("max_weight_lag"),
         )
 
 

@@ -16,11 +16,11 @@ let main, first;
 for await (const line of createInterface({ input: process.stdin })) {
   const command = JSON.parse(line);
   if (command.address) {
-    main?.close();
+    main?.close().catch(() => {});
     first = command;
     main = new PolicyClient(first.address, first.options);
   } else {
     console.log(JSON.stringify(await answer(command)));
   }
 }
-main.close();
+main?.close().catch(() => {});

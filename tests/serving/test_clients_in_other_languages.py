@@ -92,7 +92,7 @@ def command(tmp_path_factory) -> Callable[[str], list[str]]:
             if shutil.which(tool) is None:
                 pytest.skip(f"no {tool} on this machine: `make setup-serving` installs it")
         if language == "javascript":
-            return _node()
+            return node()
         program = tmp_path_factory.mktemp("csharp") / "drive.exe"
         compiled(program, HERE / "Drive.cs", CLIENTS / "csharp/SteppeClient.cs")
         return ["mono", str(program)]
@@ -110,7 +110,8 @@ def driver(command) -> Iterator[Callable[[str], Driver]]:
         each.end()
 
 
-def _node() -> list[str]:
+def node() -> list[str]:
+    """What starts the driver of the JavaScript client."""
     version = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout
     # Node has a WebSocket from 22 on, and 20 where it is told to.
     flags = ["--experimental-websocket", "--no-warnings"] if version.startswith(("v20.", "v21.")) else []
