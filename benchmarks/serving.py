@@ -23,10 +23,11 @@ import numpy as np
 from gymnasium import spaces
 
 import steppe
+from benchmarks import serving_core
 from benchmarks.processes import ROOT, ceiling
 from benchmarks.report import Row
 from benchmarks.serving_load import FIRST_SEQ
-from steppe.envs.driven import Earned
+from steppe.envs.driven import Acted, Earned
 from steppe.serving.env import PolicyServer
 from steppe.serving.log import Tail
 from steppe.serving.records import decode_write
@@ -100,9 +101,9 @@ class Trainer:
         return int(self.env._process.pid)
 
 
-def load(**what: Any) -> subprocess.Popen[str]:
+def load(module: str = "serving_load", **what: Any) -> subprocess.Popen[str]:
     """Clients in a process of their own."""
-    command = [sys.executable, "-m", "benchmarks.serving_load", json.dumps(what)]
+    command = [sys.executable, "-m", f"benchmarks.{module}", json.dumps(what)]
     return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -255,6 +256,78 @@ def killed() -> Iterator[Row]:
         yield none(f"{name}: in the {where} and not sent, or twice", doubled)
 
 
+def mutated() -> Iterator[Row]:
+    """Requests that are nearly right, on sockets: those that are accepted have to be right after all."""
+    count = 2_000 if QUICK else 200_000
+    approved, logged, bystander = set[tuple[Any, ...]](), list[tuple[Any, ...]](), Counter[str]()
+    with _standard_error() as said, Trainer() as trainer:
+        tail, outputs = Tail(trainer.log), list[str]()
+        process = load("serving_mutants", port=trainer.port, token=trainer.token, seed=0, count=count)
+        reader = threading.Thread(target=lambda: outputs.append(process.communicate()[0]))
+        reader.start()
+        while reader.is_alive():
+            found = loaded(trainer, mode="ask", clients=2, seconds=2)
+            bystander.update(asked=found["acknowledged"], lost=found["lost"], **found["refused"])
+            logged += _rows(tail, trainer.env._synced)
+        logged += _rows(tail, trainer.env._synced)
+        tail.close()
+        told = json.loads(outputs[0].splitlines()[-1])
+        approved.update(map(tuple, told["approved"]))
+        restarts = trainer.env.health().get("restarts", 0)
+    counts = told["counts"]
+    counts["uncaught"] = counts.get("uncaught", 0) + restarts + said[0].count("Traceback")
+    counts["unapproved"] = len([who for who in logged if who not in approved])
+    counts["rows"] = len(logged)
+    yield from _of_mutants(f"{count:,} mutants on sockets", counts, told["wrong"] + said)
+    others = sum(bystander.values()) - bystander["asked"]
+    yield none(f"{count:,} mutants on sockets: errors of other clients", others)
+    yield floor(f"{count:,} mutants on sockets: actions of other clients", "", bystander["asked"], 1_000)
+
+
+def mutated_in_process() -> Iterator[Row]:
+    """The same without sockets."""
+    count = 20_000 if QUICK else 2_000_000
+    with Trainer() as trainer:
+        heard = serving_core.run(trainer.env._configure(), trainer.env._weights, count)
+    yield from _of_mutants(f"{count:,} mutants in process", heard.counts, heard.wrong)
+
+
+def _of_mutants(name: str, counts: dict[str, int], wrong: list[str]) -> Iterator[Row]:
+    print(f"# {name}: {counts}", *wrong[:20], sep="\n# ", file=sys.stderr)
+    yield none(f"{name}: uncaught", counts.get("uncaught", 0))
+    missing = sum(counts.get(what, 0) for what in ("unanswered", "unexplained", "good_refused"))
+    yield none(f"{name}: without an answer or a reason that is due", missing)
+    yield none(f"{name}: accepted and not right", counts.get("wrong", 0))
+    yield none(f"{name}: rows of such that reach the learner", counts.get("unapproved", 0))
+    yield floor(f"{name}: rows of those that are right after all", "", counts.get("rows", 0), 1)
+
+
+@contextlib.contextmanager
+def _standard_error() -> Iterator[list[str]]:
+    """What this process and its children write there; it is known after the block."""
+    said, own = [""], os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield said
+        finally:
+            os.dup2(own, 2)
+            os.close(own)
+            file.seek(0)
+            said[0] = file.read().decode(errors="replace")[-10_000:]
+
+
+def _rows(tail: Tail, end: int) -> list[tuple[Any, ...]]:
+    """Who sent the next rows of the log, but for those who only load the server."""
+    found = []
+    while records := tail.read(end):
+        for write in map(decode_write, records):
+            if not write.client.startswith("load"):
+                rows = sum(isinstance(entry, Acted) for entry in write.entries)
+                found += rows * [(write.client, write.epoch, write.seq)]
+    return found
+
+
 def _rewards(folder: Path) -> Counter[float]:
     """What was earned, as the log has it."""
     end = max(int(path.stem) + path.stat().st_size for path in folder.glob("*.log"))
@@ -283,11 +356,8 @@ def none(name: str, count: float) -> Row:
 
 
 ROWS: dict[str, Callable[[], Iterator[Row]]] = {
-    "actions": actions,
-    "idle": idle,
-    "attacked": attacked,
-    "slow": slow,
-    "killed": killed,
+    function.__name__: function
+    for function in (actions, idle, attacked, slow, killed, mutated, mutated_in_process)
 }
 
 

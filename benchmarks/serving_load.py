@@ -19,6 +19,8 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any, final
 
+import msgspec
+
 FIRST_SEQ = 1_000_000
 """Numbers of requests all have as many digits, so that messages are as long as each other."""
 _OBS = 8
@@ -36,11 +38,11 @@ def head(port: int, token: str, length: int, verb: str = "act") -> bytes:
     ).encode()
 
 
-def frame(payload: bytes) -> bytes:
-    """A text message of a WebSocket client; its mask is of zeros."""
+def frame(payload: bytes, first: int = 0x81) -> bytes:
+    """A message of a WebSocket client, a text unless ``first`` says else; its mask is of zeros."""
     size = len(payload)
     length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
-    return b"\x81" + length + bytes(4) + payload
+    return bytes([first]) + length + bytes(4) + payload
 
 
 def connected(port: int, upgrade: str | None = None) -> socket.socket:
@@ -95,9 +97,9 @@ def socket_answer(data: bytes) -> tuple[int, float, bytes] | None:
     body = data[start : start + size]
     if b'"status":200' in body:
         return 200, 0.0, body
-    if data[0] != 0x81:  # no text: the server hangs up
+    if data[0] not in (0x81, 0x82):  # the server hangs up
         raise ConnectionError(f"frame {data[:40]!r}")
-    told = json.loads(body)
+    told = json.loads(body) if data[0] == 0x81 else msgspec.msgpack.decode(body)
     return told["status"], float(told.get("retry_after", 0)), body
 
 

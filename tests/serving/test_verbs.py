@@ -104,6 +104,7 @@ def test_a_bad_value_refuses_its_own_request_alone():
     for id in "abc":
         world.ask("start", episode_id=id)
     bad = [[1, 2, 3], [1, 11], [1, float("nan")], "x", {"a": 1}, None, [True, None], [[1, 2]], [1, 1e39]]
+    bad += [[1, True], [[1], [False]]]
     for obs in bad:
         jobs = [
             world.job("act", episode_id="a", obs=[1, 0]),

@@ -70,7 +70,8 @@ def column_of(
 
 def _column(spec: Spec, values: Sequence[Any], root: str) -> Tree:
     try:
-        if not (isinstance(spec, BoxSpec) and set(map(type, values)) == {list}):  # what nearly all send
+        # What nearly all send is a list of numbers.
+        if not isinstance(spec, BoxSpec) or set(map(type, values)) != {list} or any(map(_has_truth, values)):
             values = [_plain(spec, value, root) for value in values]
         column = collect(spec, values, None, root)
     except BadLeaf as bad:
@@ -83,11 +84,19 @@ def _column(spec: Spec, values: Sequence[Any], root: str) -> Tree:
     return column
 
 
+def _has_truth(value: Any) -> bool:
+    """Whether there is a truth in it, which numpy would take for a number."""
+    if type(value) is not list:
+        return type(value) is bool
+    kinds = set(map(type, value))
+    return bool in kinds or (list in kinds and any(map(_has_truth, value)))
+
+
 def _plain(spec: Spec, value: Any, path: str) -> Any:
     """``value`` with its ``{dtype, shape, bytes}`` as arrays."""
     match spec:
-        case DiscreteSpec() if type(value) is bool:
-            raise Refused("out_of_space", f"{path}: expected a whole number, got {value}")
+        case DiscreteSpec() | MultiDiscreteSpec() | BoxSpec() if _has_truth(value):
+            raise Refused("out_of_space", f"{path}: expected numbers, got true or false")
         case BoxSpec() | DiscreteSpec() | MultiDiscreteSpec() | MultiBinarySpec():
             return _array(value, path) if type(value) is dict else value
         case DictSpec() if type(value) is dict:
