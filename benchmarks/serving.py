@@ -260,7 +260,7 @@ def mutated() -> Iterator[Row]:
     """Requests that are nearly right, on sockets: those that are accepted have to be right after all."""
     count = 2_000 if QUICK else 200_000
     approved, logged, bystander = set[tuple[Any, ...]](), list[tuple[Any, ...]](), Counter[str]()
-    with _standard_error() as said, Trainer() as trainer:
+    with _standard_error() as said, Trainer(episode_ttl=5.0) as trainer:
         tail, outputs = Tail(trainer.log), list[str]()
         process = load("serving_mutants", port=trainer.port, token=trainer.token, seed=0, count=count)
         reader = threading.Thread(target=lambda: outputs.append(process.communicate()[0]))
@@ -287,7 +287,7 @@ def mutated() -> Iterator[Row]:
 def mutated_in_process() -> Iterator[Row]:
     """The same without sockets."""
     count = 20_000 if QUICK else 2_000_000
-    with Trainer() as trainer:
+    with Trainer(episode_ttl=5.0) as trainer:
         heard = serving_core.run(trainer.env._configure(), trainer.env._weights, count)
     yield from _of_mutants(f"{count:,} mutants in process", heard.counts, heard.wrong)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -82,6 +83,8 @@ async def _run(
         server.recover()
         for policy, packed in weights.items():
             server.publish(policy, child._exported(packed))
+        ticks = asyncio.create_task(server.run())
+        gc.freeze()
         for _ in range(0, count, _TOGETHER):
             framed = mutants.rng.random() < 0.5
             if not await _started(ear, server, mutants, framed):
@@ -89,6 +92,8 @@ async def _run(
             server.taken(log.synced)
             await _asked(ear, server, [mutants.mutant(framed=framed) for _ in range(_TOGETHER)])
         await server.drain(5.0)
+        await ticks
+        gc.unfreeze()
         log.close()
         tail = Tail(Path(folder))
         for record in _records(tail, log.synced):

@@ -58,6 +58,7 @@ TABLE = [
     ("unknown_field", "start", {"colour": "red"}, "`colour`", {}),
     ("unknown_field", "start", {"id": 3}, "`id`", {}),
     ("unknown_field", "start", {"verb": "start"}, "`verb`", {}),
+    ("unknown_field", "start", {"id": None}, "`id`", {}),
     ("unknown_field", "act_many", {"acts": [{**E, "obs": [1, 0], "full": True}]}, "`full`", {}),
     ("unknown_field", "report", {"items": items({"colour": 1})}, "`colour`", {}),
     ("unknown_verb", "walk", {}, "walk", {}),

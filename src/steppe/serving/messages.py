@@ -229,7 +229,7 @@ def read_body(verb: str, body: bytes, kind: str) -> Told:
         Refused: it cannot be read.
     """
     message = _decoded(_BODY[verb, kind], body)
-    if message.id is not None or b"verb" in body:
+    if message.id is not None or b"verb" in body or b'"id"' in body or b"\xa2id" in body:
         for name in _LOOSE[kind].decode(body).keys() & {"id", "verb"}:
             raise Refused(
                 "unknown_field", f"{verb} has no field `{name}`; leave it out: the path says the verb"
