@@ -10,11 +10,13 @@ import socket
 import threading
 import time
 
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
 from safetensors.numpy import save
 
+import steppe
 from steppe.models.actions import Actions
 from steppe.policies.numpy_policy import Exported, NumpyPolicy
 from steppe.serving.client import (
@@ -26,6 +28,7 @@ from steppe.serving.client import (
     UnauthorizedError,
     UnreachableError,
     _decider,
+    _Network,
     _text,
 )
 from steppe.spaces import collect, describe, rows, spec_of, take
@@ -640,8 +643,9 @@ def test_what_this_file_cannot_compute_is_left_to_steppe_where_it_is_installed()
     decide, version = _decider("p", made.file())
     action, sample, logp, told = decide(np.float32([1, 2, 3]))
     assert (version, told) == (5, 5)
+    assert type(action) is list
     assert spaces.MultiDiscrete([2, 3]).contains(np.asarray(action))
-    assert json.loads(_text([sample, action])) == [np.asarray(sample).tolist(), np.asarray(action).tolist()]
+    assert json.loads(_text([action, sample])) == [action, sample]
     assert logp <= 0
 
 
@@ -649,3 +653,43 @@ def test_what_nobody_can_compute_here_is_said():
     made = Made(VECTOR, DISCRETE, outputs=4, how={"kind": "perturbed"})
     with pytest.raises(PolicyClientError, match=r"cannot be computed here \(it has perturbed;.*'remote'"):
         _decider("p", made.file())
+
+
+class Dictionary(gymnasium.Env):
+    observation_space, action_space = MASKABLE, spaces.Discrete(5)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return {"action_mask": np.ones(5, np.int8), "x": np.zeros(3, np.float32)}, {}
+
+    def step(self, action):
+        return self.reset()[0], 0.0, False, True, {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "env", "settings"),
+    [
+        ("PPO", "CartPole-v1", {}),
+        ("PPO", Dictionary, {"vf_share_layers": True}),
+        ("PPO", "Pendulum-v1", {"free_log_std": True}),
+        ("DQN", "CartPole-v1", {"num_atoms": 5, "v_min": 0.0, "v_max": 50.0}),
+        ("SAC", "Pendulum-v1", {}),
+        ("TD3", "Pendulum-v1", {}),
+    ],
+)
+def test_networks_of_real_runs_are_computed_as_steppe_does(kind, env, settings, tmp_path):
+    config = getattr(steppe, f"{kind}Config")(env=env, fcnet_hiddens=[8], write_run=False, **settings)
+    with config.build() as algo:
+        algo.train()
+        loaded = steppe.load_policy(algo.save(tmp_path / "c"))
+    about = {"network": loaded.description, "exploration": None, "scalars": {}, "version": 1}
+    network = _Network(about, loaded.arrays)
+    space = MASKABLE if env is Dictionary else gymnasium.make(env).observation_space
+    space.seed(1)
+    for _ in range(20):
+        obs = space.sample()
+        if env is Dictionary:
+            obs["action_mask"][2] = 1
+        np.testing.assert_allclose(network._params(obs), loaded.outputs(obs), rtol=1e-4, atol=1e-4)
+        assert near(network.decide(obs)[0], loaded.act(obs))

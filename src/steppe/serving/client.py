@@ -747,9 +747,18 @@ def _in_steppe(about: Mapping[str, Any], arrays: Mapping[str, Any]) -> Callable[
         noise = np.array([[max(random.random(), _LEAST) for _ in range(policy.noise_size)]], np.float32)
         found = policy.act(weights, collect(policy.acting, [obs]), None, noise)
         action = rows(policy.action, policy.to_env(found.action))[0]
-        return action, take(found.action, 0), float(found.logp[0]), about["version"]
+        return _listed(action), _listed(take(found.action, 0)), float(found.logp[0]), about["version"]
 
     return decide
+
+
+def _listed(tree: Any) -> Any:
+    """Arrays as lists, and numbers of numpy as numbers."""
+    if isinstance(tree, dict):
+        return {key: _listed(part) for key, part in tree.items()}
+    if isinstance(tree, tuple):
+        return [_listed(part) for part in tree]
+    return tree.tolist() if hasattr(tree, "tolist") else tree
 
 
 def _leaves(spec: Any) -> list[Any]:
