@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 import threading
 import time
 
@@ -21,10 +22,12 @@ class Asking:
         patience: seconds that a request may take, with all its repetitions.
         token: that it shows.
         stop: when set, it gives up at once.
+        ca: file of the certificate that it trusts.
     """
 
-    def __init__(self, address, name="c", patience=20.0, token=None, stop=None):
-        host, _, port = address.removeprefix("http://").rpartition(":")
+    def __init__(self, address, name="c", patience=20.0, token=None, stop=None, ca=None):
+        host, _, port = address.partition("://")[2].rpartition(":")
+        self._tls = None if ca is None else ssl.create_default_context(cafile=ca)
         self._where, self.name, self.seq, self._patience = (host, int(port)), name, 0, patience
         self._headers = {"Content-Type": "application/json"}
         if token is not None:
@@ -33,7 +36,10 @@ class Asking:
         self._connect()
 
     def _connect(self):
-        self.line = http.client.HTTPConnection(*self._where, timeout=self._patience)
+        if self._tls is None:
+            self.line = http.client.HTTPConnection(*self._where, timeout=self._patience)
+        else:
+            self.line = http.client.HTTPSConnection(*self._where, timeout=self._patience, context=self._tls)
 
     def close(self):
         """Hang up."""

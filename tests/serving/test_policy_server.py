@@ -17,9 +17,13 @@ import numpy as np
 import pytest
 
 import steppe
-from steppe.errors import IdleError
+from steppe import checkpoint
+from steppe.errors import ConfigError, IdleError
 from steppe.runners.policies import PolicyMapping
+from steppe.serving.certificates import make_cert
 from steppe.serving.env import PolicyServer
+from steppe.serving.process import bound
+from steppe.serving.security import make_token_file
 from steppe.spaces import from_description
 from steppe.types import Weights
 from tests.serving.clients import Asking
@@ -197,7 +201,7 @@ def test_a_server_that_is_killed_loses_nothing_and_doubles_nothing(running):
 @pytest.mark.slow
 def test_two_hundred_kills(running):
     run = running(PolicyServer(port=0))
-    acknowledged, rows, _ = kill_and_count(run, clients=8, episodes=4_000, length=4, kills=200, pause=0.3)
+    acknowledged, rows, _ = kill_and_count(run, clients=8, episodes=2_700, length=4, kills=200, pause=0.3)
     assert run.env._process.restarts >= 190
     assert Counter(row[4] for row in rows if row[2] > 0) == Counter(acknowledged)
 
@@ -360,6 +364,7 @@ def gone_within(seconds, pid):
     return False
 
 
+@pytest.mark.slow
 def test_the_process_ends_when_its_trainer_does():
     root = Path(__file__).parents[2]
     with subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, cwd=root) as trainer:
@@ -367,6 +372,122 @@ def test_the_process_ends_when_its_trainer_does():
         os.kill(pid, 0)
         trainer.kill()
         assert gone_within(5, pid)
+
+
+def test_a_server_process_that_is_told_to_end_is_replaced_when_it_has_answered(running, asking):
+    run = running(PolicyServer(port=0))
+    client = asking(served(run))
+    client.play([[1, 1]], [1.0])
+    pid = run.env._process.pid
+    os.kill(pid, signal.SIGTERM)
+    client.play([[1, 1]], [2.0])
+    assert [row[4] for row in run.rows(until=ended(2))] == [0.0, 1.0, 0.0, 2.0]
+    assert gone_within(5, pid)
+
+
+def test_tokens_and_tls(running, asking, tmp_path):
+    cert, key = make_cert(tmp_path / "tls", ["127.0.0.1"])
+    make_token_file(tmp_path / "tokens.txt")
+    token = (tmp_path / "tokens.txt").read_text().split()[0]
+    with pytest.raises(ConfigError, match="needs a token"):
+        PolicyServer("0.0.0.0", 0, tls_cert=cert, tls_key=key)
+    server = PolicyServer(port=0, token_file=tmp_path / "tokens.txt", tls_cert=cert, tls_key=key)
+    run = running(server)
+    address = served(run)
+    assert address.startswith("https://127.0.0.1:")
+    asking(address, "c", 20.0, token, None, cert).play([[1, 1]], [2.0])
+    assert [row[4] for row in run.rows(until=ended(1))] == [0.0, 2.0]
+    status, told = asking(address, "d", 20.0, None, None, cert).ask("POST", "/v1/start", b"{}")
+    assert (status, told["code"]) == (401, "unauthorized")
+
+
+def test_what_the_server_process_cannot_begin_with_ends_the_run(running, tmp_path):
+    (tmp_path / "log.json").write_text("{}")
+    run = running(PolicyServer(port=0, log_dir=tmp_path))
+    with pytest.raises(ConfigError):
+        run.env.poll(0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "address"),
+    [
+        ((), "http://127.0.0.1:9900"),
+        (("127.0.0.1:80",), "http://127.0.0.1:80"),
+        (("localhost", 7), "http://localhost:7"),
+        (("http://127.0.0.1:0/",), "http://127.0.0.1:0"),
+        (("[::1]:81",), "http://[::1]:81"),
+    ],
+)
+def test_addresses(arguments, address):
+    assert PolicyServer(*arguments).address == address
+    assert repr(PolicyServer(*arguments)) == f"PolicyServer({address!r})"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "said"),
+    [
+        (("a:b:c",), {}, "write '127.0.0.1:9900'"),
+        (("127.0.0.1:80", 81), {}, "write '127.0.0.1:9900'"),
+        ((), {"port": 70_000}, "from 0 to 65535"),
+        ((), {"tls_cert": "x"}, "give both"),
+        ((), {"episode_ttl": 0}, "more than 0"),
+        ((), {"token_file": "nowhere"}, "nowhere"),
+        (("0.0.0.0",), {}, "needs a token"),
+    ],
+)
+def test_settings_that_make_no_server(arguments, settings, said):
+    with pytest.raises(ConfigError, match=said):
+        PolicyServer(*arguments, **settings)
+
+
+CRASHING = """
+import sys
+from steppe import checkpoint
+from tests.serving.test_policy_server import PolicyServer, Run
+log, port = sys.argv[1], int(sys.argv[2])
+run = Run(PolicyServer(port=port, log_dir=log + "/log", held_rows=2))
+seen = []
+if len(sys.argv) > 3:
+    owners, meta = checkpoint.load(sys.argv[3])
+    assert run.env.set_state(owners["env"]) == []
+    seen = meta["seen"]
+number = len(sys.argv) > 3 and int(sys.argv[3].rpartition("-")[2])
+while True:
+    seen += [row[4] for row in run.rows(0.2) if row[2] > 0]
+    number += 1
+    print(checkpoint.save(f"{log}/c-{number}", {"env": run.env.get_state()}, {"seen": seen}), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_trainer_that_is_killed_goes_on_with_nothing_lost_or_doubled(tmp_path):
+    """Each trainer is killed at some moment; the next one begins with the newest checkpoint."""
+    root, acknowledged, repeated = Path(__file__).parents[2], [], []
+    with bound("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    clients = [
+        threading.Thread(target=play_all, args=(address, f"c{i}", 150, 5, acknowledged, repeated))
+        for i in range(3)
+    ]
+    for client in clients:
+        client.start()
+    newest, lives = [], 0
+    while any(client.is_alive() for client in clients) or lives < 2:
+        command = [sys.executable, "-c", CRASHING, str(tmp_path), str(port), *newest]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as trainer:
+            lives, ends = lives + 1, time.monotonic() + 6 + lives / 7
+            while time.monotonic() < ends and (line := trainer.stdout.readline()):
+                newest = [line.strip()]
+            trainer.kill()
+    for client in clients:
+        client.join()
+    again, (_, meta) = Run(PolicyServer(port=port, log_dir=tmp_path / "log")), checkpoint.load(newest[0])
+    again.env.set_state(checkpoint.load(newest[0])[0]["env"])
+    seen = [*meta["seen"], *(row[4] for row in again.rows(3) if row[2] > 0)]
+    again.env.close()
+    assert lives >= 2
+    assert Counter(seen) == Counter(acknowledged)
 
 
 def test_the_server_process_loads_neither_jax_nor_gymnasium_nor_ray():

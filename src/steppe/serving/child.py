@@ -7,6 +7,7 @@ begins in a moment, because it may have to do so often.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import gc
 import logging
@@ -15,7 +16,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -222,14 +223,15 @@ def _opened(folder: Path, snapshot: Any) -> Log:
 
 async def _serve(line: socket.socket, listener: socket.socket) -> None:
     reader, writer = await asyncio.open_connection(sock=line)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, reader.feed_eof)
     logging.getLogger("steppe").addHandler(_Told(writer))
     logging.getLogger("steppe").setLevel(logging.INFO)
-    messages = _messages(reader)
+    said: asyncio.Queue[Any] = asyncio.Queue()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, said.put_nowait, control.Stop())
+    tasks = [asyncio.create_task(_hear(reader, said))]
+    if not isinstance(configure := await said.get(), Configure):
+        return  # it was over before it began
     try:
-        child = _Child(await anext(messages), writer)
-    except StopAsyncIteration:
-        return  # the trainer has ended
+        child = _Child(configure, writer)
     except SteppeError as error:
         writer.write(framed(control.Failed(str(error))))
         await writer.drain()
@@ -238,24 +240,25 @@ async def _serve(line: socket.socket, listener: socket.socket) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)
-    running = asyncio.create_task(child.server.run())
-    async for message in messages:
-        if isinstance(message, control.Stop):
-            break
+    tasks.append(asyncio.create_task(child.server.run()))
+    while not isinstance(message := await said.get(), control.Stop):
         child.take(message)
         if isinstance(message, control.Publish) and not child.listening:
             await child.begin(listener)
     await child.end()
-    running.cancel()
+    for task in tasks:
+        task.cancel()
     writer.close()
 
 
-async def _messages(reader: asyncio.StreamReader) -> AsyncIterator[Any]:
-    """What the trainer says, until it ends."""
+async def _hear(reader: asyncio.StreamReader, said: asyncio.Queue[Any]) -> None:
+    """What the trainer says; when it ends, this process has to stop."""
     frames = Frames()
-    while data := await reader.read(1 << 16):
-        for message in frames.feed(data):
-            yield message
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(1 << 16):
+            for message in frames.feed(data):
+                said.put_nowait(message)
+    said.put_nowait(control.Stop())
 
 
 def main(arguments: list[str]) -> None:

@@ -24,9 +24,11 @@ logger = logging.getLogger("steppe")
 _BEAT_S = 1.0
 _GRACE_S = 3.0
 """How long a process may take to answer what is under way, before it is killed."""
-_CHILD = ("-m", "steppe.serving.child")
-_MOST_STILLBORN = 3
+_CHILD = ("-P", "-m", "steppe.serving.child")  # -P: what lies in this folder hides no library
+_MOST_STILLBORN = 10
 """Processes in a row that may die before they listen; the next one would, too."""
+_PAUSE_S = 0.05
+"""Before the process after one of these, times their number."""
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -120,6 +122,7 @@ class ServerProcess:
                     )
                     return
                 self.restarts += 1
+                time.sleep(_PAUSE_S * stillborn)
                 logger.warning("the server process ended; another one takes its place at once")
         except Exception as error:  # poll raises it
             self.failed = error
