@@ -23,7 +23,7 @@ import numpy as np
 from gymnasium import spaces
 
 import steppe
-from benchmarks import serving_core
+from benchmarks import serving_core, serving_players
 from benchmarks.processes import ROOT, ceiling
 from benchmarks.report import Row
 from benchmarks.serving_load import FIRST_SEQ
@@ -328,6 +328,25 @@ def _rows(tail: Tail, end: int) -> list[tuple[Any, ...]]:
     return found
 
 
+def learned() -> Iterator[Row]:
+    """CartPole, by clients that ask for each action, and by such that act by themselves."""
+    rates = {}
+    for mode in ("remote", "local"):
+        found = serving_players.played(mode, seconds=10 if QUICK else 900)
+        print(f"# CartPole, {mode}: {found}", file=sys.stderr)
+        name, rates[mode] = f"CartPole, 3 {mode} clients", found.rate
+        yield floor(f"{name}: mean of 100 episodes of one", "", found.mean, serving_players.SCORE)
+        yield ceiling(f"{name}: env steps to it", "steps", found.steps, 200_000)
+    yield Row(
+        name="CartPole, 3 clients, local by remote over HTTP",
+        unit="steps/s",
+        value=rates["local"],
+        peer=rates["remote"],
+        bar=5.0,
+        at_least=True,
+    )
+
+
 def _rewards(folder: Path) -> Counter[float]:
     """What was earned, as the log has it."""
     end = max(int(path.stem) + path.stat().st_size for path in folder.glob("*.log"))
@@ -357,7 +376,7 @@ def none(name: str, count: float) -> Row:
 
 ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     function.__name__: function
-    for function in (actions, idle, attacked, slow, killed, mutated, mutated_in_process)
+    for function in (actions, idle, attacked, slow, killed, mutated, mutated_in_process, learned)
 }
 
 
