@@ -145,7 +145,9 @@ def test_weights_are_fetched_at_the_interval_and_steps_sent(tmp_path, caplog):
     assert [entry.version for entry in it.entries() if isinstance(entry, Acted)] == [0, 0, 3]
 
 
-def test_rows_that_are_too_old_are_discarded_counted_and_said_and_episodes_go_on_as_others(tmp_path, caplog):
+def test_rows_that_are_too_old_are_discarded_counted_and_said_and_episodes_go_on_as_others(
+    tmp_path, caplog, monkeypatch
+):
     with running(tmp_path, max_weight_lag=1) as it:
         with client_of(it) as client:
             known, fresh = client.start_episode("known"), client.start_episode()
@@ -155,7 +157,12 @@ def test_rows_that_are_too_old_are_discarded_counted_and_said_and_episodes_go_on
             drive(client, fresh, 4)
             client.log_returns(known, 50.0)
             it.publish(2)
-            client._local.flush()
+            with monkeypatch.context() as patch:
+                ask, asked = client._wire.ask, []
+                patch.setattr(client._wire, "ask", lambda *args: asked.append(args[1]) or ask(*args))
+                client.start_episode()
+                client._local.flush()
+            assert asked == ["report", "end", "end"], "of the third the server has not heard"
             assert client.discarded == 7
             client.log_returns(known, 9.0, step=3)
             drive(client, known, 1)
@@ -173,7 +180,8 @@ def test_rows_that_are_too_old_are_discarded_counted_and_said_and_episodes_go_on
     old = by_episode.pop("known")
     assert [type(entry) for entry in old] == [Began, Acted, Earned, Acted, Ended]
     assert old[-1].truncated
-    before, after, new = sorted(by_episode.values(), key=len)
+    third, before, after, new = sorted(by_episode.values(), key=len)
+    assert [type(entry) for entry in third] == [Began]
     assert [type(entry) for entry in before] == [Began, Ended]
     assert [type(entry) for entry in after] == [Began, Ended], "nothing is earned by what was discarded"
     assert {before[1].truncated, after[1].truncated} == {True, False}

@@ -601,7 +601,7 @@ class _Local:
 
     def start(self, id: str, training: bool, told: bool) -> None:
         # `id` of an episode is the server's, and becomes another one where rows were discarded.
-        self._episodes[id] = episode = SimpleNamespace(id=id, training=training, steps=0, begun=0)
+        self._episodes[id] = episode = SimpleNamespace(id=id, training=training, told=told, steps=0, begun=0)
         if not told:
             self._add(episode, {"verb": "start", "training_enabled": training, "episode_id": id})
 
@@ -668,6 +668,8 @@ class _Local:
         _log.info("Sending batch of %d steps back to server.", steps)
         refused = functools.partial(self._discard, steps, touched)
         told = self._client._send("report", f"of {steps} steps", f'{{"items":[{",".join(items)}]}}', refused)
+        for episode in touched.values():
+            episode.told = episode.told or bool(told)
         newest, lag = told.get("weights_version", 0), self._spaces.get("max_weight_lag")
         oldest = min((version for *_, version in self._networks.values()), default=newest)
         if lag is not None and newest - oldest >= max(lag, 1):
@@ -678,15 +680,16 @@ class _Local:
         self._client.discarded += steps + self._steps
         _log.warning("Discarded %d steps, and what they may earn yet: %s", steps + self._steps, error.args[0])
         touched, self._asked = {**touched, **self._touched}, -math.inf
-        ends = [{"episode_id": one.id, "obs": None, "truncated": True} for one in touched.values()]
+        known = [one.id for one in touched.values() if one.told]
         self._clear()
         self._client._with_owed([{"episode_id": id} for id in touched])  # by what is discarded
         for id in touched.keys() & self._episodes.keys():
             episode = touched[id]
-            episode.id, episode.begun = secrets.token_hex(16), episode.steps
+            episode.id, episode.told, episode.begun = secrets.token_hex(16), False, episode.steps
             self._add(episode, {"verb": "start", "training_enabled": episode.training, "episode_id": id})
-        for end in map(_text, ends):
-            self._client._send("end", end, end, lambda _: True)  # it may be unknown there
+        for id in known:
+            end = _text({"episode_id": id, "obs": None, "truncated": True})
+            self._client._send("end", end, end, lambda _: True)  # somebody may have ended it
         return error.code in _GONE
 
     def _network(self, agent: Any) -> Any:
