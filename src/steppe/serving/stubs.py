@@ -17,6 +17,8 @@ from steppe.spaces import from_description, spec_of
 from steppe.types import ALONE, AgentID, SpacePair
 
 _SPACES = ("observation_space", "action_space")
+ANYBODY = "*"
+"""Stands for the agents that nobody has named, where a server tells its spaces."""
 _OF_MANY = ("possible_agents", "observation_spaces")
 
 
@@ -158,10 +160,15 @@ class SpacesFile:
     Attributes:
         observation_space: a spec; with many agents, a dict of them by agent.
         action_space: likewise.
+        possible_agents: None with one agent; empty where anybody may come.
     """
 
     def __init__(self, observation_space: Any, action_space: Any) -> None:
-        self.observation_space, self.action_space = observation_space, action_space
+        named = list(observation_space) if type(observation_space) is dict else None
+        anybody = named == [ANYBODY]
+        self.observation_space = observation_space[ANYBODY] if anybody else observation_space
+        self.action_space = action_space[ANYBODY] if anybody else action_space
+        self.possible_agents: list[str] | None = [] if anybody else named
 
 
 def spaces_file(path: str) -> SpacesFile:
@@ -188,4 +195,5 @@ def spaces_file(path: str) -> SpacesFile:
 def _described(part: Any) -> Any:
     if isinstance(part.get("kind"), str):
         return from_description(part)
-    return {agent: from_description(one) for agent, one in part.items()}
+    known = [agent for agent in part if agent != ANYBODY] or [ANYBODY]
+    return {agent: from_description(part[agent]) for agent in known}
