@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steppe.envs.driven import Acted, Began, Dropped, Earned, Ended, Left
+from steppe.envs.driven import Acted, Began, DrivenRows, Dropped, Earned, Ended, Left
 from steppe.serving.books import WINDOW, Books, Draft
 from steppe.serving.messages import Refused
 from steppe.serving.records import Write, decode_write, encode_write
-from tests.serving.served import Clock, World
+from tests.serving.served import PAIR, Clock, World
 from tests.serving.test_verbs import FakeLog
 
 OBS = np.zeros((1, 2), np.float32)
@@ -147,3 +147,66 @@ def test_records_hold_what_the_books_need():
     books.apply(write)
     again.apply(decode_write(encode_write(write)))
     assert again.snapshot() == books.snapshot()
+
+
+ACTIONS = st.lists(
+    st.tuples(
+        st.sampled_from("ef"),
+        st.sampled_from(["start", "act", "log_returns", "credit", "end", "delete", "report", "many"]),
+        st.integers(-3, 3),
+    ),
+    max_size=60,
+)
+
+
+FIELDS = {
+    "start": lambda x: {},
+    "act": lambda x: {"obs": [0, x], "reward": x},
+    "log_returns": lambda x: {"reward": x},
+    "credit": lambda x: {"reward": x, "step": max(x, 0)},
+    "end": lambda x: {"obs": None if x < 0 else [x, x], "reward": x, "truncated": x > 1},
+    "delete": lambda x: {},
+}
+ROWS_OF = {"act": 1, "many": 1, "report": 2}
+
+
+def asked(world, id, verb, x):
+    """The answer; whatever the verb, it earned ``x``."""
+    act = {"episode_id": id, "obs": [0, x]}
+    if verb == "report":
+        act |= {"verb": "act", "sample": 1, "logp": -1.0, "weights_version": 0}
+        return world.ask("report", items=[act, act | {"reward": x}])
+    if verb == "many":
+        return world.ask("act_many", acts=[act | {"reward": x}])
+    return world.ask({"credit": "log_returns"}.get(verb, verb), episode_id=id, **FIELDS[verb](x))
+
+
+def played(entries):
+    """How many rows a run makes of entries, and the sum of their rewards."""
+    driven = DrivenRows([PAIR], {"agent0": 0})
+    driven.feed(0, entries)
+    rewards = []
+    while steps := driven.poll(0.0):
+        rewards += [reward for step in steps for reward in step.reward.tolist()]
+    return len(rewards), sum(rewards)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ACTIONS)
+def test_entries_are_what_the_rows_of_a_run_are_made_of(actions):
+    """Whatever clients do, a run can play it back; and every reward of an ended episode is in its rows."""
+    world = World(log=FakeLog())
+    owed, rows, rewards = {}, 0, 0
+    for id, verb, x in actions:
+        answer = asked(world, id, verb, x)
+        if not isinstance(answer, dict):
+            assert answer in ("episode_exists", "episode_ended", "unknown_episode", "step_unknown"), answer
+            continue
+        n, reward = owed.get(id, (0, 0))
+        owed[id] = n, reward = (
+            n + ROWS_OF.get(verb, 0),
+            reward + (x if verb not in ("start", "delete") else 0),
+        )
+        if verb == "end" and n:
+            rows, rewards = rows + n + 1, rewards + reward
+    assert played(world.verbs._log.entries) == (rows, rewards)
