@@ -28,9 +28,11 @@ from benchmarks.processes import ROOT, ceiling
 from benchmarks.report import Row
 from benchmarks.serving_load import FIRST_SEQ
 from steppe.envs.driven import Acted, Earned
+from steppe.serving import child
 from steppe.serving.env import PolicyServer
-from steppe.serving.log import Tail
+from steppe.serving.log import Log, Tail
 from steppe.serving.records import decode_write
+from steppe.serving.server import Server
 
 ASKED = os.environ.get("BENCH_ROWS", "").split()
 """Keys of :data:`ROWS`; none: all of them."""
@@ -288,8 +290,16 @@ def mutated_in_process() -> Iterator[Row]:
     """The same without sockets."""
     count = 20_000 if QUICK else 2_000_000
     with Trainer(episode_ttl=5.0) as trainer:
-        heard = serving_core.run(trainer.env._configure(), trainer.env._weights, count)
+        heard = serving_core.run(lambda log: _server(trainer, log), count)
     yield from _of_mutants(f"{count:,} mutants in process", heard.counts, heard.wrong)
+
+
+def _server(trainer: Trainer, log: Log) -> Server:
+    """One in this process, as the server process makes it."""
+    server, _ = child.served(trainer.env._configure(), log=log)
+    for policy, packed in trainer.env._weights.items():
+        server.publish(policy, child._exported(packed))
+    return server
 
 
 def _of_mutants(name: str, counts: dict[str, int], wrong: list[str]) -> Iterator[Row]:

@@ -6,18 +6,19 @@ import asyncio
 import gc
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
 
 from benchmarks.serving_mutants import STATUSES, Mutants, Sent, judged
 from steppe.envs.driven import Acted
-from steppe.serving import child, control
 from steppe.serving.gate import Caller
 from steppe.serving.limits import Limits
 from steppe.serving.log import Log, Tail
 from steppe.serving.records import decode_write
 from steppe.serving.requests import Request
 from steppe.serving.security import SCOPES
+from steppe.serving.server import Server
 
 _TOGETHER = 16
 
@@ -62,14 +63,12 @@ class Ear:
                 self.wrong.append(f"accepted: {sent}"[:500])
 
 
-def run(configure: control.Configure, weights: dict[str, control.Packed], count: int, seed: int = 0) -> Ear:
-    """Send so many mutants, some of them together, to a server as its process has it, log included."""
-    return asyncio.run(_run(configure, weights, count, seed))
+def run(make: Callable[[Log], Server], count: int, seed: int = 0) -> Ear:
+    """Send so many mutants, some of them together, to a server that ``make`` makes around a log."""
+    return asyncio.run(_run(make, count, seed))
 
 
-async def _run(
-    configure: control.Configure, weights: dict[str, control.Packed], count: int, seed: int
-) -> Ear:
+async def _run(make: Callable[[Log], Server], count: int, seed: int) -> Ear:
     ear, mutants = Ear(), Mutants(seed)
 
     def uncaught(loop: Any, context: dict[str, Any]) -> None:
@@ -79,10 +78,8 @@ async def _run(
     asyncio.get_running_loop().set_exception_handler(uncaught)
     with tempfile.TemporaryDirectory() as folder:
         log = Log(Path(folder), snapshot=lambda: server.snapshot())
-        server, _ = child.served(configure, log=log)
+        server = make(log)
         server.recover()
-        for policy, packed in weights.items():
-            server.publish(policy, child._exported(packed))
         ticks = asyncio.create_task(server.run())
         gc.freeze()
         for _ in range(0, count, _TOGETHER):
@@ -111,7 +108,7 @@ def _records(tail: Tail, end: int) -> Any:
         yield from records
 
 
-async def _started(ear: Ear, server: Any, mutants: Mutants, framed: bool) -> bool:
+async def _started(ear: Ear, server: Server, mutants: Mutants, framed: bool) -> bool:
     """Begin an episode, perhaps as another client."""
     for _ in range(2):
         before = ear.counts["200"]
@@ -122,7 +119,7 @@ async def _started(ear: Ear, server: Any, mutants: Mutants, framed: bool) -> boo
     return False
 
 
-async def _asked(ear: Ear, server: Any, several: list[Sent]) -> None:
+async def _asked(ear: Ear, server: Server, several: list[Sent]) -> None:
     """Send requests, and wait until all of them are answered."""
     for sent in several:
         server(ear.request(sent))

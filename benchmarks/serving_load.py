@@ -244,6 +244,7 @@ class Load:
             if now > checked + 1.0:
                 checked = now
                 self._look(now)
+        self._poll.close()
 
     def _heard(self, asker: Asker, last: int) -> None:
         try:
@@ -329,6 +330,8 @@ def number(port: int, token: str, *, clients: int = 8, batches: int = 8000) -> d
     askers = [reporting(port, token, client) for client in range(clients)]
     load = Load(askers, http_answer, 0.0)
     load.run(float("inf"), batches)
+    for asker in askers:
+        asker.made.close()
     return load.told(1.0)
 
 
@@ -394,6 +397,9 @@ def attack(
             poll.unregister(fd)
             with contextlib.suppress(OSError), made:
                 seen[made.recv(4096)[9:12].decode("latin-1") or "closed"] += 1
+    for made in open_ones.values():
+        made.close()
+    poll.close()
     return {"sent": sent, "large": larges, "slow": len(slow_fds), "seen": seen}
 
 

@@ -18,7 +18,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, Self, final
 
 import msgspec
 
@@ -356,6 +356,13 @@ class Sender:
         self._port, self._token, self._mutants = port, token, Mutants(seed)
         self._made: dict[bool, socket.socket] = {}
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for made in self._made.values():
+            made.close()
+
     def send(self, count: int) -> None:
         """So many of them; every now and then a request that is right."""
         rng = self._mutants.rng
@@ -487,6 +494,6 @@ def _frames(data: bytes) -> Iterator[Sent]:
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
     count = given.pop("count")
-    sender = Sender(**given)
-    sender.send(count)
+    with Sender(**given) as sender:
+        sender.send(count)
     print(json.dumps({"counts": sender.counts, "approved": [*sender.approved], "wrong": sender.wrong[:20]}))
