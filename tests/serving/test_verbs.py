@@ -13,6 +13,8 @@ from steppe.envs.driven import Acted, Began, Dropped, Earned, Ended, Left
 from steppe.serving.books import Books
 from steppe.serving.facts import Settings
 from steppe.serving.records import decode_write
+from steppe.serving.values import column_of
+from steppe.spaces import BoxSpec, DictSpec, TupleSpec
 from steppe.types import DEFAULT_POLICY, SpacePair
 from tests.serving.served import FLAT, FOUR, MASKED, PAIR, SumPolicy, World
 
@@ -166,6 +168,20 @@ def test_arrays_may_come_as_bytes():
         {"x": 1},
     ):
         assert world.refusal("act", episode_id="e", obs=array | wrong)[0] == "out_of_space", wrong
+
+
+def test_true_and_false_are_what_a_box_of_them_holds():
+    flags = BoxSpec((2,), np.dtype(np.bool_), False, True)
+    for spec, value, fits in (
+        (flags, [True, False], True),
+        (flags, [2, 0], False),
+        (FLAT, [True, 1], False),
+        (DictSpec((("f", flags), ("x", FLAT))), {"f": [True, True], "x": [1, 2]}, True),
+        (DictSpec((("f", flags), ("x", FLAT))), {"f": [True, True], "x": [[1], False]}, False),
+        (TupleSpec((FOUR, flags)), [3, [False, True]], True),
+        (TupleSpec((FOUR, flags)), [False, [False, True]], False),
+    ):
+        assert (column_of(spec, [value], ["obs"])[1] == []) is fits, value
 
 
 # --- many agents ------------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ def _has_truth(value: Any) -> bool:
 def _plain(spec: Spec, value: Any, path: str) -> Any:
     """``value`` with its ``{dtype, shape, bytes}`` as arrays."""
     match spec:
-        case DiscreteSpec() | MultiDiscreteSpec() | BoxSpec() if _has_truth(value):
+        case DiscreteSpec() | MultiDiscreteSpec() | BoxSpec() if spec.dtype.kind != "b" and _has_truth(value):
             raise Refused("out_of_space", f"{path}: expected numbers, got true or false")
         case BoxSpec() | DiscreteSpec() | MultiDiscreteSpec() | MultiBinarySpec():
             return _array(value, path) if type(value) is dict else value
