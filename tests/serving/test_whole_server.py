@@ -189,6 +189,13 @@ def test_a_learner_that_is_stuck_and_a_disk_that_takes_nothing_are_told(tmp_path
             assert (await waiting).body == {"episode_id": "e"}
             assert (await live.http("GET", "/readyz")).status == 200
 
+            live.log._most_bytes, most = 10, live.log._most_bytes
+            assert (await live.post("start")).body["code"] == "not_ready"
+            assert (await live.http("GET", "/readyz")).status == 503
+            live.log._most_bytes = most
+            assert (await live.post("start")).status == 200
+            assert (await live.http("GET", "/readyz")).status == 200
+
     asyncio.run(main())
 
 

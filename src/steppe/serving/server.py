@@ -293,7 +293,7 @@ class Server:
         try:
             self._verbs.expire()
         except Refused as refused:
-            logger.warning("episodes cannot be ended: %s", refused.message)
+            logger.debug("episodes cannot be ended: %s", refused.message)  # readyz says so, too
         self._verbs.go_on()
         if self._log is not None and not self._syncing and self._clock() - self._last_sync > 4 * _TICK:
             self._log.touch()
@@ -350,8 +350,7 @@ class Server:
             reasons.append(f"no weights yet for {', '.join(missing)}")
         if self._facts.training and (silent := self._clock() - self._beat) >= _SILENCE:
             reasons.append(f"the learner has given no sign for {silent:.0f} s")
-        if self._unwritable:
-            reasons.append(self._unwritable)
+        reasons += filter(None, (self._unwritable, self._verbs.full))
         if self._draining:
             reasons.append("the server is shutting down")
         return {

@@ -58,6 +58,7 @@ class Verbs:
         versions: of the weights.
         waiting: requests that wait for :meth:`mapped`.
         taken: position in the log up to which the learner has taken what is there.
+        full: why the log takes nothing, if it does not.
         counts: what was odd, by name.
     """
 
@@ -75,7 +76,7 @@ class Verbs:
         self.books, self.versions = Books(settings.most_clients, clock), Versions(actors, settings.guard)
         self.books.on_end = self._ended
         self.waiting: list[Job] = []
-        self.taken = 0
+        self.taken, self.full = 0, ""
         self.counts = dict.fromkeys(("stale", "expired", "rows"), 0)
         self._mapped: dict[int, dict[AgentID, str | None]] = {}
         self._reader = Reader(facts)
@@ -146,7 +147,9 @@ class Verbs:
                 raise Refused("malformed", f"info: cannot be kept: {error}") from None
             try:
                 self._log.append(record)
+                self.full = ""
             except LogFullError as error:
+                self.full = str(error)
                 raise Refused("not_ready", f"the server's log takes no more: {error}", 10) from None
         self.books.apply(write)
 
