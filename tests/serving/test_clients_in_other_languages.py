@@ -37,7 +37,7 @@ class Driver:
 
     def connect(self, address: str, **options: Any) -> Driver:
         """Makes another client, and closes the one before it."""
-        self._say({"address": address, "options": {"timeout": 5, **options}})
+        self._say({"address": address, "options": {"timeout": 20, **options}})
         return self
 
     def _say(self, line: Any) -> None:
@@ -78,8 +78,15 @@ class Driver:
 
     def end(self) -> None:
         """Lets the process come to its end."""
-        self._process.communicate(timeout=10)
-        assert self._process.returncode == 0
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        try:
+            assert self._process.wait(5) == 0
+        except subprocess.TimeoutExpired:  # Mono at times does not get beyond the end of Main
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
 
 
 @pytest.fixture(scope="module")
