@@ -18,9 +18,9 @@ from steppe.serving.control import (
     Consumed,
     Failed,
     Frames,
-    Listening,
     Map,
     Mapped,
+    Opened,
     Publish,
     Stop,
     framed,
@@ -68,10 +68,10 @@ def main(control, listening):
                 line.sendall(framed(Failed("no")))
                 return
             if ttl == 2.0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                return
             deaf = ttl == 3.0
             threading.Thread(target=serve, args=(listener, known, line), daemon=True).start()
-            line.sendall(framed(Listening("log", 0)))
+            line.sendall(framed(Opened("log", 0)))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +17,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from websockets.sync.client import connect
 
 import steppe
 from steppe import checkpoint
@@ -175,12 +178,14 @@ def kill_and_count(run, *, clients, episodes, length, kills, pause):
     ]
     for thread in threads:
         thread.start()
-    rows, killed = [], 0
+    rows, killed, known = [], 0, 0
     while any(thread.is_alive() for thread in threads):
         rows += run.rows(pause, until=lambda rows: False)
-        if killed < kills:
-            killed += 1
-            os.kill(run.env._process.pid, signal.SIGKILL)
+        if killed < kills and len(acknowledged) > known:
+            known = len(acknowledged)
+            with contextlib.suppress(ProcessLookupError):  # just between two
+                os.kill(run.env._process.pid, signal.SIGKILL)
+                killed += 1
     for thread in threads:
         thread.join()
     missing = clients * episodes - sum(bool(row[5]) for row in rows)
@@ -201,7 +206,7 @@ def test_a_server_that_is_killed_loses_nothing_and_doubles_nothing(running):
 @pytest.mark.slow
 def test_two_hundred_kills(running):
     run = running(PolicyServer(port=0))
-    acknowledged, rows, _ = kill_and_count(run, clients=8, episodes=2_700, length=4, kills=200, pause=0.3)
+    acknowledged, rows, _ = kill_and_count(run, clients=8, episodes=2_700, length=4, kills=200, pause=0.6)
     assert run.env._process.restarts >= 190
     assert Counter(row[4] for row in rows if row[2] > 0) == Counter(acknowledged)
 
@@ -225,6 +230,7 @@ def test_a_run_that_is_restored_reads_the_log_from_where_it_was(running, asking,
 
     again = running(PolicyServer(port=0, log_dir=log))
     assert again.env.set_state(state) == []
+    again.publish(1)
     assert sorted(again.rows(until=ended(2))) == sorted(late)
     assert sorted(row[4] for row in late if row[2] > 0) == [4.0, 7.0, 9.0]
     assert again.env.env_steps == 5
@@ -245,6 +251,7 @@ def test_a_run_whose_log_is_gone_says_so_and_goes_on(running, asking, tmp_path):
     other = running(PolicyServer(port=0, log_dir=tmp_path / "two"))
     (note,) = other.env.set_state(state)
     assert "another one than the run's" in note
+    other.publish(1)
     asking(other.env._server.address, "d").play([[1, 1]], [1.0])
     assert [row[4] for row in other.rows(until=ended(1))] == [0.0, 1.0]
 
@@ -385,6 +392,40 @@ def test_a_server_process_that_is_told_to_end_is_replaced_when_it_has_answered(r
     assert gone_within(5, pid)
 
 
+def test_messages_over_a_websocket(running):
+    run = running(PolicyServer(port=0))
+    with connect(f"ws://{served(run).partition('//')[2]}/v1/socket") as line:
+        for seq, message in enumerate(
+            ({"verb": "start", "episode_id": "e"}, {"verb": "act", "episode_id": "e", "obs": [0, 1]}), start=1
+        ):
+            line.send(json.dumps({"id": seq, "client": "c", "epoch": 1, "seq": seq, **message}))
+            told = json.loads(line.recv(timeout=10))
+            assert (told["id"], told["status"]) == (seq, 200)
+    assert told["action"] == 1
+
+
+def test_clients_are_let_in_with_the_restored_weights_only(running, asking, tmp_path):
+    run = running(PolicyServer(port=0, log_dir=tmp_path))
+    asking(served(run)).play([[1, 1]], [1.0])
+    run.rows(until=ended(1))
+    state = run.env.get_state()
+    run.env.close()
+    run = running(PolicyServer(port=0, log_dir=tmp_path))
+    run.env.set_state(state)
+    waiting = socket.create_connection(run.env._listener.getsockname())
+    with waiting:
+        waiting.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        waiting.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            waiting.recv(1)
+        run.publish(7)
+        assert waiting.recv(12) == b"HTTP/1.1 200"
+    client = asking(run.env.address, "d")
+    client.say("start", episode_id="f")
+    assert client.say("act", episode_id="f", obs=[1, 0], full=True)["weights_version"] == 7
+    assert [one["version"] for one in client.ask("GET", "/v1/versions")[1]["versions"]] == [7]
+
+
 def test_tokens_and_tls(running, asking, tmp_path):
     cert, key = make_cert(tmp_path / "tls", ["127.0.0.1"])
     make_token_file(tmp_path / "tokens.txt")
@@ -450,6 +491,7 @@ seen = []
 if len(sys.argv) > 3:
     owners, meta = checkpoint.load(sys.argv[3])
     assert run.env.set_state(owners["env"]) == []
+    run.publish(1)
     seen = meta["seen"]
 number = len(sys.argv) > 3 and int(sys.argv[3].rpartition("-")[2])
 while True:

@@ -22,9 +22,9 @@ from steppe.serving.control import (
     Consumed,
     Counts,
     Frames,
-    Listening,
     Map,
     Mapped,
+    Opened,
     Packed,
     Publish,
     Said,
@@ -100,7 +100,7 @@ def test_a_process_that_dies_is_replaced_under_the_same_address_and_knows_the_ne
         until(lambda: say("beats") != "0")
     assert made.restarts == 3
     assert made.failed is None
-    assert [type(one) for one in heard] == [Listening] * 4
+    assert [type(one) for one in heard] == [Opened] * 4
 
 
 def test_it_is_asked_and_answered(started):
@@ -175,7 +175,7 @@ MESSAGES = [
     Mapped(3, 1, None),
     Beat(),
     Stop(),
-    Listening("id", 7),
+    Opened("id", 7),
     Synced(1 << 40),
     Map("left", 2),
     Said(30, "careful"),

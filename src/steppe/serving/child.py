@@ -153,6 +153,8 @@ class _Child:
         self.log = _opened(Path(configure.settings.log_dir), lambda: self.server.snapshot())
         self.server, self.transport = served(configure, log=self.log, ask=self._ask, synced=self._note)
         self.server.recover()
+        self._tell(control.Opened(self.log.id, self.log.end))
+        self._note(self.log.synced)
 
     def take(self, message: Any) -> None:
         """Do what the trainer says."""
@@ -173,8 +175,6 @@ class _Child:
         """Let clients in."""
         await self.transport.listen(sock=listener)
         self.listening = True
-        self._tell(control.Listening(self.log.id, self.log.end))
-        self._note(self.log.synced)
 
     async def end(self) -> None:
         """Answer what is under way, and leave the log as it should be."""

@@ -124,8 +124,8 @@ class Stop(msgspec.Struct, tag=True, frozen=True):
     """Answer what is under way, write the log, and end."""
 
 
-class Listening(msgspec.Struct, tag=True, frozen=True):
-    """Clients are let in.
+class Opened(msgspec.Struct, tag=True, frozen=True):
+    """The log is open; clients are let in as soon as there are weights.
 
     Attributes:
         log: id of the log, which was recovered.
@@ -169,11 +169,11 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
 
 
 ToServer: TypeAlias = Configure | Publish | Consumed | Mapped | Beat | Stop
-ToTrainer: TypeAlias = Listening | Synced | Map | Said | Counts | Failed
+ToTrainer: TypeAlias = Opened | Synced | Map | Said | Counts | Failed
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(
-    Configure | Publish | Consumed | Mapped | Beat | Stop | Listening | Synced | Map | Said | Counts | Failed
+    Configure | Publish | Consumed | Mapped | Beat | Stop | Opened | Synced | Map | Said | Counts | Failed
 ).decode
 
 

@@ -224,7 +224,7 @@ class ServedRows:
         self._served: dict[str, control.Served] = {}
         self._tail: Tail | None = None
         self._changed, self._taking = threading.Condition(), threading.Lock()
-        self._listening: control.Listening | None = None
+        self._log_opened: control.Opened | None = None
         self._synced = self._deletable = 0
         self._saved: int | None = None
         self._folder, self._closed = Path(), False
@@ -261,8 +261,12 @@ class ServedRows:
                 self._served[id] = self._described(id, policy, told)
             packed[id] = control.Packed.of(new.version, told["arrays"], dict(new.scalars))
         self._weights |= packed
+        self._publish(packed)
+
+    def _publish(self, weights: dict[str, control.Packed]) -> None:
+        """Act with these; the first ones let clients in, and are not those from before a restoration."""
         if self._process is not None:
-            self._process.publish(packed)
+            self._process.publish(weights)
 
     def _described(self, id: str, policy: Policy, told: State) -> control.Served:
         """A policy as the process has it; that can be made of it is tried here."""
@@ -311,7 +315,6 @@ class ServedRows:
         self._folder = folder.absolute()
         self._settings = msgspec.structs.replace(self._settings, log_dir=str(self._folder))
         self._process = ServerProcess(self._configure(), self._listener, self._heard)
-        self._process.publish(self._weights)
         return self._begun(self._process).end
 
     def _read_from(self, position: int) -> None:
@@ -321,16 +324,16 @@ class ServedRows:
             self._thread = threading.Thread(target=self._take, name="steppe-served", daemon=True)
             self._thread.start()
 
-    def _begun(self, process: ServerProcess) -> control.Listening:
+    def _begun(self, process: ServerProcess) -> control.Opened:
         until = time.monotonic() + _BEGIN_S
         with self._changed:
-            while self._listening is None:
+            while self._log_opened is None:
                 self._changed.wait(_WAIT_S)
                 if process.failed is not None:
                     raise process.failed
                 if time.monotonic() > until:
-                    raise ConfigError(f"the server process has not begun to listen within {_BEGIN_S:.0f} s")
-            return self._listening
+                    raise ConfigError(f"the server process has not opened its log within {_BEGIN_S:.0f} s")
+            return self._log_opened
 
     def _heard(self, message: control.ToTrainer) -> None:
         """Of the process; in its thread."""
@@ -339,10 +342,10 @@ class ServedRows:
                 with self._changed:
                     self._synced = max(position, self._synced)
                     self._changed.notify_all()
-            case control.Listening():
+            case control.Opened():
                 with self._changed:
                     self._counts += Counter(self._newest)
-                    self._newest, self._listening = {}, self._listening or message
+                    self._newest, self._log_opened = {}, self._log_opened or message
                     self._changed.notify_all()
             case control.Map(agent=agent, episode=number):
                 self._answer(agent, number)
@@ -435,6 +438,7 @@ class ServedRows:
         """
         if self._process is None:
             self._read_from(self._start())
+            self._publish(self._weights)
         return self._rows.poll(timeout)
 
     def send_actions(self, slots: IntArray, actions: Tree) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import Any, final
 import steppe
 from steppe.errors import ConfigError, RunnerError
 from steppe.serving import control
-from steppe.serving.control import Beat, Configure, Consumed, Failed, Line, Listening, Publish, Stop
+from steppe.serving.control import Beat, Configure, Consumed, Failed, Line, Opened, Publish, Stop
 
 logger = logging.getLogger("steppe")
 
@@ -26,7 +27,7 @@ _GRACE_S = 3.0
 """How long a process may take to answer what is under way, before it is killed."""
 _CHILD = ("-P", "-m", "steppe.serving.child")  # -P: what lies in this folder hides no library
 _MOST_STILLBORN = 10
-"""Processes in a row that may die before they listen; the next one would, too."""
+"""Processes in a row that may fail before they open the log; the next one would, too."""
 _PAUSE_S = 0.05
 """Before the process after one of these, times their number."""
 
@@ -117,7 +118,7 @@ class ServerProcess:
                     return
                 if stillborn >= _MOST_STILLBORN:
                     self.failed = RunnerError(
-                        f"{stillborn} server processes in a row ended before they let clients in; what they "
+                        f"{stillborn} server processes in a row ended before they opened the log; what they "
                         "said stands above"
                     )
                     return
@@ -128,9 +129,9 @@ class ServerProcess:
             self.failed = error
 
     def _serve(self) -> bool:
-        """One process, from its start to its end; whether it let clients in."""
+        """One process, from its start to its end; whether it did not fail by itself at once."""
         ours, theirs = socket.socketpair()
-        line, listened = Line(ours), False
+        line, opened = Line(ours), False
         with theirs:
             process = _started(theirs, self._listener)
         try:
@@ -145,7 +146,7 @@ class ServerProcess:
                     self._tell(Stop())
             for messages in self._beats(line):
                 for message in messages:
-                    listened = listened or isinstance(message, Listening)
+                    opened = opened or isinstance(message, Opened)
                     if isinstance(message, Failed):
                         self.failed = ConfigError(message.text)
                     self._heard(message)
@@ -154,7 +155,7 @@ class ServerProcess:
                 self._line = None
             line.close()
             _ended(process)
-        return listened
+        return opened or process.returncode == -signal.SIGKILL
 
     def _beats(self, line: Line) -> Iterator[list[Any]]:
         """What comes, and a sign of life to the process every second; until nothing comes any more."""
