@@ -197,6 +197,20 @@ def test_agents_come_and_go_and_have_policies(connected):
     assert mapping.told == [("x", "a"), ("y", "b"), ("z", "a")]  # so that the sampler says the same
 
 
+def test_another_policy_goes_on_where_one_leaves(connected):
+    policies = {"a": Doubling(remembers=True), "b": Doubling(remembers=True)}
+    env, rows = connected(ManyWaiting(), policies, Mapping({"x": "a", "y": "b"}))
+    id = env.start_episode()
+    env.get_action(id, {"x": 1.0, "y": 1.0})
+    rows.mapping = Mapping({"x": "a", "y": "a"})
+    del policies["b"]
+    rows.set_weights({"a": Weights(8, np.zeros(1))}, True)
+    assert env.get_action(id, {"x": 1.0, "y": 1.0}) == {"x": 9, "y": 9}
+    env.end_episode(id, None)
+    steps = [step for _ in range(2) for step in rows.poll()]
+    assert [step.decision.state["count"].tolist() for step in steps] == [[1.0], [1.0], [2.0, 1.0]]
+
+
 def test_agents_have_spaces_of_their_own(connected):
     env = ManyWaiting()
     env.observation_space = {"x": BOX, "y": gymnasium.spaces.Box(-9, 9, (2,), np.float32)}

@@ -141,7 +141,7 @@ def test_what_has_no_use_for_it_is_refused():
         def send_actions(self, action_dict):
             raise AssertionError
 
-    with pytest.raises(ConfigError, match="is a BaseEnv; put the mask into the observation"):
+    with pytest.raises(ConfigError, match="is a BaseEnv or external; put the mask into the observation"):
         steppe.PPOConfig(env=lambda config: Base(), **SMALL).build()
 
 

@@ -104,7 +104,13 @@ class Decider(Protocol):
     """An env that chooses by itself, with the policies of the run: its rows are decided.
 
     It is told of in ``registry.build(..., decides=)``, begun with once, and given all weights.
+
+    Attributes:
+        mapping: the run's ``PolicyMapping``, which tells the policy of a SlotInfo; another one is put here
+            when a policy leaves.
     """
+
+    mapping: Any
 
     def begin(
         self,
@@ -119,7 +125,7 @@ class Decider(Protocol):
 
         Args:
             policies: by id.
-            mapping: the run's ``PolicyMapping``, which tells the policy of a SlotInfo.
+            mapping: see there.
             rng: where noise comes from.
             whole: rows of an episode come when it is over.
             evaluation: nobody learns from them; what was begun with older weights does not count.

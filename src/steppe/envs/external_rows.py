@@ -170,15 +170,16 @@ class Desk:
 
     def _enter(self, episode: _Open, agent: AgentID) -> None:
         """Somebody observes something, maybe for the first time."""
-        if agent in episode.policies:
-            if agent in episode.left:
-                text = f"obs has agent {agent!r}, which has left; who comes back needs another id"
-                raise self._error("E405", text, episode, agent)
+        if agent in episode.left:
+            text = f"obs has agent {agent!r}, which has left; who comes back needs another id"
+            raise self._error("E405", text, episode, agent)
+        if episode.policies.get(agent) in self._rows.mapping.ids:  # else it may have left the run
             return
         if (wrong := misnamed(agent)) is not None:
             raise self._error("E407", f"obs has the agent {wrong}", episode)
         info = SlotInfo(-1, self._index, agent, episode.number, 0)
         episode.policies[agent], episode.spaces[agent] = self._rows.who(info)
+        episode.states.pop(agent, None)
         episode.earned.setdefault(agent, 0.0)
 
     def _column(self, episode: _Open, agent: AgentID, obs: Any) -> Tree:
@@ -326,8 +327,8 @@ class ExternalRows:
             raise ConfigError(f"{what}: {self._kind} runs its episodes by itself; {fix}")
         if decides is None:
             raise ConfigError(
-                f"{self._kind} runs by itself, with the policies of a run in its process: give it to a config "
-                "as env=, without remote_worker_envs=True or on_env_error='restart'"
+                f"{self._kind} acts with the policies of a run in its own process: give it to a config as "
+                "env=, without remote_worker_envs=True or on_env_error='restart'"
             )
         given = (told.observation_space, told.action_space)
         self._spaces = AgentSpaces([_Spaces(env) for env in envs], given, told.max_sequence_length, pair_for)
@@ -339,7 +340,8 @@ class ExternalRows:
         self.driven = DrivenRows(self._spaces.pairs, self.agents, len(envs), waiting=waiting)
         self.num_envs, self.env_steps, self.spaces = len(envs), 0, self._spaces.pairs
         self.policies: Mapping[str, Policy] = {}
-        self._mapping: Any = None
+        self._all: Mapping[str, Policy] = {}
+        self.mapping: Any = None
         self._weights: dict[str, tuple[int, Any]] = {}
         self._explore, self._evaluation, self._closed = True, False, False
         self._desks = [Desk(self, i, env) for i, env in enumerate(envs)]
@@ -363,7 +365,8 @@ class ExternalRows:
         evaluation: bool,
     ) -> None:
         """See :class:`~steppe.envs.driven.Decider`."""
-        self.policies, self._mapping, self._rng = policies, mapping, rng
+        self._all, self.mapping, self._rng = policies, mapping, rng
+        self.policies = {**policies}
         self.driven.whole, self.driven.in_order, self._evaluation = (
             whole or evaluation,
             evaluation,
@@ -373,21 +376,22 @@ class ExternalRows:
 
     def set_weights(self, weights: Mapping[str, Weights], explore: bool) -> None:
         """See :class:`~steppe.envs.driven.Decider`."""
+        self.policies = {**self.policies, **self._all}  # who leaves the run may be acting just now
         loaded = {id: (new.version, self.policies[id].load(new)) for id, new in weights.items()}
         self._explore, self._weights = explore, {**self._weights, **loaded}
         if self._evaluation:
             self.driven.forget()
 
     def _opened(self, info: SlotInfo, policy: str) -> None:
-        if len(self._mapping.ids) > 1:
-            self._mapping.ahead(info, policy)
+        if len(self.mapping.ids) > 1:
+            self.mapping.ahead(info, policy)
 
     def who(self, info: SlotInfo) -> tuple[str, int]:
         """Policy and space pair of somebody who comes."""
         with self._lock:
             space = self._spaces.of(info)
             self.driven.know(info.agent, space, self._spaces.pairs)
-        return self._mapping(info), space
+        return self.mapping(info), space
 
     def choose(self, policy: str, column: Tree, state: Tree) -> tuple[Any, tuple[Any, ...]]:
         """An action for the env, and sample, logp, version and state."""

@@ -198,6 +198,8 @@ class LocalRunner:
             self.mapping = before
             raise
         del self.spaces[id]
+        for decider in self._deciders:
+            decider.mapping = self.mapping
 
     def set_weights(self, weights: Mapping[str, Weights], explore: bool | None = None) -> None:
         """Act with these from now on, and ``explore``, or as before."""
