@@ -428,16 +428,19 @@ class Sender:
                 self.wrong.append(f"no end after {data!r}"[:500])
             except OSError:
                 self.counts["reset"] += 1
+        told = [*(_frames(data) if framed else _requests(data))]
+        # What was right may be carried out before the rest ends the connection, and its answer with it.
+        self.approved |= {who for one in told if (who := judged(one)) is not None}
+        self.counts["closed"] += not heard
         if framed:
-            self._heard_frames(heard, [*_frames(data)])
-        else:
-            self.counts["closed"] += not heard
-            while b"\r\n\r\n" in heard:
-                first, _, rest = heard.partition(b"\r\n\r\n")
-                found = re.search(rb"content-length: (\d+)", first.lower())
-                size = int(found[1]) if found else 0
-                self._note(int(first[9:12]), rest[:size], [*_requests(data)])
-                heard = rest[size:]
+            self._heard_frames(heard, told)
+            return
+        while b"\r\n\r\n" in heard:
+            first, _, rest = heard.partition(b"\r\n\r\n")
+            found = re.search(rb"content-length: (\d+)", first.lower())
+            size = int(found[1]) if found else 0
+            self._note(int(first[9:12]), rest[:size], told)
+            heard = rest[size:]
 
     def _heard_frames(self, heard: bytes, sent: list[Sent]) -> None:
         while heard[:1] in (b"\x81", b"\x82") and (answer := socket_answer(heard)) is not None:
