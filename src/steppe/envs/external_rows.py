@@ -8,7 +8,6 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
@@ -19,6 +18,7 @@ from steppe.envs.driven import HELD_ROWS, Acted, Began, DrivenRows, Dropped, Ear
 from steppe.envs.external import About, ClosedError, ExternalEnv
 from steppe.envs.guards import Guard, Limits, Place, show
 from steppe.envs.multi_agent import ALL, MultiAgentEnv, misnamed
+from steppe.envs.stories import Open
 from steppe.errors import ConfigError, IdleError
 from steppe.seeding import SMALLEST_NOISE
 from steppe.types import (
@@ -63,22 +63,6 @@ class _Spaces(MultiAgentEnv):
         raise NotImplementedError
 
 
-@dataclass(slots=True)
-class _Open:
-    """An open episode: what is asked of whoever tells something of it."""
-
-    id: str
-    number: int
-    training: bool
-    t: int = -1
-    turns: deque[frozenset[AgentID]] = field(default_factory=lambda: deque(maxlen=HELD_ROWS))
-    policies: dict[AgentID, str] = field(default_factory=dict)
-    spaces: dict[AgentID, int] = field(default_factory=dict)
-    states: dict[AgentID, Tree] = field(default_factory=dict)
-    earned: dict[AgentID, float] = field(default_factory=dict)
-    left: set[AgentID] = field(default_factory=set)
-
-
 @final
 class Desk:
     """Judges and answers what one external env asks and tells, in the threads of the user."""
@@ -86,7 +70,7 @@ class Desk:
     def __init__(self, rows: ExternalRows, index: int, env: ExternalEnv) -> None:
         self._rows, self._index, self._env = rows, index, env
         self._lock = threading.Lock()
-        self._open: dict[str, _Open] = {}
+        self._open: dict[str, Open] = {}
         self._ended: dict[str, None] = {}
 
     def start(self, id: str | None, training: bool) -> str:
@@ -107,31 +91,33 @@ class Desk:
                 raise ValueError(
                     f"start_episode: {most} episodes are open, which is max_concurrent; end one first"
                 )
-            self._open[id] = _Open(id, rows.driven.numbers[self._index], bool(training))
+            self._open[id] = Open(
+                id, rows.driven.numbers[self._index], bool(training), deque(maxlen=HELD_ROWS)
+            )
             self._tell([Began(id, bool(training))])
         return id
 
     def _tell(self, entries: Sequence[Entry]) -> None:
         self._rows.driven.feed(self._index, entries)
 
-    def _episode(self, id: str, what: str) -> _Open:
+    def _episode(self, id: str, what: str) -> Open:
         self._rows.check_open()
         if (episode := self._open.get(id)) is None:
             why = "has ended" if id in self._ended else "was not begun"
             raise ValueError(f"{what}: episode {id!r} {why}; start_episode() gives an id")
         return episode
 
-    def _by_agent(self, value: Any, what: str, episode: _Open) -> dict[AgentID, Any]:
+    def _by_agent(self, value: Any, what: str, episode: Open) -> dict[AgentID, Any]:
         if not self._env.many:
             return {SINGLE_AGENT: value}
         if not isinstance(value, Mapping):
             raise self._error("E301", f"{what}: got {show(value)}; give a dict by agent", episode)
         return dict(value)
 
-    def _error(self, code: str, text: str, episode: _Open, agent: AgentID | None = None) -> Exception:
+    def _error(self, code: str, text: str, episode: Open, agent: AgentID | None = None) -> Exception:
         return self._rows.guard.error(code, text, self._place(episode, agent))
 
-    def _place(self, episode: _Open, agent: AgentID | None = None) -> Place:
+    def _place(self, episode: Open, agent: AgentID | None = None) -> Place:
         return Place(self._index, episode.number, episode.t + 1, None, agent if self._env.many else None)
 
     def act(self, id: str, obs: Any, logged: tuple[Any] | None) -> tuple[Any, About]:
@@ -168,7 +154,7 @@ class Desk:
             return actions, About(episode.t, logps, versions)
         return actions.get(SINGLE_AGENT), About(episode.t, logps[SINGLE_AGENT], versions[SINGLE_AGENT])
 
-    def _enter(self, episode: _Open, agent: AgentID) -> None:
+    def _enter(self, episode: Open, agent: AgentID) -> None:
         """Somebody observes something, maybe for the first time."""
         if agent in episode.left:
             text = f"obs has agent {agent!r}, which has left; who comes back needs another id"
@@ -182,11 +168,11 @@ class Desk:
         episode.states.pop(agent, None)
         episode.earned.setdefault(agent, 0.0)
 
-    def _column(self, episode: _Open, agent: AgentID, obs: Any) -> Tree:
+    def _column(self, episode: Open, agent: AgentID, obs: Any) -> Tree:
         spec = self._rows.pairs[episode.spaces[agent]].observation
         return self._rows.guard.observations(spec, [obs], lambda _: self._place(episode, agent))
 
-    def _state(self, episode: _Open, agent: AgentID) -> Tree:
+    def _state(self, episode: Open, agent: AgentID) -> Tree:
         if agent in episode.states:
             state = episode.states[agent]
         else:
@@ -195,7 +181,7 @@ class Desk:
             state = {**state, "reward": np.full_like(state["reward"], episode.earned[agent])}
         return state
 
-    def _chosen(self, episode: _Open, agent: AgentID, column: Tree, state: Tree) -> tuple[Any, ...]:
+    def _chosen(self, episode: Open, agent: AgentID, column: Tree, state: Tree) -> tuple[Any, ...]:
         """Env action, and the rest of an :class:`Acted` row."""
         try:
             action, choice = self._rows.choose(episode.policies[agent], column, state)
@@ -205,7 +191,7 @@ class Desk:
         return action, *choice
 
     def _logged(
-        self, episode: _Open, agent: AgentID, column: Tree, state: Tree, action: Any, spec: Any
+        self, episode: Open, agent: AgentID, column: Tree, state: Tree, action: Any, spec: Any
     ) -> tuple[Any, ...]:
         """The rest of an :class:`Acted` row whose action is the user's."""
         try:
@@ -242,7 +228,7 @@ class Desk:
         if episode.training:
             self._tell([*entries, *(Left(id, agent) for agent in gone)])
 
-    def _check_credit(self, episode: _Open, agent: AgentID, step: int | None) -> None:
+    def _check_credit(self, episode: Open, agent: AgentID, step: int | None) -> None:
         """Raise if an agent, or a decision of it, cannot be credited."""
         if agent not in episode.policies:
             known = ", ".join(map(repr, episode.policies)) or "nobody yet"

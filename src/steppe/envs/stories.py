@@ -87,6 +87,35 @@ class Story:
         del self.newest[agent]
 
 
+@dataclass(slots=True)
+class Open:
+    """An open episode of an external env: what is asked of whoever tells something of it.
+
+    Attributes:
+        id: as the user names it.
+        number: counts the episodes of its env.
+        training: whether it becomes rows.
+        turns: who acted in the newest steps.
+        t: the newest step.
+        policies: who acts for each agent that came.
+        spaces: index of their space pairs.
+        states: what policies remember.
+        earned: rewards since an agent's newest row.
+        left: agents that are done.
+    """
+
+    id: str
+    number: int
+    training: bool
+    turns: deque[frozenset[AgentID]]
+    t: int = -1
+    policies: dict[AgentID, str] = field(default_factory=dict)
+    spaces: dict[AgentID, int] = field(default_factory=dict)
+    states: dict[AgentID, Tree] = field(default_factory=dict)
+    earned: dict[AgentID, float] = field(default_factory=dict)
+    left: set[AgentID] = field(default_factory=set)
+
+
 def joined(trees: Sequence[Tree]) -> Tree:
     """Columns as one."""
     if len(trees) == 1:
