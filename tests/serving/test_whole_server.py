@@ -16,7 +16,7 @@ from steppe.serving.log import LogWriteError, Tail
 from steppe.serving.records import decode_write
 from steppe.types import DEFAULT_POLICY
 from tests.serving.live import MSGPACK, Live, say
-from tests.serving.served import PAIR, SumPolicy
+from tests.serving.served import EVERY_SCOPE, PAIR, SumPolicy
 
 
 @pytest.mark.parametrize("kind", ["application/json", MSGPACK])
@@ -250,3 +250,28 @@ def test_what_has_its_time_goes_on_after_a_fault(caplog, monkeypatch):
 
     asyncio.run(main())
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_an_answer_that_cannot_be_given_keeps_no_other_waiting(tmp_path, caplog):
+    async def main():
+        async with Live(folder=tmp_path / "log") as live:
+
+            class Gone:
+                verb, kind, accept, query, etag, request_id = "start", "json", "json", {}, None, "r1"
+                body = b'{"client":"gone","epoch":0,"seq":1}'
+
+                class caller:  # noqa: N801
+                    scopes = EVERY_SCOPE
+
+                def answer(self, *_):
+                    raise ConnectionError("gone")
+
+            first = asyncio.create_task(live.post("start"))
+            live.server(Gone())
+            assert (await first).status == 200
+            assert (await live.post("start")).status == 200
+            await live.server.drain(1.0)
+            assert (await live.post("start")).body["code"] == "not_ready"
+
+    asyncio.run(main())
+    assert "request r1 could not be answered" in caplog.text

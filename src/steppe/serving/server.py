@@ -120,6 +120,19 @@ class Server:
                 del exports[version]
         self._blobs = {key: blob for key, blob in self._blobs.items() if key[1] in self._exports[key[0]]}
 
+    @property
+    def frozen(self) -> int | None:
+        """The version that acts whatever is published; None: the newest."""
+        return self._verbs.versions.frozen
+
+    def freeze(self, version: int) -> None:
+        """Let a version act whatever is published, as the server process before this one did.
+
+        Raises:
+            Refused: it is not kept.
+        """
+        self._verbs.versions.use(version)
+
     def mapped(self, agent: AgentID, number: int, policy: str) -> None:
         """Say who acts for an agent in the episode of this number."""
         self._verbs.mapped(agent, number, policy)
@@ -234,7 +247,10 @@ class Server:
         self._metrics.seconds.add(time.perf_counter() - asked.began)
         if not asked.request.verb:
             body = messages.framed(asked.kind, asked.id, status, body)
-        asked.request.answer(status, body, headers)
+        try:
+            asked.request.answer(status, body, headers)
+        except Exception:  # others wait for theirs
+            logger.exception("request %s could not be answered", asked.request.request_id)
 
     def _refuse(self, asked: _Asked, refused: Refused) -> None:
         self._metrics.refused[refused.code] += 1
@@ -251,7 +267,7 @@ class Server:
 
     def _sync(self, *, again: bool = False) -> None:
         """Write what was appended, in a thread; ``again``: also where the disk did not take it just now."""
-        if self._syncing or self._log is None or (self._unwritable and not again):
+        if self._syncing or self._log is None or self._executor is None or (self._unwritable and not again):
             return
         if not self._unsynced and self._log.end == self._log.synced:
             return
@@ -263,12 +279,12 @@ class Server:
 
     def _synced(self, done: asyncio.Future[int], group: deque[_Asked], began: float) -> None:
         self._syncing = False
+        asyncio.get_running_loop().call_soon(self._turn)  # whatever happens here
         if (error := done.exception()) is not None:
             if not self._unwritable:
                 self._say(logging.ERROR, f"{error}; no request is answered until the disk takes it")
             self._unwritable = str(error)
             self._unsynced.extendleft(reversed(group))
-            self._turn()
             return
         if self._unwritable:
             self._say(logging.WARNING, "the disk takes the log again")
@@ -277,7 +293,6 @@ class Server:
         for asked in group:
             self._answer(asked, 200, asked.body)
         self._tell(done.result())
-        self._turn()
 
     async def run(self) -> None:
         """Do what has its time: episodes that nobody touches, requests that wait, a disk that is full."""
@@ -311,6 +326,7 @@ class Server:
             await asyncio.sleep(0.01)
         if self._executor is not None:
             self._executor.shutdown(wait=False)
+            self._executor = None
 
     # --- what only asks -------------------------------------------------------------------------------------
 
