@@ -426,6 +426,43 @@ def test_clients_are_let_in_with_the_restored_weights_only(running, asking, tmp_
     assert [one["version"] for one in client.ask("GET", "/v1/versions")[1]["versions"]] == [7]
 
 
+def test_what_froze_outlives_the_server_process(running, asking):
+    run = running(PolicyServer(port=0))
+    client = asking(served(run))
+    for version in range(2, 12):
+        run.publish(version)
+
+    def acting():
+        return client.ask("GET", "/v1/versions")[1]["acting"]
+
+    def kill():
+        pid = run.env._process.pid
+        os.kill(pid, signal.SIGKILL)
+        assert gone_within(5, pid)
+
+    until(lambda: acting() == 11)
+    client.say("rollback", version=5)
+    assert acting() == 5
+    kill()
+    assert acting() == 5
+    for version in range(12, 25):  # until it would be forgotten
+        run.publish(version)
+    kill()
+    assert acting() == 5
+    client.say("release")
+    assert acting() == 24
+    kill()
+    assert acting() == 24
+    assert [one["version"] for one in client.ask("GET", "/v1/versions")[1]["versions"]] == [*range(17, 25)]
+
+
+def until(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def test_tokens_and_tls(running, asking, tmp_path):
     cert, key = make_cert(tmp_path / "tls", ["127.0.0.1"])
     make_token_file(tmp_path / "tokens.txt")

@@ -18,10 +18,12 @@ from steppe.errors import ConfigError, RunnerError
 from steppe.serving import process as process_module
 from steppe.serving.control import (
     Beat,
+    Begin,
     Configure,
     Consumed,
     Counts,
     Frames,
+    Frozen,
     Map,
     Mapped,
     Opened,
@@ -175,6 +177,9 @@ MESSAGES = [
     Mapped(3, 1, None),
     Beat(),
     Stop(),
+    Begin(),
+    Frozen(None),
+    Frozen(7),
     Opened("id", 7),
     Synced(1 << 40),
     Map("left", 2),

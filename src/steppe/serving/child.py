@@ -31,6 +31,7 @@ from steppe.serving.facts import Facts, PolicyFacts, Settings
 from steppe.serving.gate import Gate
 from steppe.serving.limits import Limits
 from steppe.serving.log import Log
+from steppe.serving.messages import Refused
 from steppe.serving.security import Tokens
 from steppe.serving.server import Server
 from steppe.serving.transport import Transport
@@ -148,6 +149,7 @@ class _Child:
     def __init__(self, configure: Configure, writer: asyncio.StreamWriter) -> None:
         self._writer, self._synced = writer, 0
         self._telling = self.listening = False
+        self._frozen: int | None = None
         self.server: Server
         assert configure.settings.log_dir is not None
         self.log = _opened(Path(configure.settings.log_dir), lambda: self.server.snapshot())
@@ -165,10 +167,15 @@ class _Child:
             case control.Consumed(position=position, saved=saved):
                 self.server.taken(position)
                 self.server.consumed(saved)
+            case control.Frozen(version=int() as version):
+                with contextlib.suppress(Refused):
+                    self.server.freeze(version)
+                self._frozen = self.server.frozen
             case control.Mapped(agent=agent, episode=episode, policy=str() as policy):
                 self.server.mapped(agent, episode, policy)
             case control.Beat():
                 self.server.beat()
+                self._note_frozen()
                 self._tell(control.Counts(self.server.counts()))
 
     async def begin(self, listener: socket.socket) -> None:
@@ -193,9 +200,16 @@ class _Child:
     def _note(self, position: int) -> None:
         """The log is on disk up to here: the trainer is told often, but not thousands of times a second."""
         self._synced = position
+        self._note_frozen()
         if not self._telling:
             self._telling = True
             asyncio.get_running_loop().call_later(_TOLD_S, self._tell_synced)
+
+    def _note_frozen(self) -> None:
+        """What froze, or was released, is to outlive this process."""
+        if self.server.frozen != self._frozen:
+            self._frozen = self.server.frozen
+            self._tell(control.Frozen(self._frozen))
 
     def _tell_synced(self) -> None:
         """Let the trainer read what is on disk."""
@@ -243,7 +257,7 @@ async def _serve(line: socket.socket, listener: socket.socket) -> None:
     tasks.append(asyncio.create_task(child.server.run()))
     while not isinstance(message := await said.get(), control.Stop):
         child.take(message)
-        if isinstance(message, control.Publish) and not child.listening:
+        if isinstance(message, control.Begin) and not child.listening:
             await child.begin(listener)
     await child.end()
     for task in tasks:

@@ -120,12 +120,22 @@ class Beat(msgspec.Struct, tag=True, frozen=True):
     """The trainer lives."""
 
 
+class Begin(msgspec.Struct, tag=True, frozen=True):
+    """Let clients in: the weights are there."""
+
+
+class Frozen(msgspec.Struct, tag=True, frozen=True):
+    """This version acts whatever is published; None: the newest. Who hears it remembers it."""
+
+    version: int | None
+
+
 class Stop(msgspec.Struct, tag=True, frozen=True):
     """Answer what is under way, write the log, and end."""
 
 
 class Opened(msgspec.Struct, tag=True, frozen=True):
-    """The log is open; clients are let in as soon as there are weights.
+    """The log is open.
 
     Attributes:
         log: id of the log, which was recovered.
@@ -168,13 +178,11 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
     text: str
 
 
-ToServer: TypeAlias = Configure | Publish | Consumed | Mapped | Beat | Stop
-ToTrainer: TypeAlias = Opened | Synced | Map | Said | Counts | Failed
+ToServer: TypeAlias = Configure | Publish | Consumed | Mapped | Beat | Begin | Frozen | Stop
+ToTrainer: TypeAlias = Frozen | Opened | Synced | Map | Said | Counts | Failed
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(
-    Configure | Publish | Consumed | Mapped | Beat | Stop | Opened | Synced | Map | Said | Counts | Failed
-).decode
+_decode = msgspec.msgpack.Decoder(ToServer | ToTrainer).decode
 
 
 def framed(message: ToServer | ToTrainer) -> bytes:

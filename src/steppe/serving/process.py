@@ -17,8 +17,20 @@ from typing import Any, final
 
 import steppe
 from steppe.errors import ConfigError, RunnerError
+from steppe.policies.actors import KEPT
 from steppe.serving import control
-from steppe.serving.control import Beat, Configure, Consumed, Failed, Line, Opened, Publish, Stop
+from steppe.serving.control import (
+    Beat,
+    Begin,
+    Configure,
+    Consumed,
+    Failed,
+    Frozen,
+    Line,
+    Opened,
+    Publish,
+    Stop,
+)
 
 logger = logging.getLogger("steppe")
 
@@ -69,7 +81,8 @@ class ServerProcess:
         self, configure: Configure, listener: socket.socket, heard: Callable[[control.ToTrainer], None]
     ) -> None:
         self._configure, self._listener, self._heard = configure, listener, heard
-        self._weights: dict[str, control.Packed] = {}
+        self._published: list[control.Publish] = []
+        self._frozen: tuple[Frozen, list[control.Publish]] | None = None
         self._consumed: Consumed | None = None
         self._line: Line | None = None
         self._lock, self._closing, self._last_word = threading.Lock(), False, float("inf")
@@ -81,8 +94,13 @@ class ServerProcess:
     def publish(self, weights: dict[str, control.Packed]) -> None:
         """Act with these from now on."""
         with self._lock:
-            self._weights |= weights
-            self._tell(Publish(weights))
+            self._published.append(Publish(weights))
+            self._tell(self._published[-1])
+            if len(self._published) == 1:
+                self._tell(Begin())
+            if len(self._published) > KEPT:  # what another one does not replace stays
+                older, newer = (one.policies for one in self._published[:2])
+                self._published[:2] = [Publish({**older, **newer})]
 
     def consumed(self, position: int, saved: int) -> None:
         """The log was read up to ``position``, and nobody goes back behind ``saved``."""
@@ -138,10 +156,7 @@ class ServerProcess:
             with self._lock:
                 self.pid, self._line = process.pid, line
                 self._tell(self._configure)
-                if self._weights:
-                    self._tell(Publish(self._weights))
-                if self._consumed is not None:
-                    self._tell(self._consumed)
+                self._catch_up()
                 if self._closing:
                     self._tell(Stop())
             for messages in self._beats(line):
@@ -149,6 +164,9 @@ class ServerProcess:
                     opened = opened or isinstance(message, Opened)
                     if isinstance(message, Failed):
                         self.failed = ConfigError(message.text)
+                    if isinstance(message, Frozen):
+                        froze = message.version is not None
+                        self._frozen = (message, list(self._published)) if froze else None
                     self._heard(message)
         finally:
             with self._lock:
@@ -156,6 +174,21 @@ class ServerProcess:
             line.close()
             _ended(process)
         return opened or process.returncode == -signal.SIGKILL
+
+    def _catch_up(self) -> None:
+        """Tell a new process what the one before it knew."""
+        if self._consumed is not None:
+            self._tell(self._consumed)
+        before = [] if self._frozen is None else self._frozen[1]
+        for published in before:
+            self._tell(published)
+        if self._frozen is not None:
+            self._tell(self._frozen[0])
+        for published in self._published:
+            if not any(published is one for one in before):
+                self._tell(published)
+        if self._published:
+            self._tell(Begin())
 
     def _beats(self, line: Line) -> Iterator[list[Any]]:
         """What comes, and a sign of life to the process every second; until nothing comes any more."""
