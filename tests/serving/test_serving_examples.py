@@ -6,6 +6,7 @@ import _thread
 import os
 import random
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -23,6 +24,7 @@ from examples.serving.shop import shop_server, shoppers
 from steppe import PolicyClient
 from steppe.serving.client import PolicyClientError
 from steppe.serving.security import Tokens
+from tests.serving.browser import Browser
 
 EXAMPLES = Path(unity3d_server.__file__).parent
 BATCH_BY_BATCH = (
@@ -236,7 +238,8 @@ def serve(module, playing, *, players=2, **settings):
         over.set()
         for thread in threads:
             thread.join(30)
-        assert failed == []
+        for error in failed:
+            raise error
 
 
 def games(port, most):
@@ -303,3 +306,36 @@ def test_the_shop_learns_what_to_recommend():
     assert 1500 < len(earned) < 5000
     assert mean(earned[:200]) < 0.5  # chance: 0.37
     assert mean(earned[-300:]) > 0.62  # what was asked for: 0.79
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    shutil.which("chromedriver") is None, reason="no chromedriver: `make setup-serving` installs it"
+)
+@pytest.mark.parametrize("over", ["ws", "http"])
+def test_somebody_shops_in_a_browser(over, tmp_path, capsys):
+    def shop(origin, address, token, _):
+        with Browser(tmp_path / "profile") as browser:
+            browser.open(f"{origin}/?over={over}")
+            browser.until("#state", "^Recommendation 1 of this visit, by version 0 of the policy")
+            assert browser.until("#topics", r"\bgarden\nkitchen\ntrail\ndesk$")
+            names = [browser.text("#name")]
+            for page in (2, 3, 4):
+                browser.click("#next")
+                browser.until("#state", f"^Recommendation {page} ")
+                names.append(browser.text("#name"))
+                if page == 3:
+                    browser.click("#look")
+                    browser.until("#state", "recommendation 3 earned 0.2")
+            assert len(set(names)) == 4  # nothing twice
+            assert set(names) <= {product["name"] for product in shoppers.PRODUCTS}
+            browser.click("#shelf li:first-child button")
+            browser.until("#state", f"a look at the {names[0].lower()}: recommendation 1 earned 0.2")
+            assert browser.until("#shelf", f"^{names[0]}\nLooked at\n{names[1]}\nLook closer\n{names[2]}")
+            browser.click("#buy")
+            browser.until("#state", f"^The {names[3].lower()} is yours: recommendation 4 earned 1")
+            assert browser.said() == []
+
+    small = {"train_batch_size": 4, "minibatch_size": 4, "num_envs_per_env_runner": 1}
+    serve(shop_server, shop, players=1, port=0, page_port=0, iterations=1, num_epochs=1, **small)
+    assert capsys.readouterr().out.splitlines()[-1] == "1 visits; the latest 100 earned 1.40 each"
