@@ -83,10 +83,6 @@ class PolicyMapping:
             self._asked[key] = chosen if chosen in self.ids else self._ask(info)
         return self._asked[key]
 
-    def decided(self, info: SlotInfo, policy: str) -> None:
-        """Somebody is about to be opened for whom ``policy`` has acted already."""
-        self._asked[info.env, info.episode, info.agent] = policy
-
     def _ask(self, info: SlotInfo) -> str:
         if self._function is None:
             answer: Any = self.ids[0] if len(self.ids) == 1 else info.agent

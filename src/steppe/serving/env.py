@@ -303,7 +303,8 @@ class ServedRows:
 
     def _opened(self, info: SlotInfo, policy: str) -> None:
         """The sampler is about to ask who acts for somebody: who has acted."""
-        self._mapping.decided(info, policy)
+        if len(self._mapping.ids) > 1:  # else nobody asks
+            self._mapping.ahead(info, policy)
 
     # --- the process ----------------------------------------------------------------------------------------
 
