@@ -219,7 +219,7 @@ def slow() -> Iterator[Row]:
     name = "a learner that is 10 times too slow"
     for who, slope in zip(("server", "trainer"), slopes, strict=True):
         yield ceiling(f"{name}: memory of the {who} grows by", "MB/min", float(slope), 1.0)
-    yield none(f"{name}: acknowledged rows that were lost", expected - trainer.rows)
+    yield none(f"{name}: acknowledged rows that were lost, or came twice", abs(expected - trainer.rows))
     yield floor(f"{name}: requests that had to wait", "", found["refused"].get("429", 0), 1)
 
 
@@ -233,12 +233,12 @@ def killed() -> Iterator[Row]:
         each = clients * batches / (kills + 1)
         for kill in range(kills):
             due = (kill + chance.uniform(0.5, 1.0)) * each
-            wait(lambda due=due: len(trainer.earned) > due, 120)  # type: ignore[misc]
+            wait(lambda due=due: len(trainer.earned) > due, 120)
             time.sleep(chance.uniform(0.0, 0.02))
             pid = trainer.pid
             os.kill(pid, signal.SIGKILL)
-            wait(lambda pid=pid: trainer.pid != pid, 60)  # type: ignore[misc]
-        output, _ = process.communicate()
+            wait(lambda pid=pid: trainer.pid != pid, 60)
+        output, _ = process.communicate(timeout=600)
         found = json.loads(output.splitlines()[-1])
         expected = {
             float((client + 1) * 10**7 + FIRST_SEQ + batch)
@@ -280,7 +280,7 @@ def mutated() -> Iterator[Row]:
     counts["uncaught"] = counts.get("uncaught", 0) + restarts + said[0].count("Traceback")
     counts["unapproved"] = len([who for who in logged if who not in approved])
     counts["rows"] = len(logged)
-    yield from _of_mutants(f"{count:,} mutants on sockets", counts, told["wrong"] + said)
+    yield from _of_mutants(f"{count:,} mutants on sockets", counts, told["wrong"] + [said[0][-5_000:]])
     others = sum(bystander.values()) - bystander["asked"]
     yield none(f"{count:,} mutants on sockets: errors of other clients", others)
     yield floor(f"{count:,} mutants on sockets: actions of other clients", "", bystander["asked"], 1_000)
@@ -324,7 +324,7 @@ def _standard_error() -> Iterator[list[str]]:
             os.dup2(own, 2)
             os.close(own)
             file.seek(0)
-            said[0] = file.read().decode(errors="replace")[-10_000:]
+            said[0] = file.read().decode(errors="replace")[-1_000_000:]
 
 
 def _rows(tail: Tail, end: int) -> list[tuple[Any, ...]]:
