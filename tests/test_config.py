@@ -140,6 +140,17 @@ def test_every_old_name_leads_to_a_field(old):
     assert f"{old} is the old name of {today}" in refusal(lambda: ToyConfig(**{old: value}))
 
 
+def test_what_brings_experience_is_a_server_or_a_function_that_makes_one():
+    def made(ioctx):
+        raise AssertionError("when the run is built")
+
+    assert ToyConfig().offline_data(input_=made).input is made
+    assert ToyConfig.from_dict({"input": "sampler", "input_evaluation": []}) == ToyConfig()
+    assert ToyConfig(input=made).code_fields() == ["input"]
+    assert ToyConfig(input=made).to_dict()["input"] == "made"
+    assert "a PolicyServer, or a function" in refusal(lambda: ToyConfig(input=3))
+
+
 def test_nested_model_dict_and_own_alias():
     config = ToyConfig.from_dict(
         {"model": {"fcnet_hiddens": (32,), "vf_share_layers": True}, "old_weights": [3, 4], "lambda": 0.5}

@@ -81,6 +81,11 @@ def test_a_run_is_served_goes_on_and_only_acts_in_the_end(steppe, home, port):
     assert lines[-1].startswith("reached 1 iterations; run folder: runs/my.json/ppo-1")
     assert json.loads((run / "result.jsonl").read_text())["episode_reward_mean"] == 5.0
     assert (run / "experience" / "log.json").exists()
+    done = steppe("train", "--resume", run)
+    assert (done.status, done.err) == (
+        2,
+        f"Error: {run} was served, and goes on with: steppe serve --resume {run}\n",
+    )
     with Clients(port, "d"):
         done = steppe("serve", "--resume", run, "--port", port, "--stop-iters", 2)
     assert done.status == 0, done.err

@@ -262,7 +262,10 @@ def reopened(
     first = read_record(saved.run).get("stop") or {}
     kept = ("total_steps", "stop_reward", "stop_iters")  # a time begins anew
     stop = {**{key: first[key] for key in kept if first.get(key) is not None}, **stop}
-    steps, iterations = int(saved.checkpoint.name), meta_of(saved.checkpoint).get("training_iteration", 0)
+    steps, meta = int(saved.checkpoint.name), meta_of(saved.checkpoint)
+    if "input" in meta.get("code", ()) and "input" not in changes:
+        raise ConfigError(f"{path} was served, and goes on with: steppe serve --resume {path}")
+    iterations = meta.get("training_iteration", 0)
     _refuse_the_end(path, "total_steps", steps, stop, "steps")
     _refuse_the_end(path, "stop_iters", iterations, stop, "iterations")
     callbacks = callbacks or callbacks_of_run(saved.run)
