@@ -39,7 +39,7 @@ class Shop(steppe.ExternalEnv):
 
 
 def config():
-    return steppe.PPOConfig(env=Shop, seed=0, num_envs_per_env_runner=1, train_batch_size=2000)
+    return steppe.PPOConfig(env=Shop, seed=0, train_batch_size=2000)
 
 
 def main(iterations=15, **settings):

@@ -471,7 +471,7 @@ class Walk(ExternalEnv):
         self.end_episode(id, place, truncated=0 < place < 4)
 
 
-SMALL = {"fcnet_hiddens": [4], "write_run": False, "seed": 0, "num_envs_per_env_runner": 1}
+SMALL = {"fcnet_hiddens": [4], "write_run": False, "seed": 0}
 PPO = {**SMALL, "train_batch_size": 40, "minibatch_size": 40, "num_epochs": 1}
 
 
@@ -494,9 +494,17 @@ def test_a_run_trains_evaluates_and_goes_on_from_a_checkpoint(tmp_path):
         assert again.get_state()["algorithm"]["env_steps"] == total
 
 
+def test_what_runs_by_itself_is_there_once_unless_it_says_more():
+    with steppe.PPOConfig(env=Walk, **PPO).build() as algo:
+        assert algo.config.num_envs_per_env_runner > 1
+        assert len(algo.runner.foreach_env(type)) == algo.runner.env.num_envs == 1
+
+
 def test_rows_of_two_envs_and_their_versions():
-    config = steppe.PPOConfig(env=Walk, **{**PPO, "num_envs_per_env_runner": 2})
-    with config.build() as algo:
+    class TwoWalks(Walk):
+        num_envs = 2
+
+    with steppe.PPOConfig(env=TwoWalks, **PPO).build() as algo:
         seen, version = set(), 0
         while version < 3 or (seen != {0, 1} and version < 300):  # their threads take turns as they like
             (sample,) = algo.runner.sample()

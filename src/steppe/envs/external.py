@@ -42,11 +42,14 @@ class ExternalEnv(ABC):
         max_concurrent: so many episodes may be open at a time; None: any number.
 
     Attributes:
+        num_envs: so many objects of it a runner makes, each with a thread. ``num_envs_per_env_runner`` does
+            not count here, for what runs by itself is mostly there once.
         max_backlog: while so many env steps wait to be learned from, ``start_episode`` waits; None: never.
     """
 
     action_space: Any = None
     observation_space: Any = None
+    num_envs: int = 1
     max_concurrent: int | None = None
     max_backlog: int | None = 2000
     many: ClassVar[bool] = False

@@ -136,7 +136,8 @@ def build(
 ) -> AsyncEnv:
     """Build exactly ``num_envs`` envs of one runner, each with a seed of its own.
 
-    Where a vector env is built, there is one object, and its own ``num_envs`` counts.
+    Where a vector env is built, there is one object, and its own ``num_envs`` counts; so does an external
+    one's.
 
     Args:
         env: any spelling.
@@ -168,8 +169,8 @@ def build(
             context = EnvContext(own, worker_index, len(envs), num_workers, num_envs=num_envs)
             envs.append(made_by(creator, context, env_name(env)))
             on_failure.callback(envs[-1].close)
-            if is_vector(envs[-1]) or is_base(envs[-1]):
-                num_envs, wanted = _counted(envs, num_envs, env_name(env)), 1
+            if is_vector(envs[-1]) or is_base(envs[-1]) or is_external(envs[-1]):
+                num_envs, wanted = _counted(envs, num_envs, env_name(env))
             created(user_env(envs[-1]), context)
         seeds = [env_seed(run_seed, place, i) for i in range(num_envs)]
         every: dict[str, Any] = {"seeds": seeds, "runner": worker_index, **limits}
@@ -216,12 +217,14 @@ def _masked(
     return masked(envs, limits, name, low_level=low_level, together=is_vector(envs[0]))
 
 
-def _counted(envs: list[Any], wanted: int, name: str) -> int:
-    """The number of envs in a vector env; that it is not the one that was wanted is said once.
+def _counted(envs: list[Any], wanted: int, name: str) -> tuple[int, int]:
+    """The number of envs in a vector env, and of such objects; that it is not what was wanted is said once.
 
     Raises:
         ConfigError: it is not the first env of its runner, or no number at all.
     """
+    if is_external(envs[0]):
+        return envs[0].num_envs, envs[0].num_envs
     if len(envs) > 1:
         raise ConfigError(f"{name} made an env first and a vector env then: make one kind only")
     n = getattr(envs[0], "num_envs", None)
@@ -238,7 +241,7 @@ def _counted(envs: list[Any], wanted: int, name: str) -> int:
             "number that is wanted from env_config.num_envs",
             *(name, n, wanted, n),
         )
-    return n
+    return n, 1
 
 
 def is_vector(env: Any) -> bool:
