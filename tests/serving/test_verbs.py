@@ -498,6 +498,8 @@ def test_the_guard_goes_back_to_the_best_version():
             world.ask("act", episode_id=id, obs=[1, 0])
             world.ask("end", episode_id=id, obs=None, reward=reward)
 
+    episodes(150, 5.0)  # what was never good has not become worse
+    assert world.verbs.versions.frozen is None
     episodes(60, 20.0)
     world.publish(1)
     episodes(40, 30.0)

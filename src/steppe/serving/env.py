@@ -79,7 +79,8 @@ class PolicyServer:
         episode_ttl: seconds after which an open episode that nobody touched is cut off.
         max_weight_lag: how many versions the weights may be old with which a client decided; None: 1 where
             the algorithm learns only from its newest policies, else any.
-        guard: mean reward of 100 episodes below which the best version acts that is kept.
+        guard: mean reward of 100 episodes: once it was reached, the best version that is kept acts when it
+            is not any more.
         held_rows: newest decisions of an open episode that can still be credited.
         queue_bytes: experience that waits for the learner, above which clients have to wait.
         limits: what a client may do to the server.
@@ -320,7 +321,10 @@ class ServedRows:
 
     def _read_from(self, position: int) -> None:
         """Take what is in the log from there on."""
+        assert self._process is not None
         self._tail = Tail(self._folder, position)
+        # Else all that is before counts as experience that waits, and clients have to.
+        self._process.consumed(position, self._deletable)
         if self._thread is None:
             self._thread = threading.Thread(target=self._take, name="steppe-served", daemon=True)
             self._thread.start()

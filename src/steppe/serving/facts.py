@@ -66,7 +66,8 @@ class Settings(NamedTuple):
         most_clients: that are remembered; those that were idle the longest are forgotten.
         queue_bytes: of experience that the learner has not taken yet, above which requests have to wait.
         held_rows: newest rows of an open episode whose decisions can still be credited.
-        guard: mean reward of 100 episodes below which the best version acts that is kept; None: never.
+        guard: mean reward of 100 episodes: once it was reached, the best version that is kept acts when it
+            is not any more; None: never.
         body_limit: longest body in bytes.
     """
 

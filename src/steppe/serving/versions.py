@@ -32,7 +32,8 @@ class Versions:
 
     Args:
         actors: act with them.
-        guard: mean reward below which the best version acts that is kept; None: never.
+        guard: mean reward; once it was reached, the best version that is kept acts when episodes fall below
+            it. None: never.
 
     Attributes:
         newest: version that was published last, by policy.
@@ -47,14 +48,11 @@ class Versions:
         self._actors, self._guard = actors, guard
         self._records: dict[int, _Record] = {}
         self._recent: deque[float] = deque(maxlen=_RECENT)
-        self._first: int | None = None
-        self._newer, self._was_good = 0, False
+        self._was_good = False
 
     def published(self, policy: str, version: int) -> None:
         """Note that a version can act."""
         self.newest[policy] = version
-        if self._first is None:
-            self._first = version
         kept = self._kept()
         self._records = {number: self._records.get(number, _Record()) for number in kept}
 
@@ -80,7 +78,7 @@ class Versions:
         self._actors.use(None)
         self.frozen = None
         self._recent.clear()
-        self._newer, self._was_good = 0, False
+        self._was_good = False
 
     def ended(self, version: int, reward: float) -> None:
         """Note what an episode earned, and the version that acted last in it."""
@@ -88,14 +86,13 @@ class Versions:
             record.episodes += 1
             record.total += reward
         self._recent.append(reward)
-        self._newer += self._first is not None and version > self._first
         if self._guard is not None and self.frozen is None and len(self._recent) == _RECENT:
             self._judge(self._guard, sum(self._recent) / _RECENT)
 
     def _judge(self, guard: float, mean: float) -> None:
         if mean >= guard:
             self._was_good = True
-        elif self._was_good or self._newer >= _RECENT:
+        elif self._was_good:
             tried = {v: one.mean for v, one in self._records.items() if one.mean is not None}
             sure = {v: mean for v, mean in tried.items() if self._records[v].episodes >= _SOME}
             if best := sure or tried:
