@@ -156,7 +156,7 @@ def test_limits_are_as_the_pages_say():
     assert len(fields(Limits)) == 9
     told = " ".join(PROTOCOL.read_text().split())
     assert f"not complete after {limits.deadline:.0f} seconds" in told
-    assert f"above the {limits.connections:,}th are closed" in told
+    assert f"of more than {limits.connections:,} the one" in told
     assert f"header above {limits.header >> 10} KiB" in told
 
 
