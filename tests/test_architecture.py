@@ -20,7 +20,7 @@ ABOVE_CORE = ("cli", "compat", "tune", "scaling", "algorithm.py", "resuming.py",
 ABOVE_CORE += ("serving", "offline", "doctor")
 COLLECTION = ("algorithms", "models", "policies", "learning", "buffers", "jaxenvs")
 """Bounded by the piece: docs/decisions/0006-what-everything-is.md."""
-LEAVES = {"compat": 1_100, "tune": 940, "scaling": 440, "serving": 4_950, "external": 920}
+LEAVES = {"compat": 1_100, "tune": 940, "scaling": 440, "serving": 5_000, "external": 920}
 """Bounded by themselves: docs/decisions/0008-what-a-leaf-is.md, and 0009 to 0013."""
 OF_LEAVES = {"cli/tune.py": "tune", "cli/bench.py": "scaling", "cli/serve.py": "serving"}
 """The commands that are there for a leaf alone."""
