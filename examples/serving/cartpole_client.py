@@ -4,6 +4,7 @@ import argparse
 import itertools
 import logging
 import sys
+from contextlib import suppress
 
 import gymnasium
 
@@ -42,4 +43,5 @@ if __name__ == "__main__":
     logging.basicConfig(stream=sys.stdout, format="%(message)s")  # what a client says of its batches
     logging.getLogger("steppe.client").setLevel(logging.INFO)
     address = f"http://{given.address}:{given.port}"
-    main(address, given.inference_mode, given.stop_at_reward, given.episodes)
+    with suppress(KeyboardInterrupt):
+        main(address, given.inference_mode, given.stop_at_reward, given.episodes)

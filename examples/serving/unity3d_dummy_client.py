@@ -1,6 +1,7 @@
 """A game of soccer without a picture: random observations in the shapes of Unity's."""
 
 import argparse
+from contextlib import suppress
 
 import numpy as np
 
@@ -50,4 +51,5 @@ if __name__ == "__main__":
     parser.add_argument("--episodes", type=int)
     parser.add_argument("--length", type=int, default=100, help="steps of an episode")
     given = parser.parse_args()
-    main(f"http://{given.address}:{given.port}", given.episodes, given.length)
+    with suppress(KeyboardInterrupt):
+        main(f"http://{given.address}:{given.port}", given.episodes, given.length)

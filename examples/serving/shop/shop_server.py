@@ -6,6 +6,7 @@ page, or let ``shoppers.py`` come by the thousand.
 
 import argparse
 import json
+import os
 import secrets
 import tempfile
 import threading
@@ -84,7 +85,8 @@ def main(port=9900, page_port=8000, iterations=None, seed=None, begun=None, **se
             thread = threading.Thread(target=pages.serve_forever, daemon=True)
             thread.start()
             print(f"The shop is open at {origin}; its policy is served at {server.address}", flush=True)
-            print(f"python shoppers.py --address {server.address} --token {own_token}", flush=True)
+            shoppers = os.path.relpath(HERE / "shoppers.py")
+            print(f"python {shoppers} --address {server.address} --token {own_token}", flush=True)
             if begun is not None:
                 begun(origin, server.address, own_token)
             try:

@@ -8,6 +8,7 @@ earlier decision. Then they buy it, or go on, or leave.
 import argparse
 import json
 import random
+from contextlib import suppress
 from pathlib import Path
 
 from steppe import PolicyClient
@@ -96,4 +97,5 @@ if __name__ == "__main__":
     parser.add_argument("--token", help="file:PATH, env:NAME, or the token itself")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--inference-mode", choices=["local", "remote"], default="remote")
-    main(**vars(parser.parse_args()))
+    with suppress(KeyboardInterrupt):
+        main(**vars(parser.parse_args()))
