@@ -247,7 +247,7 @@ class DrivenRows:
             self._ready[story] = None
 
     def _earned(self, story: Story, entry: Earned) -> None:
-        row = None if entry.t is None else story.after.get((entry.agent, entry.t))
+        row = None if entry.t is None else story.behind(entry.agent, entry.t)
         reward, info = story.owed.get(entry.agent, (0.0, None)) if row is None else (row.reward, row.info)
         info = {**(info or {}), **entry.info} if entry.info else info
         if row is None:

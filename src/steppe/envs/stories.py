@@ -80,6 +80,16 @@ class Story:
         else:
             self.groups.append((row.t, [row]))
 
+    def behind(self, agent: AgentID, t: int) -> Row | None:
+        """The row that waits behind somebody's newest one of step ``t`` or before; None: it is to come."""
+        newest = self.newest.get(agent)
+        if newest is not None and newest.t <= t:
+            return None
+        earlier = (
+            (t,) if (agent, t) in self.after else (b for who, b in self.after if who == agent and b <= t)
+        )
+        return self.after.get((agent, max(earlier, default=t)))
+
     def end(self, agent: AgentID, terminated: bool, obs: Tree) -> None:
         """The final row of somebody who has one before, one step after the newest act."""
         last = self.newest[agent]

@@ -26,13 +26,14 @@ _REST = 60.0
 
 @dataclass(slots=True)
 class Seat:
-    """An agent in an episode; ``first`` and ``last`` are the steps of its rows."""
+    """An agent in an episode; ``first`` and ``last`` are steps of its rows, ``earned`` is since the last."""
 
     policy: str
     first: int
     last: int
     state: Tree = None
     done: bool = False
+    earned: float = 0.0
 
 
 @dataclass(slots=True)
@@ -118,6 +119,10 @@ class Books:
     def is_known(self, id: str) -> bool:
         """Whether there is or was such an episode."""
         return id in self.episodes or id in self._ended
+
+    def counts(self, client: str, epoch: int) -> bool:
+        """Whether a client is known to be in this epoch."""
+        return (known := self._clients.get(client)) is not None and known.epoch == epoch
 
     def repeated(self, client: str, epoch: int, seq: int, digest: bytes) -> bytes | None:
         """The stored answer, if this request was carried out before.
@@ -241,7 +246,10 @@ class Books:
 
 
 def _seats(episode: Episode) -> list[list[object]]:
-    return [[a, one.policy, one.first, one.last, one.state, one.done] for a, one in episode.seats.items()]
+    return [
+        [agent, one.policy, one.first, one.last, one.state, one.done, one.earned]
+        for agent, one in episode.seats.items()
+    ]
 
 
 def _advance(episode: Episode, entry: Acted | Earned | Left) -> None:
@@ -251,10 +259,12 @@ def _advance(episode: Episode, entry: Acted | Earned | Left) -> None:
         if seat is None:
             episode.seats[entry.agent] = Seat(entry.policy, entry.t, entry.t, entry.state)
         else:
-            seat.last, seat.state = entry.t, entry.state
+            seat.last, seat.state, seat.earned = entry.t, entry.state, 0.0
         episode.t, episode.version = entry.t + 1, entry.version
     elif isinstance(entry, Earned):
         episode.reward += entry.reward
+        if entry.t is None and (seat := episode.seats.get(entry.agent)) is not None:
+            seat.earned += entry.reward
     else:
         episode.seats[entry.agent].done = True
 

@@ -130,7 +130,7 @@ class _Told(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """From whatever thread."""
-        message = framed(control.Said(record.levelno, record.getMessage()))
+        message = framed(control.Said(record.levelno, self.format(record)))
         self._loop.call_soon_threadsafe(self._writer.write, message)
 
 

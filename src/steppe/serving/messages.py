@@ -243,6 +243,8 @@ def read_query(verb: str, query: dict[str, str]) -> Told:
     Raises:
         Refused: they are not those of the verb.
     """
+    if odd := sorted(query.keys() & {"id", "verb"}):
+        raise Refused("unknown_field", f"{verb} has no parameter `{odd[0]}`: leave it out")
     try:
         message = msgspec.convert(query, _STRUCTS[verb], strict=False)
     except msgspec.ValidationError as error:

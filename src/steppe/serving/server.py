@@ -113,6 +113,7 @@ class Server:
         exports = self._exports.setdefault(policy, {})
         exports.pop(exported.version, None)
         exports[exported.version] = exported
+        self._blobs.pop((policy, exported.version), None)  # a run that went back counts the same ones again
         self._verbs.versions.published(policy, exported.version)
         acting = self._verbs.versions.acting(policy)
         for version in [*exports][:-KEPT]:

@@ -31,6 +31,8 @@ from steppe.types import Tree
 LARGEST_REWARD = float(np.finfo(np.float32).max)
 """Learners hold float32: what is larger would become infinite there."""
 _ARRAY = {"dtype", "shape", "bytes"}
+_AXES = 32
+"""Of an array, at most."""
 _FORM = '{"dtype": "float32", "shape": [2], "bytes": ...}'
 
 
@@ -127,8 +129,9 @@ def _array(value: dict[str, Any], path: str) -> Any:
         kind = np.dtype(dtype).newbyteorder("<") if type(dtype) is str else None
         if kind is None or kind.kind not in "biuf":
             raise ValueError("dtype must be the name of a number, such as float32")
-        if type(shape) is not list or not all(type(n) is int and n >= 0 for n in shape):
-            raise ValueError("shape must be a list of whole numbers")
+        # The product of many is a number that takes minutes to compute.
+        if type(shape) is not list or len(shape) > _AXES or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"shape must be a list of at most {_AXES} whole numbers")
         if not isinstance(content, bytes):
             content = base64.b64decode(content, validate=True)
         if len(content) != math.prod(shape) * kind.itemsize:
@@ -181,5 +184,11 @@ def number(value: Any, path: str, code: str = "reward") -> float:
         Refused: it is none, or larger than float32 can hold.
     """
     if type(value) not in (int, float) or not -LARGEST_REWARD <= value <= LARGEST_REWARD:
-        raise Refused(code, f"{path}: expected one finite number, got {str(value)[:80]!r}")
+        raise Refused(code, f"{path}: expected one finite number, got {shown(value)}")
     return float(value)
+
+
+def shown(value: Any) -> str:
+    """A value of a client's in a message: never long, and never deep, which would be an error of its own."""
+    kinds: dict[type, str] = {list: "a list", dict: "an object"}
+    return kinds.get(type(value)) or repr(value)[:80]

@@ -20,7 +20,7 @@ from steppe.serving.log import Log, LogFullError
 from steppe.serving.messages import Refused, as_kind, encoded
 from steppe.serving.records import Write, encode_write
 from steppe.serving.rows import Job, Reader, Row, Values, reason_of
-from steppe.serving.values import number, plain_rows, row_of
+from steppe.serving.values import number, plain_rows, row_of, shown
 from steppe.serving.versions import Versions
 from steppe.spaces import take
 from steppe.types import SINGLE_AGENT, AgentID, Tree
@@ -169,10 +169,14 @@ class Verbs:
             if one.reward is not None:
                 earned += self._earned(episode, one, f"acts[{i}].reward" if ones[1:] else "reward")
             self._meet(values.obs, one.episode_id, episode)
+            _remind(values.obs, episode, earned)
             steps.append(values.obs)
         self._wave.append(_Plan(job, earned, steps))
         self._in_wave.update(ids)
-        self._in_wave.add((job.told.message.client, job.told.message.seq))
+        message = job.told.message
+        self._in_wave.add((message.client, message.seq))
+        if not self.books.counts(message.client, message.epoch):
+            self._flush()  # what comes next in this tick has to be judged by that
 
     def _meet(self, rows: Sequence[Row], id: str, episode: Episode) -> None:
         """Find out who acts for observations, and with which memory."""
@@ -319,11 +323,21 @@ class Verbs:
             raise Refused("off_policy", f"{text}or start the episode with training_enabled false")
         entries = self._earned(episode, message, "reward") if message.reward is not None else []
         self._meet(values[0].obs, message.episode_id, episode)
+        _remind(values[0].obs, episode, entries)
+        acted: list[Entry] = []
         for row, action in zip(*values[0], strict=True):
-            version = self.versions.acting(row.policy)
+            version, after = self.versions.acting(row.policy), self._after(row, action.tree())
             at = (row.episode, row.agent, row.policy, row.t)
-            entries.append(Acted(*at, row.tree(), action.tree(), math.nan, version, row.state))
-        return entries, {}
+            acted.append(Acted(*at, row.tree(), action.tree(), math.nan, version, after))
+        return entries + acted, {}
+
+    def _after(self, row: Row, action: Tree) -> Tree:
+        """The memory behind a client's own action: as if the policy had chosen it."""
+        if row.state is None:
+            return None
+        (after,) = self._actors.act(row.policy, row.tree(), [row.state]).states
+        own = self._actors.policies[row.policy].from_env
+        return {**after, "action": own(action)} if isinstance(after, dict) and "action" in after else after
 
     def _decided(self, sight: Sight, message: Any, values: Sequence[Values]) -> tuple[list[Entry], Any]:
         """A step of a report."""
@@ -345,7 +359,7 @@ class Verbs:
         if not self._facts.policies[policy].local:
             raise Refused("not_local", f"policy {policy!r} cannot be computed by clients: ask for actions")
         if type(version) is not int or version < 0:
-            raise Refused("malformed", f"weights_version: expected a whole number, got {str(version)[:40]!r}")
+            raise Refused("malformed", f"weights_version: expected a whole number, got {shown(version)}")
         old = lag is not None and newest - version > lag and version != self.versions.acting(policy)
         if old or version > newest:
             self.counts["stale"] += 1
@@ -394,6 +408,8 @@ class Verbs:
         draft, entries = Draft(self.books), list[Entry]()
         for i, (item, one) in enumerate(zip(message.items, values, strict=True)):
             verb = item.__struct_config__.tag
+            if verb == "start" and item.episode_id is None:
+                raise Refused("malformed", f"items[{i}]: give the episode_id, which no answer will tell you")
             do = self._decided if verb == "act" else self._do[verb]
             try:
                 some, _ = do(draft, item, [one])
@@ -425,7 +441,7 @@ class Verbs:
                 self._check_step(episode, SINGLE_AGENT, step)
             return [Earned(id, SINGLE_AGENT, number(message.reward, path), step, info)]
         if type(message.reward) is not dict:
-            raise Refused("reward", f"{path}: expected an object by agent, got {str(message.reward)[:80]!r}")
+            raise Refused("reward", f"{path}: expected an object by agent, got {shown(message.reward)}")
         entries: list[Entry] = []
         for name, reward in message.reward.items():
             agent = self._reader.agent(name, path)
@@ -462,6 +478,15 @@ class Verbs:
         self._mapped.pop(episode.number, None)
         if episode.version >= 0:
             self.versions.ended(episode.version, episode.reward)
+
+
+def _remind(rows: Sequence[Row], episode: Episode, earned: Sequence[Entry]) -> None:
+    """Write what each has earned since its row before into its memory, if that wants to know."""
+    for row in rows:
+        if isinstance(row.state, dict) and "reward" in row.state and (seat := episode.seats.get(row.agent)):
+            said = (one for one in earned if isinstance(one, Earned) and one.episode == row.episode)
+            sum_ = seat.earned + sum(one.reward for one in said if one.agent == row.agent)
+            row.state = {**row.state, "reward": np.full_like(row.state["reward"], sum_)}
 
 
 def _length(column: Tree) -> int:
