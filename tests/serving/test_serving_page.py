@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from dataclasses import fields
+from http.client import HTTPConnection
 
 import pytest
 
@@ -102,6 +104,43 @@ def test_a_robot_acts(served, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "last push 1\n"
+
+
+def test_the_protocol_s_first_minute_is_lived_so(served):
+    """What it says is sent; each answer has the fields that it says, and the episode is over."""
+    text = next(text for kind, _, text in blocks(PROTOCOL) if kind == "text")
+    lines = re.findall(r"^POST (\S+) +(\{.*\}) +-> (\{.*\})$", text, re.MULTILINE)
+    assert [path for path, *_ in lines] == [f"/v1/{v}" for v in ("start", "act", "log_returns", "act", "end")]
+    head = {"Content-Type": "application/json", "Authorization": f"Bearer {SCENARIO['token']}"}
+    line, id = HTTPConnection("127.0.0.1", served.port, timeout=5), ""
+    for path, body, answer in lines:
+        line.request("POST", path, body.replace("5f0c...", id), head)
+        response = line.getresponse()
+        told = json.loads(response.read())
+        assert (response.status, told.keys()) == (200, json.loads(answer).keys())
+        assert response.headers["Steppe-Protocol"] == "1"
+        id = told.get("episode_id", id)
+    line.close()
+
+
+def test_the_script_for_systemd_and_docker_is_one(tmp_path):
+    (tmp_path / "serve.sh").write_text(next(t for _, _, t in blocks(PAGE) if t.startswith("#!/bin/sh")))
+    stub, run = tmp_path / "steppe", tmp_path / "runs/spaces.json/ppo-2"
+    stub.write_text('#!/bin/sh\necho "$@"\n')
+    stub.chmod(0o755)
+
+    def ran():
+        path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        command = ["sh", "serve.sh"]
+        return subprocess.run(
+            command, cwd=tmp_path, env=path, capture_output=True, text=True, check=True
+        ).stdout
+
+    flags = "--port 9900 --token-file tokens.txt --allow-host policy.example\n"
+    run.mkdir(parents=True)
+    assert ran() == f"serve --spaces spaces.json {flags}"
+    (run / "latest").mkdir()
+    assert ran() == f"serve --resume runs/spaces.json/ppo-2 {flags}"
 
 
 def test_columns_are_short():
