@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -17,8 +18,9 @@ HERE = Path(__file__).resolve().parent
 
 @pytest.fixture
 def perl():
-    if shutil.which("perl") is None:
-        pytest.skip("no perl on this machine")
+    needed = ["perl", "-MHTTP::Tiny", "-MJSON::PP", "-MTime::HiRes", "-e", "1"]
+    if shutil.which("perl") is None or subprocess.run(needed, capture_output=True).returncode != 0:
+        pytest.skip("no perl on this machine, or without its own modules: `apt-get install perl`")
     driver = Driver(["perl", str(HERE / "drive.pl")])
     yield driver
     driver.end()
