@@ -70,8 +70,8 @@ def main(control, listening):
             if ttl == 2.0:
                 return
             deaf = ttl == 3.0
-            threading.Thread(target=serve, args=(listener, known, line), daemon=True).start()
             line.sendall(framed(Opened("log", 0)))
+            threading.Thread(target=serve, args=(listener, known, line), daemon=True).start()
 
 
 if __name__ == "__main__":

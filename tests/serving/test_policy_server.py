@@ -239,6 +239,7 @@ def test_a_run_that_is_restored_reads_the_log_from_where_it_was(running, asking,
     assert asking(again.env._server.address, "d").play([[1, 1]], [1.0])
 
 
+@pytest.mark.slow
 def test_a_run_whose_log_is_gone_says_so_and_goes_on(running, asking, tmp_path):
     run = running(PolicyServer(port=0, log_dir=tmp_path / "one"))
     client = asking(served(run))
@@ -256,6 +257,7 @@ def test_a_run_whose_log_is_gone_says_so_and_goes_on(running, asking, tmp_path):
     assert [row[4] for row in other.rows(until=ended(1))] == [0.0, 1.0]
 
 
+@pytest.mark.slow
 def test_a_new_run_begins_behind_what_is_in_its_log(running, asking, tmp_path):
     run = running(PolicyServer(port=0, log_dir=tmp_path))
     asking(served(run)).play([[1, 1]], [1.0])
@@ -381,6 +383,7 @@ def test_the_process_ends_when_its_trainer_does():
         assert gone_within(5, pid)
 
 
+@pytest.mark.slow
 def test_a_server_process_that_is_told_to_end_is_replaced_when_it_has_answered(running, asking):
     run = running(PolicyServer(port=0))
     client = asking(served(run))
@@ -426,6 +429,7 @@ def test_clients_are_let_in_with_the_restored_weights_only(running, asking, tmp_
     assert [one["version"] for one in client.ask("GET", "/v1/versions")[1]["versions"]] == [7]
 
 
+@pytest.mark.slow
 def test_what_froze_outlives_the_server_process(running, asking):
     run = running(PolicyServer(port=0))
     client = asking(served(run))
