@@ -81,7 +81,7 @@ bench-scale: $(BENCH_STAMP) $(REJAX_STAMP) $(RLLIB_STAMP)  ## Runners, remote en
 	.venv-bench/bin/steppe bench scale --out benchmarks/results/bench-scale-model.json
 	mv benchmarks/results/bench-scale-model.png docs/images/scale.png
 
-bench-serving: setup  ## A policy server under load, attacked and killed: some 20 minutes; ROWS="actions idle" for some
+bench-serving: setup  ## A policy server under load, attacked and killed: half an hour; ROWS="actions idle" for some
 	$(BIN)/python -m benchmarks.bench serving $(if $(ROWS),--rows $(ROWS))
 
 $(BENCH_STAMP): requirements.lock pyproject.toml

@@ -279,7 +279,7 @@ class Mutants:
         """A request that was changed here and there: what it says, or its bytes."""
         verb, fields = self.good()
         kind = self.rng.choice(("json", "msgpack"))
-        if self.rng.random() < 0.5:
+        if self.rng.random() < 0.7:
             fields = self._twisted(copy.deepcopy(fields))
             if self.rng.random() < 0.1:
                 verb = self.rng.choice([*_VERBS, "report"])
