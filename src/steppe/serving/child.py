@@ -268,11 +268,14 @@ async def _serve(line: socket.socket, listener: socket.socket) -> None:
 async def _hear(reader: asyncio.StreamReader, said: asyncio.Queue[Any]) -> None:
     """What the trainer says; when it ends, this process has to stop."""
     frames = Frames()
-    with contextlib.suppress(ConnectionError):
+    try:
         while data := await reader.read(1 << 16):
             for message in frames.feed(data):
                 said.put_nowait(message)
-    said.put_nowait(control.Stop())
+    except OSError:
+        pass  # it ended in the middle of something
+    finally:  # however the line broke
+        said.put_nowait(control.Stop())
 
 
 def main(arguments: list[str]) -> None:
