@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steppe.envs.driven import Acted, Began, DrivenRows, Earned, Ended
+from steppe.errors import ConfigError
 from steppe.policies.numpy_policy import Exported
 from steppe.serving import messages
 from steppe.serving.books import Books
@@ -279,3 +280,35 @@ def test_a_step_that_an_agent_left_out_credits_its_decision_before():
                 for s, t, r in zip(step.slot.tolist(), step.t.tolist(), step.reward.tolist(), strict=True)
             }
     assert {at: reward for at, reward in earned.items() if reward} == {(1, 2): 7.0, (1, 4): 5.0}
+
+
+# --- what an operator may write -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"idle_timeout": -1}, "idle_timeout=-1: give a number from 0 on or None"),
+        ({"episode_ttl": "5"}, "episode_ttl='5': give a number from 0 on"),
+        ({"guard": float("nan")}, "guard=nan: give a number or None"),
+        ({"queue_bytes": 0}, "queue_bytes=0: give a whole number from 1 on"),
+        ({"queue_bytes": 1.5}, "whole number"),
+        ({"held_rows": True}, "held_rows=True"),
+        ({"max_weight_lag": -1}, "max_weight_lag=-1"),
+        ({"limits": {}}, r"give Limits\(...\)"),
+        ({"allow_hosts": ["http://shop.example"]}, "must look like 'shop.example'"),
+        ({"allow_hosts": ["shop.example:9900"]}, "must look like 'shop.example'"),
+        ({"allow_origins": ["*"]}, "must look like 'https://shop.example'"),
+        ({"allow_origins": "https://shop.example/page"}, "must look like 'https://shop.example'"),
+    ],
+)
+def test_settings_that_would_do_something_else_than_they_say(given, said):
+    with pytest.raises(ConfigError, match=said):
+        PolicyServer(**given)
+
+
+def test_one_name_may_be_written_without_a_list():
+    made = PolicyServer(allow_hosts="shop.example", allow_origins=iter(["https://shop.example:8443"]))
+    assert made._settings.allow_hosts == ("shop.example",)
+    assert made._settings.allow_origins == ("https://shop.example:8443",)
+    assert PolicyServer(allow_hosts=["[2001:db8::1]", "10.0.0.7"])._settings.allow_hosts[0] == "[2001:db8::1]"

@@ -28,7 +28,7 @@ from steppe.serving.limits import Limits
 from steppe.serving.log import LogGoneError, Tail
 from steppe.serving.process import ServerProcess, bound
 from steppe.serving.records import decode_write
-from steppe.serving.settings import settings_of, url_of
+from steppe.serving.settings import check_numbers, settings_of, url_of
 from steppe.spaces import describe
 from steppe.types import IntArray, Policy, SlotInfo, State, TimeStep, Tree, Weights
 
@@ -112,6 +112,7 @@ class PolicyServer:
         queue_bytes: int = 64 << 20,
         limits: Limits | None = None,
     ) -> None:
+        check_numbers(idle_timeout=idle_timeout, max_weight_lag=max_weight_lag, held_rows=held_rows)
         self.log_dir = None if log_dir is None else Path(log_dir)
         self.idle_timeout, self.max_weight_lag, self.held_rows = idle_timeout, max_weight_lag, held_rows
         self._settings = settings_of(

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from steppe.errors import ConfigError
 from steppe.serving.control import Settings
@@ -15,6 +16,20 @@ from steppe.serving.security import Tokens, check_exposure
 
 _ADDRESS = re.compile(r"(?:https?://)?(?P<host>\[[0-9a-fA-F:.]+\]|[^:/\[\]]+)(?::(?P<port>\d+))?/?")
 _PORT = 9900
+_NUMBERS: dict[str, tuple[type[int] | type[float], float, bool]] = {
+    "episode_ttl": (float, 0, False),
+    "idle_timeout": (float, 0, True),
+    "guard": (float, float("-inf"), True),
+    "queue_bytes": (int, 1, False),
+    "held_rows": (int, 0, False),
+    "max_weight_lag": (int, 0, True),
+}
+"""Which are whole, their least, and whether they may be None."""
+_NAMES = {
+    "allow_hosts": (re.compile(r"[^:/*]+|\[?[0-9a-fA-F:.]+\]?"), "shop.example"),
+    "allow_origins": (re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/*]+/?"), "https://shop.example"),
+}
+"""How each looks, and one of them."""
 _File = str | os.PathLike[str] | None
 
 
@@ -41,8 +56,11 @@ def settings_of(
     host, number = parsed(address, port)
     if (tls_cert is None) != (tls_key is None):
         raise ConfigError("TLS needs tls_cert and tls_key, the certificate and its key: give both")
+    check_numbers(episode_ttl=episode_ttl, guard=guard, queue_bytes=queue_bytes)
     if not episode_ttl > 0:
         raise ConfigError(f"episode_ttl={episode_ttl!r}: give seconds, more than 0")
+    if not isinstance(limits, Limits | None):
+        raise ConfigError(f"limits={limits!r}: give Limits(...), of steppe.serving.limits")
     Tokens(None if token_file is None else Path(token_file))  # says what is wrong with it
     check_exposure(host, tokens=token_file is not None, tls=tls_cert is not None, insecure=insecure)
     return Settings(
@@ -52,8 +70,8 @@ def settings_of(
         tls_cert=_absolute(tls_cert),
         tls_key=_absolute(tls_key),
         insecure=insecure,
-        allow_hosts=tuple(allow_hosts),
-        allow_origins=tuple(allow_origins),
+        allow_hosts=_names("allow_hosts", allow_hosts),
+        allow_origins=_names("allow_origins", allow_origins),
         episode_ttl=float(episode_ttl),
         guard=guard,
         queue_bytes=queue_bytes,
@@ -81,6 +99,32 @@ def parsed(address: str, port: int | None) -> tuple[str, int]:
     if not isinstance(number, int) or not 0 <= number < 1 << 16:
         raise ConfigError(f"port={number!r} must be a whole number from 0 to 65535")
     return found["host"].strip("[]"), number
+
+
+def check_numbers(**values: Any) -> None:
+    """Check settings by name.
+
+    Raises:
+        ConfigError: one is no number, or too small.
+    """
+    for name, value in values.items():
+        kind, least, optional = _NUMBERS[name]
+        if value is None and optional:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, kind)) or not value >= least:
+            what = (
+                f"a {'whole number' if kind is int else 'number'}{f' from {least} on' if least >= 0 else ''}"
+            )
+            raise ConfigError(f"{name}={value!r}: give {what}{' or None' if optional else ''}")
+
+
+def _names(setting: str, given: Iterable[str]) -> tuple[str, ...]:
+    form, example = _NAMES[setting]
+    names = (given,) if isinstance(given, str) else tuple(given)
+    for name in names:
+        if not isinstance(name, str) or not form.fullmatch(name):
+            raise ConfigError(f"{setting}: {name!r}: each must look like {example!r}, without anything else")
+    return names
 
 
 def _absolute(path: _File) -> str | None:
