@@ -14,7 +14,9 @@ from http.client import HTTPConnection
 
 import pytest
 
-from steppe.cli import serve
+from steppe.cli import cli, serve
+from steppe.errors import ConfigError
+from steppe.serving.env import PolicyServer
 from steppe.serving.limits import Limits
 from steppe.serving.messages import SCOPES, STATUS
 from steppe.serving.settings import settings_of
@@ -154,6 +156,18 @@ def test_links_of_the_columns_lead_somewhere():
     links = re.findall(r'href="([^"]+)"', PAGE.read_text())
     assert len(links) == 4
     assert all((DOCS / link).exists() for link in links)
+
+
+def test_who_has_not_installed_the_extra_is_told_so(monkeypatch, tmp_path):
+    for name in ("alone", "child", "transport", "http"):
+        monkeypatch.delitem(sys.modules, f"steppe.serving.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "httptools", None)
+    said = r"needs httptools: pip install 'steppe\[serve\]'"
+    with pytest.raises(ConfigError, match=said):
+        PolicyServer()
+    with pytest.raises(ConfigError, match=said):
+        cli.main(["serve", str(tmp_path), "--no-train"], standalone_mode=False)
+    assert "`pip install '.[serve]'`" in PAGE.read_text()
 
 
 def test_metrics_that_are_named_exist():

@@ -68,11 +68,12 @@ command = Either("serve", help="Serve a policy over a network, and let it learn 
 @click.option("--explore/--no-explore", default=False, help="Draw actions instead of taking the likeliest.")
 def _finished(checkpoint: Path, no_train: bool, explore: bool, **flags: Any) -> int:
     """Serve a trained policy until Ctrl-C. The env, and its package, are not needed."""
-    from steppe.serving.alone import finished, serve
     from steppe.serving.process import bound
     from steppe.serving.settings import settings_of, url_of
 
     settings = settings_of(**_files_made(flags))
+    from steppe.serving.alone import finished, serve  # after what says that something is missing
+
     configure, weights = finished(checkpoint, settings, explore=explore)
     with bound(settings.host, settings.port) as listener:
         line = announced(url_of(settings, listener.getsockname()[1]))

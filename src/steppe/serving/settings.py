@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ _NAMES = {
     "allow_origins": (re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/*]+/?"), "https://shop.example"),
 }
 """How each looks, and one of them."""
+_NEEDED = ("httptools", "websockets")
 _File = str | os.PathLike[str] | None
 
 
@@ -53,6 +55,8 @@ def settings_of(
     Raises:
         ConfigError: the address makes no sense, or is not to be had without a token and TLS.
     """
+    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+        raise ConfigError(f"a policy server needs {' and '.join(missing)}: pip install 'steppe[serve]'")
     host, number = parsed(address, port)
     if (tls_cert is None) != (tls_key is None):
         raise ConfigError("TLS needs tls_cert and tls_key, the certificate and its key: give both")
