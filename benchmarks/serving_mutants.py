@@ -84,7 +84,7 @@ class Sent(NamedTuple):
 
 
 def _whole(least: int) -> Callable[[Any], bool]:
-    return lambda value: type(value) in (int, float) and value == int(value) and least <= value <= 2**53
+    return lambda value: type(value) in (int, float) and least <= value <= 2**53 and value == int(value)
 
 
 def _finite(value: Any) -> bool:
@@ -470,7 +470,7 @@ def _requests(data: bytes) -> Iterator[Sent]:
         first, _, rest = data.partition(b"\r\n\r\n")
         lines = first.split(b"\r\n")
         found = re.search(rb"content-length:[ \t]*(\d+)", first.lower())
-        verb = re.match(rb"POST /v1/(\w+)", lines[0])
+        verb = re.match(rb"POST +/v1/(\w+)", lines[0])  # parsers bear with further spaces
         size = int(found[1]) if found else 0
         if verb is not None:
             yield Sent(verb[1].decode(), "json", rest[:size])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 
 import msgspec
 import numpy as np
@@ -189,6 +190,14 @@ def test_the_oracle(kind, right, verb, fields):
         assert (judged(Sent("", kind, body)) is not None) is right
 
 
+def test_a_number_without_end_is_none():
+    body = json.dumps(ACT).encode()
+    assert judged(Sent("act", "json", body)) is not None
+    for name in (b"seq", b"epoch"):
+        broken = re.sub(b'"%b": ' % name + rb"\d", b'"%b": 1e999' % name, body)
+        assert judged(Sent("act", "json", broken)) is None
+
+
 def test_mutants_differ_and_their_originals_are_right():
     mutants = Mutants(5)
     assert judged(mutants.start(framed=True)) == (mutants.name, 1, 1)
@@ -206,7 +215,7 @@ def swapped(verb_and_fields, kind):
 
 
 def test_bytes_are_told_apart_again():
-    first = serving_load.head(1, TOKEN, 2, "act") + b"{}"
+    first = serving_load.head(1, TOKEN, 2, "act").replace(b"POST ", b"POST  ") + b"{}"
     second = serving_load.head(1, TOKEN, 4, "end") + b"[12]"
     assert [*serving_mutants._requests(first + second)] == [
         Sent("act", "json", b"{}"),
