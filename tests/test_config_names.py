@@ -383,7 +383,7 @@ def test_true_is_not_one_and_tuples_are_lists():
         ({"clip_rewards": True}, "clip_rewards=True: wrap the env: gymnasium.wrappers.TransformReward"),
         ({"use_gae": False}, "use_gae=False: write lambda_=1.0"),
         ({"exploration_config": {"type": "EpsilonGreedy"}}, "policies explore by drawing from their own"),
-        ({"input": "/tmp/x.json"}, "files cannot be learned from yet"),
+        ({"input": "/tmp/x.json"}, "learning from files is not available yet"),
         ({"output": "/tmp/x"}, "output='/tmp/x': learning from files, and writing them, is not"),
         ({"gym_env_vectorize_mode": "async"}, "write remote_worker_envs=True: each env in a process"),
         (

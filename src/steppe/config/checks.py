@@ -131,7 +131,7 @@ EXTRA_LOSS = _function_of("params", "batch")
 SPACE = Check("a Gymnasium space", lambda value: not isinstance(value, _NO_SPACE), whole=True)
 CALLABLE = Check("a function", callable, whole=True)
 INPUT = Check(
-    "a PolicyServer, or a function of a context that returns one (files cannot be learned from yet),",
+    "a PolicyServer, or a function of a context that returns one (learning from files is not available yet),",
     lambda value: callable(value) or callable(getattr(value, "build", None)),
     whole=True,
 )
