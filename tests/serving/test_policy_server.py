@@ -481,6 +481,10 @@ def test_tokens_and_tls(running, asking, tmp_path):
     assert [row[4] for row in run.rows(until=ended(1))] == [0.0, 2.0]
     status, told = asking(address, "d", 20.0, None, None, cert).ask("POST", "/v1/start", b"{}")
     assert (status, told["code"]) == (401, "unauthorized")
+    pid = run.env._process.pid
+    os.kill(pid, signal.SIGHUP)  # the tokens are read anew, and nobody dies
+    asking(address, "e", 20.0, token, None, cert).play([[1, 1]], [3.0])
+    assert run.env._process.pid == pid
 
 
 def test_what_the_server_process_cannot_begin_with_ends_the_run(running, tmp_path):

@@ -82,6 +82,7 @@ async def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.set)
     server, transport = served(configure, training=False)
+    loop.add_signal_handler(signal.SIGHUP, transport.reload)
     for id, exported in weights.items():
         server.publish(id, exported)
     await transport.listen(sock=listener)

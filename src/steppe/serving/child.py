@@ -250,6 +250,7 @@ async def _serve(line: socket.socket, listener: socket.socket) -> None:
         writer.write(framed(control.Failed(str(error))))
         await writer.drain()
         return
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, child.transport.reload)
     # A third of an action's price was to look for garbage among what lives as long as the process.
     gc.collect()
     gc.freeze()

@@ -662,12 +662,14 @@ class _Local:
         """Send what there is, if anybody learns there."""
         self._client._settle()
         items, steps, touched = self._items, self._steps, self._touched
-        self._clear()
         if not items or not self._spaces.get("training", True):
+            self._clear()
             return
         _log.info("Sending batch of %d steps back to server.", steps)
         refused = functools.partial(self._discard, steps, touched)
-        told = self._client._send("report", f"of {steps} steps", f'{{"items":[{",".join(items)}]}}', refused)
+        text = f'{{"items":[{",".join(items)}]}}'
+        self._clear()  # now, as late as can be: who is interrupted before loses nothing
+        told = self._client._send("report", f"of {steps} steps", text, refused)
         for episode in touched.values():
             episode.told = episode.told or bool(told)
         newest, lag = told.get("weights_version", 0), self._spaces.get("max_weight_lag")
