@@ -280,7 +280,7 @@ def test_a_token_is_sent_read_anew_and_asked_for(tmp_path, monkeypatch):
         with pytest.raises(UnauthorizedError, match=r"who\?; give the server's token: token='env:NAME'"):
             remote(made).get_action("e", [1.0])
         monkeypatch.setenv("MY_TOKEN", "first")
-        for token in ("first", "env:MY_TOKEN", f"file:{file}"):
+        for token in ("first", "first\n", "env:MY_TOKEN", f"file:{file}"):
             with remote(made, token=token) as client:
                 assert client.get_action("e", [1.0]) == 7
         file.write_text("old")

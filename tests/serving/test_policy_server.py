@@ -526,6 +526,25 @@ def test_settings_that_make_no_server(arguments, settings, said):
         PolicyServer(*arguments, **settings)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"env": Stub},
+        {"env": "spaces.json"},
+        {"observation_space": Stub.observation_space, "action_space": Stub.action_space},
+    ],
+)
+def test_that_a_stub_cannot_be_evaluated_is_said_before_anything_is_learned(settings):
+    config = steppe.PPOConfig(input=PolicyServer(port=0), evaluation_interval=2, write_run=False, **settings)
+    with pytest.raises(ConfigError, match="nothing can be evaluated on a stub, which has no step"):
+        config.build()
+
+
+def test_a_server_is_made_and_not_named():
+    with pytest.raises(ConfigError, match="must be a PolicyServer, or a function"):
+        steppe.PPOConfig(env=Stub, input=PolicyServer)
+
+
 CRASHING = """
 import sys
 from steppe import checkpoint

@@ -132,7 +132,7 @@ SPACE = Check("a Gymnasium space", lambda value: not isinstance(value, _NO_SPACE
 CALLABLE = Check("a function", callable, whole=True)
 INPUT = Check(
     "a PolicyServer, or a function of a context that returns one (learning from files is not available yet),",
-    lambda value: callable(value) or callable(getattr(value, "build", None)),
+    lambda value: not isinstance(value, type) and (callable(value) or hasattr(value, "build")),
     whole=True,
 )
 PARTS = Check(

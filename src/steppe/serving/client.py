@@ -264,7 +264,7 @@ def _token(given: str | None) -> str | None:
     """The token that ``env:NAME`` or ``file:PATH`` stands for."""
     kind, _, name = (given or "").partition(":")
     if kind not in ("env", "file"):
-        return given
+        return given and given.strip()
     try:
         text = os.environ[name] if kind == "env" else Path(name).read_text(encoding="utf-8")
         lines = map(str.split, text.splitlines())

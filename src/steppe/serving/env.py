@@ -153,6 +153,7 @@ class PolicyServer:
             ConfigError: nothing says the spaces, or the address is taken.
         """
         check_together(config)
+        _check_evaluation(env, config)
         specs = specs_of(config)
         own = given_spaces(specs)
         who = stubs.served(
@@ -182,6 +183,16 @@ def check_together(config: AlgorithmConfig) -> None:
                 f"{type(config).__name__}: {config.spelt(field)}: with a PolicyServer no env is stepped "
                 f"here, and one server takes what clients bring; {fix}"
             )
+
+
+def _check_evaluation(env: Any, config: AlgorithmConfig) -> None:
+    """Say now, and not after the first iterations, that a stub cannot be played."""
+    stub = env is None or str(env).endswith(".json") or (isinstance(env, type) and not hasattr(env, "step"))
+    if config.evaluation_interval and stub and "env" not in config.evaluation_config:
+        raise ConfigError(
+            f"{config.spelt('evaluation_interval')}: nothing can be evaluated on a stub, which has no step: "
+            "give evaluation_config={'env': ...}, an env that can be played, or leave it out"
+        )
 
 
 @final
